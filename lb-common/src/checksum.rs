@@ -1,0 +1,62 @@
+//! Incremental Internet checksums (RFC 1624, equation 3: HC' = ~(~HC + ~m + m')).
+//!
+//! Sums are kept unfolded in 64 bits and work on words as they stand in memory: one's complement
+//! addition does not care about byte order (RFC 1071, section 2 B).
+
+/// Adds to `sum` the change of one 32-bit word.
+#[inline(always)]
+pub const fn replace32(sum: u64, old: u32, new: u32) -> u64 {
+    sum + (!old) as u64 + new as u64
+}
+
+/// Adds to `sum` the change of one 16-bit word.
+#[inline(always)]
+pub const fn replace16(sum: u64, old: u16, new: u16) -> u64 {
+    sum + (!old) as u64 + new as u64
+}
+
+/// Applies an accumulated change to a checksum field.
+#[inline(always)]
+pub const fn apply(check: u16, sum: u64) -> u16 {
+    !fold(sum + (!check) as u64)
+}
+
+/// Folds a sum into 16 bits.
+#[inline(always)]
+pub const fn fold(mut sum: u64) -> u16 {
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(words: &[u16]) -> u16 {
+        !fold(words.iter().map(|&w| w as u64).sum())
+    }
+
+    #[test]
+    fn incremental_equals_recomputed() {
+        let mut state = 1u64;
+        for _ in 0..10_000 {
+            let mut words = [0u16; 20];
+            for word in &mut words {
+                state = crate::hash::mix(state.wrapping_add(1));
+                *word = state as u16;
+            }
+            words[0] |= 1; // an all-zero header does not exist
+            let before = full(&words);
+            let old = (words[4] as u32) << 16 | words[5] as u32;
+            let new = (state >> 20) as u32;
+            (words[4], words[5]) = ((new >> 16) as u16, new as u16);
+            let (old16, new16) = (words[7], (state >> 50) as u16);
+            words[7] = new16;
+            let sum = replace16(replace32(0, old, new), old16, new16);
+            assert_eq!(apply(before, sum), full(&words));
+        }
+    }
+}

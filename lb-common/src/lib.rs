@@ -1,0 +1,9 @@
+//! What the XDP program and the agent share: the layout of the maps, the flow hash, checksum
+//! arithmetic and the verdicts. No dependencies, no allocation, no I/O.
+#![cfg_attr(not(feature = "std"), no_std)]
+
+pub mod abi;
+pub mod checksum;
+pub mod hash;
+pub mod slot;
+pub mod verdict;

@@ -1,0 +1,81 @@
+//! What can happen to a packet. The number of a verdict is its counter's index, its name the label
+//! in metrics, status and documentation.
+
+macro_rules! verdicts {
+    ($($(#[doc = $help:literal])+ $name:ident = $label:literal,)+) => {
+        /// Why a packet was passed, answered or dropped. Forwarded packets are counted by backend.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u8)]
+        pub enum Verdict { $($(#[doc = $help])+ $name,)+ }
+
+        impl Verdict {
+            /// Every verdict, in the order of the counters.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// Name in metrics, status and documentation.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label),+ }
+            }
+
+            /// One sentence for the operator.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($help),+)),+ }
+            }
+        }
+    };
+}
+
+verdicts! {
+    /// Not for an address of any service: left to the host.
+    PassNotVip = "pass_not_vip",
+    /// Neither IPv4 nor IPv6 (ARP, for example), or an IP header cut short: left to the host.
+    PassNotIp = "pass_not_ip",
+    /// For a VIP, but neither TCP nor UDP (ICMP, for example): left to the host.
+    PassOtherProtocol = "pass_other_protocol",
+    /// For a VIP, but no service has this port and protocol: left to the host.
+    PassNoService = "pass_no_service",
+    /// Reply of a backend sent on to its client.
+    NatReply = "nat_reply",
+    /// Packet of a flow whose backend is out: answered with a RST.
+    ResetBackendOut = "reset_backend_out",
+    /// TCP packet without a SYN that belongs to no known NAT flow: answered with a RST.
+    ResetNoFlow = "reset_no_flow",
+    /// For a VIP, but its TCP or UDP header is cut short or impossible.
+    DropMalformed = "drop_malformed",
+    /// Fragment for a VIP: its ports, and so its flow, cannot be known.
+    DropFragment = "drop_fragment",
+    /// For a VIP, with more IPv6 extension headers than are followed.
+    DropExtensionHeaders = "drop_extension_headers",
+    /// The service has no backend that takes the flow.
+    DropNoBackend = "drop_no_backend",
+    /// Packet of a UDP flow, or a RST, whose backend is out.
+    DropBackendOut = "drop_backend_out",
+    /// A RST that belongs to no known NAT flow.
+    DropNoFlow = "drop_no_flow",
+    /// The next hop of the backend is not resolved.
+    DropNoNeighbor = "drop_no_neighbor",
+    /// No free NAT source port towards the backend.
+    DropNoPort = "drop_no_port",
+    /// The flow table took no new entry.
+    DropFlowTable = "drop_flow_table",
+    /// Time to live or hop limit used up: a loop, or a path too long.
+    DropTtl = "drop_ttl",
+}
+
+/// Counters kept for each service: a power of two above the number of verdicts.
+pub const VERDICT_STRIDE: u32 = 32;
+
+const _: () = assert!(Verdict::ALL.len() <= VERDICT_STRIDE as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_follow_the_order_of_the_list() {
+        for (index, verdict) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(*verdict as usize, index);
+            assert!(verdict.help().trim().ends_with('.'));
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The command line.
+
+/// Entry point of the `lb` binary.
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

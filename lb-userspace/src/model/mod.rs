@@ -1,0 +1,188 @@
+//! What the configuration means: checked, with all defaults filled in, and free of syntax.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use lb_common::abi::{Affinity, Forwarding};
+use serde::{Deserialize, Serialize};
+
+mod probe;
+pub use probe::{HttpProbe, ProbeKind, ProbeSpec, StatusRange, TlsOptions};
+
+/// Everything the agent works from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    pub node: Node,
+    pub services: Vec<Service>,
+}
+
+/// `[node]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Interfaces to attach to.
+    pub interfaces: Vec<String>,
+    pub xdp_mode: XdpMode,
+    pub control_socket: PathBuf,
+    /// Address of the HTTP endpoints; `None`: off.
+    pub http: Option<SocketAddr>,
+    pub state_dir: PathBuf,
+    pub on_exit: OnExit,
+    /// Source ports for NAT; must not overlap `ip_local_port_range`.
+    pub snat_ports: RangeInclusive<u16>,
+    /// Capacity of the flow table.
+    pub flow_entries: u32,
+}
+
+/// Which kind of XDP to attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native, else generic with a warning.
+    Auto,
+    Native,
+    Generic,
+}
+
+/// What becomes of the data plane when the agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExit {
+    /// It goes on without the agent.
+    Keep,
+    /// It is taken off the interfaces.
+    Detach,
+}
+
+/// Transport protocol of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// Name in configuration and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// `[[service]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub name: Arc<str>,
+    /// VIP and port.
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+    pub forwarding: Forwarding,
+    pub affinity: Affinity,
+    /// Percent of healthy weight under which health is ignored; 0: never.
+    pub panic_threshold: u8,
+    pub drain_deadline: Duration,
+    pub slow_start: Duration,
+    /// Thresholds and rhythm; `None` for `probe = "none"`: its backends count as healthy.
+    pub health: Option<HealthPolicy>,
+    pub backends: Vec<Backend>,
+}
+
+/// Thresholds and rhythm of a service's probes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthPolicy {
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Failures in a row that make a backend unhealthy.
+    pub unhealthy_threshold: u32,
+    /// Successes in a row that make it healthy again.
+    pub healthy_threshold: u32,
+    /// Interval while a change is pending or nothing is decided yet; default: `interval`.
+    pub fast_interval: Duration,
+    /// Interval while unhealthy; default: `interval`.
+    pub down_interval: Duration,
+    /// Random share of the interval by which a probe may start late, percent, 0–50.
+    pub jitter: u8,
+}
+
+/// `[[service.backend]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    pub name: Arc<str>,
+    pub address: SocketAddr,
+    /// 0: no new flows.
+    pub weight: u32,
+    pub tier: u8,
+    /// What to ask, `None` for `probe = "none"`.
+    pub probe: Option<ProbeSpec>,
+}
+
+/// Names a backend: `service/backend`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendKey {
+    pub service: Arc<str>,
+    pub backend: Arc<str>,
+}
+
+impl BackendKey {
+    pub fn new(service: impl Into<Arc<str>>, backend: impl Into<Arc<str>>) -> Self {
+        Self {
+            service: service.into(),
+            backend: backend.into(),
+        }
+    }
+}
+
+impl fmt::Display for BackendKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.backend)
+    }
+}
+
+impl Service {
+    /// Key of one of its backends.
+    pub fn key(&self, backend: &Backend) -> BackendKey {
+        BackendKey {
+            service: self.name.clone(),
+            backend: backend.name.clone(),
+        }
+    }
+}
+
+impl Model {
+    /// The service of this name.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.services.iter().find(|service| &*service.name == name)
+    }
+
+    /// A backend and its service.
+    pub fn backend(&self, key: &BackendKey) -> Option<(&Service, &Backend)> {
+        let service = self.service(&key.service)?;
+        let backend = service
+            .backends
+            .iter()
+            .find(|backend| backend.name == key.backend)?;
+        Some((service, backend))
+    }
+}
+
+/// `ip` in the form a URL or an authority has it.
+pub fn host_text(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}

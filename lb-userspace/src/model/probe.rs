@@ -1,0 +1,85 @@
+//! What a probe asks and what it accepts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// One probe of one backend, complete in itself: two equal specs are the same probe.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ProbeSpec {
+    /// Address and port asked.
+    pub target: SocketAddr,
+    /// One deadline for the whole probe, from the first SYN to the last byte judged.
+    pub timeout: Duration,
+    pub kind: ProbeKind,
+}
+
+/// Kinds of probe.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ProbeKind {
+    /// Connection established (and then reset, so that no TIME_WAIT is left).
+    Tcp,
+    /// HTTP/1.1, over TLS if there are TLS options.
+    Http(HttpProbe),
+    /// `grpc.health.v1.Health/Check` over h2c, or TLS if there are TLS options.
+    Grpc {
+        /// Service asked for; empty: the server as a whole.
+        service: String,
+        /// `:authority`.
+        authority: String,
+        /// gRPC status codes other than OK that count as a success.
+        accept_status: Vec<u32>,
+        tls: Option<TlsOptions>,
+    },
+}
+
+/// An HTTP request and the answer it wants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HttpProbe {
+    pub method: String,
+    pub path: String,
+    /// `Host` header.
+    pub host: String,
+    pub headers: Vec<(String, String)>,
+    pub expect_status: Vec<StatusRange>,
+    /// Must occur in the first 256 KiB of the body.
+    pub expect_body: Option<String>,
+    pub tls: Option<TlsOptions>,
+}
+
+/// Inclusive range of HTTP status codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StatusRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+/// How a probe speaks TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TlsOptions {
+    /// Server name; `None`: no SNI is sent.
+    pub sni: Option<String>,
+    /// Whether the certificate is checked. A certificate that would not pass is reported either way.
+    pub verify: bool,
+    /// PEM file with the roots to trust instead of the system's.
+    pub ca: Option<PathBuf>,
+}
+
+impl ProbeKind {
+    /// Name in configuration and JSON.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http(HttpProbe { tls: None, .. }) => "http",
+            Self::Http(HttpProbe { tls: Some(_), .. }) => "https",
+            Self::Grpc { .. } => "grpc",
+        }
+    }
+}
+
+impl StatusRange {
+    /// Whether `status` is in it.
+    pub const fn contains(self, status: u16) -> bool {
+        self.first <= status && status <= self.last
+    }
+}

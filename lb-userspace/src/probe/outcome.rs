@@ -1,0 +1,106 @@
+//! What one probe found.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// What one probe means for the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Success,
+    Failure,
+    /// The prober itself could not ask (no descriptors, no ports, no time): says nothing about the
+    /// backend and is never counted.
+    Internal,
+}
+
+/// Why. Named as operators know them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    Ok,
+    /// A complete HTTP answer with another status code than wanted.
+    Status,
+    /// The body does not hold what it must.
+    Body,
+    /// gRPC: an answer other than SERVING.
+    Application,
+    /// Not the protocol (gRPC).
+    Protocol,
+    /// Broken off on the way (gRPC).
+    Network,
+    /// No complete answer before the deadline.
+    Timeout,
+    /// Connection refused.
+    Refused,
+    /// Host or network unreachable.
+    Unreachable,
+    /// Connection reset.
+    Reset,
+    /// Closed without a byte.
+    Empty,
+    /// Closed in the middle of the answer.
+    Truncated,
+    /// Not HTTP.
+    Malformed,
+    /// Headers beyond the limit.
+    TooLarge,
+    /// The TLS handshake failed.
+    Tls,
+    /// See [`Verdict::Internal`].
+    Internal,
+}
+
+impl Class {
+    /// Name in JSON, events and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Status => "status",
+            Self::Body => "body",
+            Self::Application => "application",
+            Self::Protocol => "protocol",
+            Self::Network => "network",
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Reset => "reset",
+            Self::Empty => "empty",
+            Self::Truncated => "truncated",
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too_large",
+            Self::Tls => "tls",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Whether the backend itself said that it should not get traffic. It is then drained, while
+    /// after any other failure it is taken for dead and its flows are given up.
+    pub const fn is_answer(self) -> bool {
+        matches!(self, Self::Status | Self::Body | Self::Application)
+    }
+}
+
+/// A step of a probe, for `lb probe`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// `connect`, `tls`, `request`, `headers`, `body`, …
+    pub name: &'static str,
+    /// When it was done, from the probe's start.
+    pub at: Duration,
+    /// What was seen, for people.
+    pub detail: String,
+}
+
+/// Result of one probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    pub class: Class,
+    /// One line for people: `HTTP 200`, `connection refused`, `NOT_SERVING`.
+    pub detail: String,
+    /// From the probe's start to its verdict.
+    pub latency: Duration,
+    pub steps: Vec<Step>,
+}

@@ -1,0 +1,1 @@
+//! Network-namespace laboratory for end-to-end tests and the demo.
