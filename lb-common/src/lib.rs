@@ -4,6 +4,7 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod flow;
 pub mod hash;
 pub mod slot;
 pub mod verdict;

@@ -1,0 +1,59 @@
+//! When a NAT flow is over. The XDP program asks before it takes a port again, the agent before it
+//! frees one.
+
+use crate::abi::tcp_seen;
+
+/// Seconds without a packet after which a UDP flow is over. RFC 4787, REQ-5 asks for two minutes
+/// at the least.
+pub const UDP_IDLE: u32 = 120;
+/// Seconds after which a TCP flow whose backend never answered is over.
+pub const TCP_UNANSWERED: u32 = 60;
+/// Seconds that a closed TCP flow is kept for late packets.
+pub const TCP_CLOSED: u32 = 10;
+/// Seconds without a packet after which an established TCP flow is over. RFC 5382, REQ-5 asks for
+/// two hours and four minutes at the least.
+pub const TCP_IDLE: u32 = 7_500;
+
+/// Whether both ends have closed a TCP flow, or one has reset it.
+#[inline(always)]
+pub const fn is_closed(forward: u8, reply: u8) -> bool {
+    (forward | reply) & tcp_seen::RST != 0
+        || (forward & tcp_seen::CLIENT_FIN != 0 && reply & tcp_seen::BACKEND_FIN != 0)
+}
+
+/// Seconds a flow may be idle before it is over, from what was seen in both directions.
+#[inline(always)]
+pub const fn idle_limit(is_tcp: bool, forward: u8, reply: u8) -> u32 {
+    if !is_tcp {
+        UDP_IDLE
+    } else if is_closed(forward, reply) {
+        TCP_CLOSED
+    } else if reply & tcp_seen::REPLY == 0 {
+        TCP_UNANSWERED
+    } else {
+        TCP_IDLE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::tcp_seen::{BACKEND_FIN, CLIENT_FIN, REPLY, RST};
+
+    #[test]
+    fn a_flow_is_closed_by_both_fins_or_any_reset() {
+        assert!(!is_closed(0, REPLY));
+        assert!(!is_closed(CLIENT_FIN, REPLY));
+        assert!(!is_closed(0, REPLY | BACKEND_FIN));
+        assert!(is_closed(CLIENT_FIN, REPLY | BACKEND_FIN));
+        assert!(is_closed(RST, 0) && is_closed(0, RST));
+    }
+
+    #[test]
+    fn limits_follow_the_state() {
+        assert_eq!(idle_limit(false, 0, 0), UDP_IDLE);
+        assert_eq!(idle_limit(true, 0, 0), TCP_UNANSWERED);
+        assert_eq!(idle_limit(true, 0, REPLY), TCP_IDLE);
+        assert_eq!(idle_limit(true, RST, REPLY), TCP_CLOSED);
+    }
+}

@@ -1,0 +1,43 @@
+//! Counters: per CPU, so plain additions.
+
+use lb_common::verdict::{VERDICT_STRIDE, Verdict};
+
+use crate::maps::{TRAFFIC, VERDICTS};
+
+/// Counts a verdict for a service (0: none).
+#[inline(always)]
+pub fn verdict(service: u16, verdict: Verdict) {
+    if let Some(counter) = VERDICTS.get_ptr_mut(service as u32 * VERDICT_STRIDE + verdict as u32) {
+        // SAFETY: per-CPU slot, and XDP programs do not preempt each other on a CPU.
+        unsafe { *counter = (*counter).wrapping_add(1) }
+    }
+}
+
+/// What is special about a packet that goes to a backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Ordinary,
+    /// It opens a flow.
+    Opens,
+    /// It follows the previous owner of its slot.
+    ByPrevious,
+}
+
+/// Counts a packet towards a backend.
+#[inline(always)]
+pub fn forwarded(backend: u16, bytes: u64, kind: Kind) {
+    if let Some(traffic) = TRAFFIC.get_ptr_mut(backend as u32) {
+        // SAFETY: as above.
+        unsafe {
+            (*traffic).packets = (*traffic).packets.wrapping_add(1);
+            (*traffic).bytes = (*traffic).bytes.wrapping_add(bytes);
+            match kind {
+                Kind::Ordinary => {}
+                Kind::Opens => (*traffic).flows = (*traffic).flows.wrapping_add(1),
+                Kind::ByPrevious => {
+                    (*traffic).by_previous = (*traffic).by_previous.wrapping_add(1);
+                }
+            }
+        }
+    }
+}

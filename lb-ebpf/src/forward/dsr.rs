@@ -1,0 +1,105 @@
+//! Direct server return: the destination MAC becomes the backend's, which owns the VIP and answers
+//! the client itself. Only flows through a slot in transition are looked up and recorded.
+
+use aya_ebpf::bindings::BPF_ANY;
+use lb_common::abi::{Backend, Flow, FlowKey, FlowKind, Service};
+use lb_common::slot::{BackendIndex, Slot};
+use lb_common::verdict::Verdict;
+
+use crate::count::{self, Kind};
+use crate::forward::{decrement_ttl, hop, send};
+use crate::maps::{FLOWS, PARAMS};
+use crate::packet::Packet;
+use crate::parse::Headers;
+use crate::select;
+
+/// Sends a packet for the VIP to its backend.
+#[inline(always)]
+pub fn request<const V6: bool>(
+    packet: &Packet,
+    headers: &Headers<V6>,
+    flow: &FlowKey,
+    service: &Service,
+) -> Result<u32, Verdict> {
+    let slot = select::slot(service, flow).ok_or(Verdict::DropNoBackend)?;
+    let (index, backend, kind) = if slot.in_transition() {
+        in_transition(headers, flow, service, slot)?
+    } else {
+        let index = slot.current();
+        let backend = select::backend(index).ok_or(Verdict::DropNoBackend)?;
+        if !takes(backend, headers.is_syn()) {
+            return Err(Verdict::DropBackendOut);
+        }
+        (
+            index,
+            backend,
+            if headers.is_syn() {
+                Kind::Opens
+            } else {
+                Kind::Ordinary
+            },
+        )
+    };
+    let bytes = packet.len() as u64;
+    let hop = hop(backend);
+    decrement_ttl(packet, headers)?;
+    let action = send(packet, hop)?;
+    count::forwarded(index, bytes, kind);
+    Ok(action)
+}
+
+#[inline(always)]
+fn takes(backend: &Backend, opens: bool) -> bool {
+    use lb_common::abi::BackendState::{Active, Draining};
+    backend.state == Active as u8 || (!opens && backend.state == Draining as u8)
+}
+
+/// A SYN goes to the current owner and is recorded. Any other packet follows its record; without
+/// one it is older than the change and belongs to the previous owner, if that may still serve it.
+///
+/// UDP has no SYN: a flow without a record stays with the previous owner and is recorded there, so
+/// that it outlives the transition's end only if the table says the same.
+#[inline(always)]
+fn in_transition<const V6: bool>(
+    headers: &Headers<V6>,
+    flow: &FlowKey,
+    service: &Service,
+    slot: Slot,
+) -> Result<(BackendIndex, &'static Backend, Kind), Verdict> {
+    if headers.is_syn() {
+        let index = slot.current();
+        let backend = select::for_new(index).ok_or(Verdict::DropNoBackend)?;
+        record(flow, service, index)?;
+        return Ok((index, backend, Kind::Opens));
+    }
+    // SAFETY: read at once; a racing replacement of the entry gives the old or the new backend.
+    let recorded = unsafe { FLOWS.get(flow) }.map(|record| record.backend);
+    if let Some(index) = recorded
+        && let Some(backend) = select::for_established(index)
+    {
+        return Ok((index, backend, Kind::Ordinary));
+    }
+    let index = slot.previous();
+    if recorded.is_none()
+        && let Some(backend) = select::for_established(index)
+    {
+        return Ok((index, backend, Kind::ByPrevious));
+    }
+    let index = slot.current();
+    let backend = select::for_new(index).ok_or(Verdict::DropNoBackend)?;
+    Ok((index, backend, Kind::Ordinary))
+}
+
+#[inline(always)]
+fn record(flow: &FlowKey, service: &Service, backend: BackendIndex) -> Result<(), Verdict> {
+    let record = Flow {
+        kind: FlowKind::Tracked as u8,
+        backend,
+        service: service.id,
+        last_seen: PARAMS.get(0).map_or(0, |params| params.tick),
+        ..Flow::default()
+    };
+    FLOWS
+        .insert(flow, &record, BPF_ANY as u64)
+        .map_err(|_| Verdict::DropFlowTable)
+}

@@ -1,0 +1,86 @@
+//! What is done to a packet once its backend is known.
+
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::helpers::bpf_redirect;
+use lb_common::abi::{Backend, Hop};
+use lb_common::checksum;
+use lb_common::verdict::Verdict;
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::packet::Packet;
+use crate::parse::Headers;
+
+pub mod dsr;
+pub mod nat;
+mod reset;
+
+pub use reset::answer;
+
+/// The hop in force of a backend.
+#[inline(always)]
+pub fn hop(backend: &Backend) -> &Hop {
+    if backend.hop == 0 {
+        &backend.hops[0]
+    } else {
+        &backend.hops[1]
+    }
+}
+
+/// Counts one hop off the packet's life (RFC 1812, section 5.3.1; RFC 8200, section 3), so that a
+/// loop ends.
+#[inline(always)]
+pub fn decrement_ttl<const V6: bool>(
+    packet: &Packet,
+    headers: &Headers<V6>,
+) -> Result<(), Verdict> {
+    if V6 {
+        let ip = packet
+            .window::<{ Ipv6Hdr::LEN }>(headers.l3)
+            .ok_or(Verdict::DropMalformed)?;
+        let limit = ip.u8::<{ offset_of!(Ipv6Hdr, hop_limit) }>();
+        if limit <= 1 {
+            return Err(Verdict::DropTtl);
+        }
+        ip.set_u8::<{ offset_of!(Ipv6Hdr, hop_limit) }>(limit - 1);
+    } else {
+        let ip = packet
+            .window::<{ Ipv4Hdr::LEN }>(headers.l3)
+            .ok_or(Verdict::DropMalformed)?;
+        let ttl = ip.u8::<{ offset_of!(Ipv4Hdr, ttl) }>();
+        if ttl <= 1 {
+            return Err(Verdict::DropTtl);
+        }
+        ip.set_u8::<{ offset_of!(Ipv4Hdr, ttl) }>(ttl - 1);
+        // The TTL is the high byte of its word.
+        let check = ip.u16::<{ offset_of!(Ipv4Hdr, check) }>();
+        let sum = checksum::replace16(0, 0x0100u16.to_be(), 0);
+        ip.set_u16::<{ offset_of!(Ipv4Hdr, check) }>(checksum::apply(check, sum));
+    }
+    Ok(())
+}
+
+/// Writes the hop's MAC addresses and sends the packet out by its interface.
+#[inline(always)]
+pub fn send(packet: &Packet, hop: &Hop) -> Result<u32, Verdict> {
+    if hop.ifindex == 0 {
+        return Err(Verdict::DropNoNeighbor);
+    }
+    let eth = packet
+        .window::<{ EthHdr::LEN }>(0)
+        .ok_or(Verdict::DropMalformed)?;
+    eth.set_u16::<0>(hop.dst_mac[0]);
+    eth.set_u16::<2>(hop.dst_mac[1]);
+    eth.set_u16::<4>(hop.dst_mac[2]);
+    eth.set_u16::<6>(hop.src_mac[0]);
+    eth.set_u16::<8>(hop.src_mac[1]);
+    eth.set_u16::<10>(hop.src_mac[2]);
+    if hop.ifindex == packet.interface() {
+        Ok(xdp_action::XDP_TX)
+    } else {
+        // SAFETY: plain numbers.
+        Ok(unsafe { bpf_redirect(hop.ifindex, 0) } as u32)
+    }
+}

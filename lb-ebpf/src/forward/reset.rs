@@ -1,0 +1,137 @@
+//! The RST that tells a client at once that its flow is gone, made out of the packet that asked
+//! (RFC 9293, section 3.10.7.1).
+
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
+use lb_common::checksum;
+use lb_common::verdict::Verdict;
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+
+use crate::packet::Packet;
+use crate::parse::{self, Headers, TCP, TCP_FLAGS, flag};
+
+/// Time to live of what the program itself sends (RFC 1700).
+const TTL: u8 = 64;
+
+/// Turns the packet into its answer where the verdict says so; gives the verdict that came of it.
+#[inline(always)]
+pub fn answer(packet: &Packet, verdict: Verdict) -> Verdict {
+    let otherwise = match verdict {
+        Verdict::ResetBackendOut => Verdict::DropBackendOut,
+        Verdict::ResetNoFlow => Verdict::DropNoFlow,
+        other => return other,
+    };
+    if reset(packet.context()) {
+        verdict
+    } else {
+        otherwise
+    }
+}
+
+/// A function of its own: rare, and large.
+#[inline(never)]
+fn reset(ctx: *mut xdp_md) -> bool {
+    let packet = Packet::new(&XdpContext::new(ctx));
+    reset_frame(&packet).is_some()
+}
+
+#[inline(always)]
+fn reset_frame(packet: &Packet) -> Option<()> {
+    let (ethertype, l3) = parse::ethernet(packet).ok()?;
+    match ethertype {
+        parse::IPV4 => reset_ip(packet, &parse::ipv4(packet, l3).ok()?),
+        parse::IPV6 => reset_ip(packet, &parse::ipv6(packet, l3).ok()?),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<()> {
+    let tcp = packet.window::<{ TcpHdr::LEN }>(headers.l4)?;
+    let header = (tcp.u8::<12>() >> 4) as usize * 4;
+    let end = if V6 {
+        let ip = packet.window::<{ Ipv6Hdr::LEN }>(headers.l3)?;
+        let payload = u16::from_be(ip.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>());
+        headers.l3 + Ipv6Hdr::LEN + payload as usize
+    } else {
+        let ip = packet.window::<{ Ipv4Hdr::LEN }>(headers.l3)?;
+        headers.l3 + u16::from_be(ip.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()) as usize
+    };
+    let mut length = end.saturating_sub(headers.l4 + header) as u32;
+    length += (headers.flags & flag::FIN != 0) as u32 + (headers.flags & flag::SYN != 0) as u32;
+    let (sequence, acknowledgement, flags) = if headers.flags & flag::ACK != 0 {
+        (tcp.u32::<8>(), 0, flag::RST)
+    } else {
+        let next = u32::from_be(tcp.u32::<4>()).wrapping_add(length).to_be();
+        (0, next, flag::RST | flag::ACK)
+    };
+
+    let packet = packet.resize(headers.l4 + TcpHdr::LEN)?;
+    // Windows from front to back: a later one implies the earlier, and LLVM would leave out the
+    // check that the verifier wants to see.
+    let eth = packet.window::<{ EthHdr::LEN }>(0)?;
+    let ip4 = packet.window::<{ Ipv4Hdr::LEN }>(headers.l3)?;
+    let ip6 = packet.window::<{ Ipv6Hdr::LEN }>(headers.l3);
+    let (to, from) = (
+        [eth.u16::<0>(), eth.u16::<2>(), eth.u16::<4>()],
+        [eth.u16::<6>(), eth.u16::<8>(), eth.u16::<10>()],
+    );
+    eth.set_u16::<0>(from[0]);
+    eth.set_u16::<2>(from[1]);
+    eth.set_u16::<4>(from[2]);
+    eth.set_u16::<6>(to[0]);
+    eth.set_u16::<8>(to[1]);
+    eth.set_u16::<10>(to[2]);
+
+    let tcp = packet.window::<{ TcpHdr::LEN }>(headers.l4)?;
+    let offset_and_flags = u16::from_be_bytes([5 << 4, flags]).to_be();
+    tcp.set_u16::<0>(headers.dport);
+    tcp.set_u16::<2>(headers.sport);
+    tcp.set_u32::<4>(sequence);
+    tcp.set_u32::<8>(acknowledgement);
+    tcp.set_u16::<{ TCP_FLAGS - 1 }>(offset_and_flags);
+    tcp.set_u16::<14>(0);
+    tcp.set_u16::<18>(0);
+
+    let mut sum = (headers.sport as u64) + (headers.dport as u64) + offset_and_flags as u64;
+    sum += sequence as u64 + acknowledgement as u64;
+    sum += (TcpHdr::LEN as u16).to_be() as u64 + (TCP as u16).to_be() as u64;
+    if V6 {
+        let ip = ip6?;
+        for word in 0..4 {
+            sum += headers.src.0[word] as u64 + headers.dst.0[word] as u64;
+        }
+        let payload = (headers.l4 + TcpHdr::LEN - headers.l3 - Ipv6Hdr::LEN) as u16;
+        ip.set_u16::<{ offset_of!(Ipv6Hdr, payload_len) }>(payload.to_be());
+        ip.set_u8::<{ offset_of!(Ipv6Hdr, hop_limit) }>(TTL);
+        ip.set_u32::<8>(headers.dst.0[0]);
+        ip.set_u32::<12>(headers.dst.0[1]);
+        ip.set_u32::<16>(headers.dst.0[2]);
+        ip.set_u32::<20>(headers.dst.0[3]);
+        ip.set_u32::<24>(headers.src.0[0]);
+        ip.set_u32::<28>(headers.src.0[1]);
+        ip.set_u32::<32>(headers.src.0[2]);
+        ip.set_u32::<36>(headers.src.0[3]);
+    } else {
+        let ip = ip4;
+        sum += headers.src.0[3] as u64 + headers.dst.0[3] as u64;
+        let total = ((headers.l4 + TcpHdr::LEN - headers.l3) as u16).to_be();
+        let old_total = ip.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>();
+        let old_word = ip.u16::<{ offset_of!(Ipv4Hdr, ttl) }>();
+        ip.set_u16::<{ offset_of!(Ipv4Hdr, tot_len) }>(total);
+        ip.set_u8::<{ offset_of!(Ipv4Hdr, ttl) }>(TTL);
+        let word = ip.u16::<{ offset_of!(Ipv4Hdr, ttl) }>();
+        ip.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(headers.dst.0[3]);
+        ip.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(headers.src.0[3]);
+        // The swap of the addresses does not change the sum.
+        let change = checksum::replace16(checksum::replace16(0, old_total, total), old_word, word);
+        let check = ip.u16::<{ offset_of!(Ipv4Hdr, check) }>();
+        ip.set_u16::<{ offset_of!(Ipv4Hdr, check) }>(checksum::apply(check, change));
+    }
+    tcp.set_u16::<16>(!checksum::fold(sum));
+    Some(())
+}

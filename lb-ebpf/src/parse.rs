@@ -1,0 +1,201 @@
+//! From a frame to addresses and ports. The destination filter comes first: traffic for other
+//! hosts pays for an Ethernet header, one address and one look-up.
+
+use core::mem::offset_of;
+
+use lb_common::abi::Addr;
+use lb_common::hash;
+use lb_common::verdict::Verdict;
+use network_types::eth::{EthHdr, EtherType};
+use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
+use network_types::vlan::VlanHdr;
+
+use crate::maps::FILTER;
+use crate::packet::{Packet, Window};
+
+pub const IPV4: u16 = EtherType::Ipv4 as u16;
+pub const IPV6: u16 = EtherType::Ipv6 as u16;
+pub const TCP: u8 = IpProto::Tcp as u8;
+pub const UDP: u8 = IpProto::Udp as u8;
+
+/// IPv6 extension headers followed before a packet is refused.
+const MAX_EXTENSION_HEADERS: usize = 4;
+
+/// TCP flags, byte 13 of the header (RFC 9293, section 3.1).
+pub mod flag {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+/// Offset of the flags in a TCP header.
+pub const TCP_FLAGS: usize = 13;
+
+/// What the packet path needs of a packet for an address of ours.
+pub struct Headers<const V6: bool> {
+    pub l3: usize,
+    pub l4: usize,
+    pub src: Addr,
+    pub dst: Addr,
+    /// In network order.
+    pub sport: u16,
+    /// In network order.
+    pub dport: u16,
+    pub protocol: u8,
+    /// TCP flags; 0 for UDP.
+    pub flags: u8,
+}
+
+impl<const V6: bool> Headers<V6> {
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        self.protocol == TCP
+    }
+
+    /// First packet of a TCP connection.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        self.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
+    }
+}
+
+/// Ethernet header and up to two VLAN tags (802.1Q, 802.1ad): the type, and the offset behind.
+#[inline(always)]
+pub fn ethernet(packet: &Packet) -> Result<(u16, usize), Verdict> {
+    let eth = packet
+        .window::<{ EthHdr::LEN }>(0)
+        .ok_or(Verdict::PassNotIp)?;
+    let mut ethertype = eth.u16::<{ offset_of!(EthHdr, ether_type) }>();
+    let mut offset = EthHdr::LEN;
+    for _ in 0..2 {
+        if ethertype != EtherType::Ieee8021q as u16 && ethertype != EtherType::Ieee8021ad as u16 {
+            break;
+        }
+        let tag = packet
+            .window::<{ VlanHdr::LEN }>(offset)
+            .ok_or(Verdict::PassNotIp)?;
+        ethertype = tag.u16::<{ offset_of!(VlanHdr, ether_type) }>();
+        offset += VlanHdr::LEN;
+    }
+    Ok((ethertype, offset))
+}
+
+#[inline(always)]
+fn is_ours(addr: &Addr) -> bool {
+    let bit = hash::filter_bit(addr);
+    match FILTER.get(0) {
+        Some(filter) => match filter.0.get((bit >> 6) as usize) {
+            Some(word) => word >> (bit & 63) & 1 != 0,
+            None => false,
+        },
+        None => false,
+    }
+}
+
+#[inline(always)]
+pub fn ipv4(packet: &Packet, l3: usize) -> Result<Headers<false>, Verdict> {
+    let ip = packet
+        .window::<{ Ipv4Hdr::LEN }>(l3)
+        .ok_or(Verdict::PassNotIp)?;
+    let dst = Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>());
+    if !is_ours(&dst) {
+        return Err(Verdict::PassNotVip);
+    }
+    let src = Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, src_addr) }>());
+    let length = (ip.u8::<{ offset_of!(Ipv4Hdr, vihl) }>() & 0x0f) as usize * 4;
+    let protocol = ip.u8::<{ offset_of!(Ipv4Hdr, proto) }>();
+    if length < Ipv4Hdr::LEN {
+        return Err(Verdict::DropMalformed);
+    }
+    // More-fragments flag or an offset: everything but "don't fragment" and the reserved bit.
+    if ip.u16::<{ offset_of!(Ipv4Hdr, frags) }>() & 0x3fffu16.to_be() != 0 {
+        return Err(Verdict::DropFragment);
+    }
+    transport(packet, l3, l3 + length, src, dst, protocol)
+}
+
+#[inline(always)]
+pub fn ipv6(packet: &Packet, l3: usize) -> Result<Headers<true>, Verdict> {
+    let ip = packet
+        .window::<{ Ipv6Hdr::LEN }>(l3)
+        .ok_or(Verdict::PassNotIp)?;
+    let dst = Addr([
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 4 }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 12 }>(),
+    ]);
+    if !is_ours(&dst) {
+        return Err(Verdict::PassNotVip);
+    }
+    let src = Addr([
+        ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 4 }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 8 }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 12 }>(),
+    ]);
+    let next = ip.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>();
+    if next == TCP || next == UDP {
+        return transport(packet, l3, l3 + Ipv6Hdr::LEN, src, dst, next);
+    }
+    let (l4, protocol) = extension_headers(packet, l3 + Ipv6Hdr::LEN, next)?;
+    transport(packet, l3, l4, src, dst, protocol)
+}
+
+/// Walks the extension headers (RFC 8200, section 4) to the transport header.
+#[inline(always)]
+fn extension_headers(packet: &Packet, start: usize, first: u8) -> Result<(usize, u8), Verdict> {
+    let (mut offset, mut next) = (start, first);
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        let unit = match next {
+            HOP_BY_HOP | ROUTING | DESTINATION => 8,
+            FRAGMENT => return Err(Verdict::DropFragment),
+            _ => return Ok((offset, next)),
+        };
+        let header = packet.window::<8>(offset).ok_or(Verdict::DropMalformed)?;
+        next = header.u8::<0>();
+        offset += (header.u8::<1>() as usize + 1) * unit;
+    }
+    match next {
+        HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => Err(Verdict::DropExtensionHeaders),
+        _ => Ok((offset, next)),
+    }
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;
+
+#[inline(always)]
+fn transport<const V6: bool>(
+    packet: &Packet,
+    l3: usize,
+    l4: usize,
+    src: Addr,
+    dst: Addr,
+    protocol: u8,
+) -> Result<Headers<V6>, Verdict> {
+    let flags = match protocol {
+        TCP => {
+            let tcp: Window<{ TcpHdr::LEN }> = packet.window(l4).ok_or(Verdict::DropMalformed)?;
+            tcp.u8::<TCP_FLAGS>()
+        }
+        UDP => 0,
+        _ => return Err(Verdict::PassOtherProtocol),
+    };
+    let ports: Window<{ UdpHdr::LEN }> = packet.window(l4).ok_or(Verdict::DropMalformed)?;
+    Ok(Headers {
+        l3,
+        l4,
+        src,
+        dst,
+        sport: ports.u16::<{ offset_of!(UdpHdr, src) }>(),
+        dport: ports.u16::<{ offset_of!(UdpHdr, dst) }>(),
+        protocol,
+        flags,
+    })
+}
