@@ -35,6 +35,17 @@ pub const fn idle_limit(is_tcp: bool, forward: u8, reply: u8) -> u32 {
     }
 }
 
+/// Seconds that a recorded DSR flow may be idle before its record goes. Only the client's side is
+/// seen, so after its FIN or RST the flow is kept as long as a silent UDP flow.
+#[inline(always)]
+pub const fn tracked_limit(tcp: u8) -> u32 {
+    if tcp & (tcp_seen::CLIENT_FIN | tcp_seen::RST) != 0 {
+        UDP_IDLE
+    } else {
+        TCP_IDLE
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

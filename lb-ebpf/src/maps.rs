@@ -29,13 +29,13 @@ pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array
 
 /// Slots of each service, by the three table sizes; the agent swaps the inner map.
 #[btf_map]
-pub static TABLES_S: ArrayOfMaps<Array<u32, { TABLE_SIZES[0] as usize }>, SERVICE_COUNT> =
+pub static TABLES_S: ArrayOfMaps<Array<u32, { TABLE_SIZES[0] as usize }, MMAPABLE>, SERVICE_COUNT> =
     ArrayOfMaps::new();
 #[btf_map]
-pub static TABLES_M: ArrayOfMaps<Array<u32, { TABLE_SIZES[1] as usize }>, SERVICE_COUNT> =
+pub static TABLES_M: ArrayOfMaps<Array<u32, { TABLE_SIZES[1] as usize }, MMAPABLE>, SERVICE_COUNT> =
     ArrayOfMaps::new();
 #[btf_map]
-pub static TABLES_L: ArrayOfMaps<Array<u32, { TABLE_SIZES[2] as usize }>, SERVICE_COUNT> =
+pub static TABLES_L: ArrayOfMaps<Array<u32, { TABLE_SIZES[2] as usize }, MMAPABLE>, SERVICE_COUNT> =
     ArrayOfMaps::new();
 
 #[btf_map]

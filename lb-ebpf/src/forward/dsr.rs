@@ -2,7 +2,7 @@
 //! the client itself. Only flows through a slot in transition are looked up and recorded.
 
 use aya_ebpf::bindings::BPF_ANY;
-use lb_common::abi::{Backend, Flow, FlowKey, FlowKind, Service};
+use lb_common::abi::{Backend, Flow, FlowKey, FlowKind, Service, tcp_seen};
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
 
@@ -10,7 +10,7 @@ use crate::count::{self, Kind};
 use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::{FLOWS, PARAMS};
 use crate::packet::Packet;
-use crate::parse::Headers;
+use crate::parse::{Headers, flag};
 use crate::select;
 
 /// Sends a packet for the VIP to its backend.
@@ -57,8 +57,8 @@ fn takes(backend: &Backend, opens: bool) -> bool {
 /// A SYN goes to the current owner and is recorded. Any other packet follows its record; without
 /// one it is older than the change and belongs to the previous owner, if that may still serve it.
 ///
-/// UDP has no SYN: a flow without a record stays with the previous owner and is recorded there, so
-/// that it outlives the transition's end only if the table says the same.
+/// UDP has no SYN, so its flows are never recorded: all of a slot stay with the previous owner for
+/// as long as that may serve them, and move together when the transition ends.
 #[inline(always)]
 fn in_transition<const V6: bool>(
     headers: &Headers<V6>,
@@ -72,8 +72,12 @@ fn in_transition<const V6: bool>(
         record(flow, service, index)?;
         return Ok((index, backend, Kind::Opens));
     }
-    // SAFETY: read at once; a racing replacement of the entry gives the old or the new backend.
-    let recorded = unsafe { FLOWS.get(flow) }.map(|record| record.backend);
+    let recorded = FLOWS.get_ptr_mut(flow).map(|record| {
+        // SAFETY: entries are preallocated; a racing eviction leaves readable memory of this type.
+        let record = unsafe { &mut *record };
+        see(record, headers);
+        record.backend
+    });
     if let Some(index) = recorded
         && let Some(backend) = select::for_established(index)
     {
@@ -88,6 +92,18 @@ fn in_transition<const V6: bool>(
     let index = slot.current();
     let backend = select::for_new(index).ok_or(Verdict::DropNoBackend)?;
     Ok((index, backend, Kind::Ordinary))
+}
+
+/// Keeps a record alive, and notes that the client closes. Writes only what changed.
+#[inline(always)]
+fn see<const V6: bool>(record: &mut Flow, headers: &Headers<V6>) {
+    let tick = PARAMS.get(0).map_or(0, |params| params.tick);
+    if record.last_seen != tick {
+        record.last_seen = tick;
+    }
+    if headers.is_tcp() && headers.flags & (flag::FIN | flag::RST) != 0 {
+        record.tcp |= tcp_seen::CLIENT_FIN;
+    }
 }
 
 #[inline(always)]

@@ -1,1 +1,263 @@
-//! To be filled.
+//! The kernel's side of the load balancer: the only user of aya.
+//!
+//! A [`Datapath`] is the loaded program with its maps, all pinned, so that packets keep flowing by
+//! the last verdict when the agent ends, and the next agent takes over what stands.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use aya::programs::{ProgramError, Xdp};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use lb_common::abi::{LAYOUT_VERSION, Traffic};
+use lb_common::slot::BackendIndex;
+use lb_common::verdict::Verdict;
+use thiserror::Error;
+use tracing::{info, warn};
+
+mod attach;
+mod flows;
+pub mod interface;
+mod maps;
+mod pin;
+pub mod sys;
+mod writer;
+
+pub use attach::{AttachError, Attached};
+pub use flows::Sweep;
+pub use maps::AccessError;
+pub use pin::{PinDirectory, PinError};
+pub use writer::{Command, Counters, Notice, Writer};
+
+use crate::model::XdpMode;
+use crate::plan::{Contents, Op, ServiceId};
+use maps::Maps;
+
+/// The XDP program and its maps, as built from `lb-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb.bpf.o"));
+
+/// Kernel name of the program.
+pub const PROGRAM: &str = "lb_xdp";
+
+/// Why the data plane does not do what it is told.
+#[derive(Debug, Error)]
+pub enum DatapathError {
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    #[error(
+        "the maps pinned in {path} have layout {found}, this version writes layout \
+         {LAYOUT_VERSION}. Nothing was changed: the old version goes on forwarding. Run \
+         `lb detach` and start again to change over, at the price of the established flows"
+    )]
+    Layout { path: String, found: u32 },
+    #[error("loading the BPF program: {0}; it needs root (CAP_BPF, CAP_NET_ADMIN) and Linux 6.1")]
+    Load(#[source] Box<EbpfError>),
+    #[error("loading the BPF program: {0}; it needs root (CAP_BPF, CAP_NET_ADMIN) and Linux 6.1")]
+    Verify(#[source] Box<ProgramError>),
+    #[error("the BPF object holds no XDP program {PROGRAM}")]
+    NoProgram,
+    #[error("starting the datapath thread: {0}")]
+    Thread(#[source] std::io::Error),
+    #[error("the datapath thread has ended")]
+    Ended,
+    #[error("pinning the program: {0}")]
+    PinProgram(#[source] aya::pin::PinError),
+}
+
+/// The loaded program with its maps.
+pub struct Datapath {
+    pins: PinDirectory,
+    ebpf: Ebpf,
+    maps: Maps,
+}
+
+impl Datapath {
+    /// Loads the program. Maps that are pinned are taken over with all they hold; the others are
+    /// made, with room for `flow_entries` flows, and pinned. Packets see nothing of it until
+    /// [`Self::attach`].
+    ///
+    /// The calling thread must have been through [`enter_bpffs`].
+    pub fn open(pins: PinDirectory, flow_entries: u32) -> Result<Self, DatapathError> {
+        check_layout(&pins)?;
+        let new = !pins.exists();
+        pins.create()?;
+        let opened = Self::load(&pins, flow_entries);
+        if opened.is_err() && new {
+            // Nothing was pinned before, so nothing stays.
+            pins.remove()?;
+        }
+        opened
+    }
+
+    fn load(pins: &PinDirectory, flow_entries: u32) -> Result<Self, DatapathError> {
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("FLOWS", flow_entries);
+        for name in maps::NAMES {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader
+            .load(OBJECT)
+            .map_err(|error| DatapathError::Load(error.into()))?;
+        xdp(&mut ebpf)?
+            .load()
+            .map_err(|error| DatapathError::Verify(error.into()))?;
+        let maps = Maps::take(&mut ebpf)?;
+        let capacity = maps.flow_capacity()?;
+        if capacity != flow_entries {
+            warn!(
+                "the flow table keeps its {capacity} entries; {flow_entries} take effect after \
+                 `lb detach` and a new start"
+            );
+        }
+        match std::fs::remove_file(pins.program()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(PinError::directory(pins.path(), error).into());
+            }
+            _ => {}
+        }
+        xdp(&mut ebpf)?
+            .pin(pins.program())
+            .map_err(DatapathError::PinProgram)?;
+        Ok(Self {
+            pins: pins.clone(),
+            ebpf,
+            maps,
+        })
+    }
+
+    /// Puts the program on these interfaces, and takes it off others that it was on. If one cannot
+    /// be had, those newly attached are given back.
+    pub fn attach(
+        &mut self,
+        interfaces: &[String],
+        mode: XdpMode,
+        replace: bool,
+    ) -> Result<Vec<Attached>, DatapathError> {
+        let program = xdp(&mut self.ebpf)?;
+        let mut done: Vec<Attached> = Vec::new();
+        for name in interfaces {
+            match attach::attach(program, &self.pins, name, mode, replace) {
+                Ok(attached) => done.push(attached),
+                Err(error) => {
+                    for attached in done.iter().filter(|attached| attached.new) {
+                        attach::detach(&self.pins, &attached.name)?;
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        for name in self.pins.links()? {
+            if !interfaces.contains(&name) {
+                info!(
+                    interface = name,
+                    "no longer in the configuration: taking the program off"
+                );
+                attach::detach(&self.pins, &name)?;
+            }
+        }
+        Ok(done)
+    }
+
+    /// What the maps hold.
+    pub fn contents(&self) -> Result<Contents, DatapathError> {
+        Ok(self.maps.contents()?)
+    }
+
+    /// Carries out one step.
+    pub fn apply(&mut self, op: &Op) -> Result<(), DatapathError> {
+        let maps = &mut self.maps;
+        match op {
+            Op::Filter(addresses) => maps.set_filter(addresses),
+            Op::Ports(ports) => maps.set_ports(*ports, std::process::id()),
+            Op::AddBackend(id, backend) => maps.add_backend(*id, backend)?,
+            Op::Path(id, path) => maps.set_path(*id, *path),
+            Op::Table(id, slots) => maps.set_table(*id, slots)?,
+            Op::Service(id, service) => maps.set_service(*id, service)?,
+            Op::State(id, state) => maps.set_state(*id, *state),
+            Op::RemoveService(id, address, protocol) => {
+                maps.remove_service(*address, *protocol)?;
+                maps.clear_verdicts(*id)?;
+            }
+            Op::RemoveTable(id, size) => maps.remove_table(*id, *size)?,
+            Op::RemoveBackend(id) => maps.remove_backend(*id),
+            Op::Sources(_) => {}
+        }
+        Ok(())
+    }
+
+    /// A backend's counters.
+    pub fn traffic(&self, id: BackendIndex) -> Result<Traffic, DatapathError> {
+        Ok(self.maps.traffic(id)?)
+    }
+
+    /// A service's counters by verdict; service 0 counts packets that are for none.
+    pub fn verdicts(&self, id: ServiceId) -> Result<Vec<(Verdict, u64)>, DatapathError> {
+        Ok(self.maps.verdicts(id)?)
+    }
+
+    /// Sets the packet path's coarse clock, in seconds of CLOCK_MONOTONIC.
+    pub fn tick(&mut self) {
+        self.maps.set_tick(sys::monotonic_seconds());
+    }
+
+    /// Goes over all flows once: counts them, and removes those that are over or whose backend is
+    /// one of `gone`.
+    pub fn sweep(
+        &mut self,
+        contents: &Contents,
+        gone: &BTreeSet<BackendIndex>,
+    ) -> Result<Sweep, DatapathError> {
+        Ok(self.maps.sweep(contents, gone)?)
+    }
+
+    /// The program, for test runs.
+    pub fn program(&mut self) -> Result<BorrowedFd<'_>, DatapathError> {
+        let fd = xdp(&mut self.ebpf)?.fd();
+        Ok(fd
+            .map_err(|error| DatapathError::Verify(error.into()))?
+            .as_fd())
+    }
+
+    /// Instructions that the verifier went through to accept the program.
+    pub fn verified_instructions(&mut self) -> Result<Option<u32>, DatapathError> {
+        let info = xdp(&mut self.ebpf)?.info();
+        Ok(info
+            .map_err(|error| DatapathError::Verify(error.into()))?
+            .verified_instruction_count())
+    }
+}
+
+/// Takes the program off its interfaces and removes all that is pinned. Whether there was anything.
+pub fn detach(pins: &PinDirectory) -> Result<bool, DatapathError> {
+    for name in pins.links()? {
+        attach::detach(pins, &name)?;
+    }
+    let existed = pins.exists();
+    pins.remove()?;
+    Ok(existed)
+}
+
+/// See [`pin::enter_bpffs`].
+pub fn enter_bpffs() -> Result<(), DatapathError> {
+    Ok(pin::enter_bpffs()?)
+}
+
+fn check_layout(pins: &PinDirectory) -> Result<(), DatapathError> {
+    match maps::pinned_version(&pins.map("PARAMS"))? {
+        None | Some(0 | LAYOUT_VERSION) => Ok(()),
+        Some(found) => Err(DatapathError::Layout {
+            path: pins.path().display().to_string(),
+            found,
+        }),
+    }
+}
+
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
+    let program = ebpf.program_mut(PROGRAM).ok_or(DatapathError::NoProgram)?;
+    program
+        .try_into()
+        .map_err(|error: ProgramError| DatapathError::Verify(error.into()))
+}

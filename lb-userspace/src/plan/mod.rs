@@ -1,1 +1,75 @@
-//! To be filled.
+//! What the maps should hold, and the steps from what they hold to that.
+//!
+//! Pure: the datapath carries the steps out and notes each one that is done, so that after a
+//! failure, or in the next agent, the plan starts from what really stands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use lb_common::abi::{Affinity, BackendState, Forwarding, Hop};
+use lb_common::slot::{BackendIndex, Slot};
+
+use crate::model::Protocol;
+
+mod ids;
+mod steps;
+
+pub use ids::{Full, Ids};
+pub use steps::{Op, plan};
+
+/// Number of a service in the maps.
+pub type ServiceId = u16;
+
+/// The contents of the maps, except for flows and counters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Contents {
+    pub ports: Option<SnatPorts>,
+    pub services: BTreeMap<ServiceId, Service>,
+    pub backends: BTreeMap<BackendIndex, Backend>,
+    /// Addresses of this host that NAT sends from, old ones included: their replies still come.
+    pub sources: BTreeSet<IpAddr>,
+}
+
+/// Source ports of NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnatPorts {
+    pub first: u16,
+    pub count: u16,
+}
+
+/// A service and its table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+    pub forwarding: Forwarding,
+    pub affinity: Affinity,
+    /// One of the lengths of [`lb_common::slot::TABLE_SIZES`].
+    pub slots: Arc<Vec<Slot>>,
+}
+
+/// A backend's entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    pub service: ServiceId,
+    pub address: SocketAddr,
+    pub state: BackendState,
+    pub path: Option<Path>,
+}
+
+/// The way to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    pub hop: Hop,
+    /// Address of this host on that way.
+    pub source: IpAddr,
+}
+
+impl Contents {
+    /// Addresses whose packets the program must look at.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let vips = self.services.values().map(|service| service.address.ip());
+        vips.chain(self.sources.iter().copied()).collect()
+    }
+}

@@ -1,0 +1,335 @@
+//! The thread that owns the [`Datapath`]. Swapping a table waits until no packet uses the old one,
+//! 8 to 24 ms, and a walk through the flows can take longer: neither may hold up probing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lb_common::abi::Traffic;
+use lb_common::slot::BackendIndex;
+use lb_common::verdict::Verdict;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error};
+
+use super::{Attached, Datapath, DatapathError, PinDirectory, Sweep, enter_bpffs};
+use crate::model::XdpMode;
+use crate::plan::{Contents, Op, ServiceId, plan};
+
+/// Least time between two table swaps; what comes meanwhile is swapped in together.
+const SWAP_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the coarse clock of the packet path is set.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the flows are gone over, at the most.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// Share of a CPU that going over the flows may take: one part in this many.
+const SWEEP_SHARE: u32 = 20;
+/// Wait before a failed step is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the thread is told.
+pub enum Command {
+    /// What the maps should hold. A later one replaces those not yet carried out.
+    Want {
+        contents: Arc<Contents>,
+        generation: u64,
+    },
+    /// Backends whose flows are to be removed, because they left the configuration.
+    Gone(BTreeSet<BackendIndex>),
+    /// Be on these interfaces and no others.
+    Attach {
+        interfaces: Vec<String>,
+        mode: XdpMode,
+        replace: bool,
+        reply: oneshot::Sender<Result<Vec<Attached>, DatapathError>>,
+    },
+    /// Read the counters.
+    Count(oneshot::Sender<Result<Counters, DatapathError>>),
+    /// Take everything off the interfaces and end.
+    Detach(oneshot::Sender<Result<bool, DatapathError>>),
+}
+
+/// What the thread reports.
+#[derive(Debug)]
+pub enum Notice {
+    /// The maps hold this generation's contents.
+    Applied {
+        generation: u64,
+        at: Instant,
+        contents: Arc<Contents>,
+    },
+    /// A step failed; it is tried again.
+    Failed(DatapathError),
+    Swept(Sweep),
+}
+
+/// Counters of everything the maps hold.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    pub traffic: BTreeMap<BackendIndex, Traffic>,
+    /// By service; 0 counts packets that are for none.
+    pub verdicts: BTreeMap<ServiceId, Vec<(Verdict, u64)>>,
+}
+
+/// A running datapath thread. It ends when this is dropped.
+pub struct Writer {
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    /// Opens the datapath on a thread of its own; also gives what the maps hold already.
+    pub async fn start(
+        pins: PinDirectory,
+        flow_entries: u32,
+        notices: mpsc::UnboundedSender<Notice>,
+    ) -> Result<(Self, Contents), DatapathError> {
+        let (commands, inbox) = channel();
+        let (opened, ready) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("datapath".to_owned())
+            .spawn(move || {
+                let opening = open(pins.clone(), flow_entries);
+                let (datapath, contents) = match opening {
+                    Ok(pair) => pair,
+                    Err(error) => {
+                        // The receiver waits for just this.
+                        let _ = opened.send(Err(error));
+                        return;
+                    }
+                };
+                if opened.send(Ok(contents.clone())).is_ok() {
+                    Thread::new(datapath, pins, contents, notices).run(&inbox);
+                }
+            })
+            .map_err(DatapathError::Thread)?;
+        let contents = ready.await.map_err(|_| DatapathError::Ended)??;
+        Ok((
+            Self {
+                commands: Some(commands),
+                thread: Some(thread),
+            },
+            contents,
+        ))
+    }
+
+    /// Tells the thread something.
+    pub fn send(&self, command: Command) -> Result<(), DatapathError> {
+        let commands = self.commands.as_ref().ok_or(DatapathError::Ended)?;
+        commands.send(command).map_err(|_| DatapathError::Ended)
+    }
+
+    /// Tells the thread something that it answers.
+    pub async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, DatapathError>>) -> Command,
+    ) -> Result<T, DatapathError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply))?;
+        answer.await.map_err(|_| DatapathError::Ended)?
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        drop(self.commands.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the datapath thread panicked");
+        }
+    }
+}
+
+fn open(pins: PinDirectory, flow_entries: u32) -> Result<(Datapath, Contents), DatapathError> {
+    enter_bpffs()?;
+    let datapath = Datapath::open(pins, flow_entries)?;
+    let contents = datapath.contents()?;
+    Ok((datapath, contents))
+}
+
+struct Thread {
+    datapath: Datapath,
+    pins: PinDirectory,
+    notices: mpsc::UnboundedSender<Notice>,
+    applied: Contents,
+    pending: Option<(Arc<Contents>, u64)>,
+    gone: BTreeSet<BackendIndex>,
+    /// No table is swapped before this.
+    next_swap: Instant,
+    /// Nothing is applied before this.
+    next_try: Instant,
+    next_tick: Instant,
+    next_sweep: Instant,
+    failpoint: Failpoint,
+}
+
+impl Thread {
+    fn new(
+        datapath: Datapath,
+        pins: PinDirectory,
+        applied: Contents,
+        notices: mpsc::UnboundedSender<Notice>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            datapath,
+            pins,
+            notices,
+            applied,
+            pending: None,
+            gone: BTreeSet::new(),
+            next_swap: now,
+            next_try: now,
+            next_tick: now,
+            next_sweep: now + TICK,
+            failpoint: Failpoint::from_env(),
+        }
+    }
+
+    fn run(mut self, inbox: &Receiver<Command>) {
+        loop {
+            self.on_time();
+            let mut wake = self.next_tick.min(self.next_sweep);
+            if self.pending.is_some() {
+                wake = wake.min(self.next_swap.max(self.next_try));
+            }
+            let wait = wake.saturating_duration_since(Instant::now());
+            match inbox.recv_timeout(wait) {
+                Ok(Command::Detach(reply)) => {
+                    // A caller that has gone away has still been served.
+                    let _ = reply.send(super::detach(&self.pins));
+                    return;
+                }
+                Ok(command) => {
+                    self.take(command);
+                    // What waits already may replace what has just come.
+                    while let Ok(command) = inbox.try_recv() {
+                        if let Command::Detach(reply) = command {
+                            let _ = reply.send(super::detach(&self.pins));
+                            return;
+                        }
+                        self.take(command);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.apply();
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Want {
+                contents,
+                generation,
+            } => self.pending = Some((contents, generation)),
+            Command::Gone(gone) => self.gone = gone,
+            Command::Attach {
+                interfaces,
+                mode,
+                replace,
+                reply,
+            } => {
+                // A caller that has gone away has still been served; likewise below.
+                let _ = reply.send(self.datapath.attach(&interfaces, mode, replace));
+            }
+            Command::Count(reply) => {
+                let _ = reply.send(self.count());
+            }
+            Command::Detach(_) => {}
+        }
+    }
+
+    fn on_time(&mut self) {
+        let now = Instant::now();
+        if now >= self.next_tick {
+            self.next_tick = now + TICK;
+            self.datapath.tick();
+        }
+        if now >= self.next_sweep {
+            let result = self.datapath.sweep(&self.applied, &self.gone);
+            let took = now.elapsed();
+            self.next_sweep = Instant::now() + SWEEP_INTERVAL.max(took * SWEEP_SHARE);
+            self.notify(match result {
+                Ok(sweep) => Notice::Swept(sweep),
+                Err(error) => Notice::Failed(error),
+            });
+        }
+    }
+
+    fn apply(&mut self) {
+        let Some((wanted, generation)) = self.pending.take() else {
+            return;
+        };
+        let ops = plan(&self.applied, &wanted);
+        let swaps = ops.iter().any(|op| matches!(op, Op::Table(..)));
+        let now = Instant::now();
+        if now < self.next_try || (swaps && now < self.next_swap) {
+            self.pending = Some((wanted, generation));
+            return;
+        }
+        for op in &ops {
+            self.failpoint.pass();
+            debug!(step = op.name(), "datapath");
+            if let Err(error) = self.datapath.apply(op) {
+                self.next_try = now + RETRY;
+                self.pending = Some((wanted, generation));
+                self.notify(Notice::Failed(error));
+                return;
+            }
+            op.note(&mut self.applied);
+        }
+        if swaps {
+            self.next_swap = now + SWAP_INTERVAL;
+        }
+        self.notify(Notice::Applied {
+            generation,
+            at: Instant::now(),
+            contents: wanted,
+        });
+    }
+
+    fn count(&self) -> Result<Counters, DatapathError> {
+        let mut counters = Counters::default();
+        for id in self.applied.backends.keys() {
+            counters.traffic.insert(*id, self.datapath.traffic(*id)?);
+        }
+        for id in std::iter::once(&0).chain(self.applied.services.keys()) {
+            counters.verdicts.insert(*id, self.datapath.verdicts(*id)?);
+        }
+        Ok(counters)
+    }
+
+    fn notify(&self, notice: Notice) {
+        if self.notices.send(notice).is_err() {
+            debug!("nobody listens to the datapath any more");
+        }
+    }
+}
+
+/// `LB_FAILPOINT=plan-step:N` makes a debug build abort before the Nth step that it carries out, as
+/// if it were killed there; for tests of interrupted updates.
+struct Failpoint(Option<u32>);
+
+impl Failpoint {
+    fn from_env() -> Self {
+        let wanted = cfg!(debug_assertions)
+            .then(|| std::env::var("LB_FAILPOINT").ok())
+            .flatten();
+        let step = wanted
+            .as_deref()
+            .and_then(|text| text.strip_prefix("plan-step:"));
+        Self(step.and_then(|step| step.parse().ok()))
+    }
+
+    fn pass(&mut self) {
+        match &mut self.0 {
+            Some(0) => std::process::abort(),
+            Some(steps) => *steps -= 1,
+            None => {}
+        }
+    }
+}
