@@ -1,1 +1,126 @@
-//! To be filled.
+//! The way to each backend: next hop, MAC addresses, interface and source address, asked of the
+//! kernel over netlink and kept current. The packet path reads the result and looks nothing up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+mod resolve;
+
+use crate::plan::Path;
+use resolve::{Resolver, neighbour_of};
+
+/// Quiet time after a change before the paths are worked out again: changes come in bursts.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How often all is worked out again, and the neighbours' entries kept from growing stale.
+const REFRESH: Duration = Duration::from_secs(30);
+/// How often that is while a neighbour is missing.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The kernel cannot be asked.
+#[derive(Debug, Error)]
+pub enum NeighborError {
+    #[error("netlink: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("netlink: {0}")]
+    Netlink(#[from] rtnetlink::Error),
+    #[error("the netlink connection has ended")]
+    Ended,
+}
+
+/// Ways to the backends, by address.
+pub type Paths = BTreeMap<IpAddr, Path>;
+
+/// Reports the ways to `targets` whenever they change, until nobody listens.
+pub async fn watch(
+    mut targets: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    report: mpsc::UnboundedSender<Arc<Paths>>,
+) -> Result<(), NeighborError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
+    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
+    let connection = tokio::spawn(connection);
+    let mut resolver = Resolver::new(handle);
+    let mut known: Option<Arc<Paths>> = None;
+    let mut wake = Instant::now();
+    let result = loop {
+        tokio::select! {
+            changed = targets.changed() => {
+                if changed.is_err() {
+                    break Ok(());
+                }
+                wake = Instant::now();
+            }
+            message = messages.next() => {
+                let Some((message, _)) = message else { break Err(NeighborError::Ended) };
+                if matters(&message.payload, &resolver) {
+                    wake = wake.min(Instant::now() + SETTLE);
+                }
+            }
+            () = sleep_until(wake) => {
+                let wanted = targets.borrow_and_update().clone();
+                let paths = match resolver.resolve(&wanted).await {
+                    Ok(paths) => paths,
+                    Err(error) => break Err(error),
+                };
+                let missing = wanted.iter().any(|target| !paths.contains_key(target));
+                wake = Instant::now() + if missing { RETRY } else { REFRESH };
+                if known.as_deref() != Some(&paths) {
+                    note_changes(known.as_deref(), &paths);
+                    let paths = Arc::new(paths);
+                    known = Some(paths.clone());
+                    if report.send(paths).is_err() {
+                        break Ok(());
+                    }
+                }
+            }
+        }
+    };
+    connection.abort();
+    result
+}
+
+/// Whether a netlink message may change a path.
+fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, resolver: &Resolver) -> bool {
+    let NetlinkPayload::InnerMessage(message) = payload else {
+        return true;
+    };
+    match message {
+        RouteNetlinkMessage::NewNeighbour(neighbour)
+        | RouteNetlinkMessage::DelNeighbour(neighbour) => {
+            neighbour_of(neighbour).is_some_and(|found| resolver.differs(&found))
+        }
+        _ => true,
+    }
+}
+
+fn note_changes(before: Option<&Paths>, after: &Paths) {
+    for (target, path) in after {
+        let known = before.and_then(|before| before.get(target));
+        if known != Some(path) {
+            let mac = resolve::mac_text(&path.hop.dst_mac);
+            info!(%target, mac, interface = path.hop.ifindex, source = %path.source, "path");
+        }
+    }
+    for target in before.into_iter().flat_map(Paths::keys) {
+        if !after.contains_key(target) {
+            warn!(%target, "no path any more");
+        }
+    }
+}
