@@ -266,10 +266,7 @@ fn reserve(key: &mut FlowKey, entry: &Flow, seed: u32, params: &Params) -> bool 
         let offset = hash::slot((random >> 32) as u32, params.snat_count as u32);
         key.dport = params.snat_first.wrapping_add(offset as u16).to_be();
         if FLOWS.insert(&*key, entry, BPF_NOEXIST as u64).is_ok()
-            || (is_over(key, params.tick)
-                // Of two CPUs that want the same port, only one removes its entry.
-                && FLOWS.remove(&*key).is_ok()
-                && FLOWS.insert(&*key, entry, BPF_NOEXIST as u64).is_ok())
+            || (evict(key, params.tick) && FLOWS.insert(&*key, entry, BPF_NOEXIST as u64).is_ok())
         {
             return true;
         }
@@ -277,28 +274,33 @@ fn reserve(key: &mut FlowKey, entry: &Flow, seed: u32, params: &Params) -> bool 
     false
 }
 
-/// Whether the flow that holds a port is over: its forward entry is gone or has another port, both
-/// ends have closed it, or, for UDP, it was silent for long.
+/// Frees a port whose flow is over: its forward entry is gone or has another port, both ends have
+/// closed it, or, for UDP, it was silent for long. The forward entry goes too, or a late packet of
+/// the old flow would leave from the new one's port.
 #[inline(always)]
-fn is_over(key: &FlowKey, tick: u32) -> bool {
+fn evict(key: &FlowKey, tick: u32) -> bool {
     // SAFETY: as above.
     let Some(reply) = (unsafe { FLOWS.get(key) }) else {
         return true;
     };
-    let forward = opposite(reply, key.protocol);
+    let forward_key = opposite(reply, key.protocol);
     // SAFETY: as above.
-    let Some(forward) = (unsafe { FLOWS.get(&forward) }) else {
-        return true;
-    };
-    if forward.sport != key.dport || forward.dst != key.src {
-        return true;
+    if let Some(forward) = unsafe { FLOWS.get(&forward_key) }
+        && forward.sport == key.dport
+        && forward.dst == key.src
+    {
+        let over = if key.protocol == crate::parse::TCP as u32 {
+            policy::is_closed(forward.tcp, reply.tcp)
+        } else {
+            tick.wrapping_sub(reply.last_seen) > policy::UDP_IDLE
+                && tick.wrapping_sub(forward.last_seen) > policy::UDP_IDLE
+        };
+        // Of two CPUs that want the same port, only one removes its entries.
+        if !over || FLOWS.remove(&forward_key).is_err() {
+            return false;
+        }
     }
-    if key.protocol == crate::parse::TCP as u32 {
-        policy::is_closed(forward.tcp, reply.tcp)
-    } else {
-        tick.wrapping_sub(reply.last_seen) > policy::UDP_IDLE
-            && tick.wrapping_sub(forward.last_seen) > policy::UDP_IDLE
-    }
+    FLOWS.remove(key).is_ok()
 }
 
 /// Writes the entry's addresses and ports into the packet, with incremental checksums.

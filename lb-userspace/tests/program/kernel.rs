@@ -1,0 +1,205 @@
+//! A datapath of its own for each test, pinned like the real one and removed at the end.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use lb_common::abi::{Affinity, BackendState, Forwarding, Hop};
+use lb_common::slot::{Slot, TABLE_SIZES};
+use lb_common::verdict::Verdict;
+use lb_userspace::datapath::sys::{TestRun, test_run};
+use lb_userspace::datapath::{Datapath, PinDirectory, detach, enter_bpffs};
+use lb_userspace::model::Protocol;
+use lb_userspace::plan::{Backend, Contents, Path, Service, SnatPorts, plan};
+
+pub const DROP: u32 = 1;
+pub const PASS: u32 = 2;
+pub const TX: u32 = 3;
+pub const REDIRECT: u32 = 4;
+
+/// A test run's packets come in by the loopback interface.
+pub const INGRESS: u32 = 1;
+
+pub const VIP4: &str = "203.0.113.10:80";
+pub const VIP6: &str = "[2001:db8::10]:80";
+pub const SOURCE4: &str = "10.0.0.1";
+pub const SOURCE6: &str = "fd00::1";
+
+pub const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
+pub const LB_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x01];
+
+pub struct Kernel {
+    pub datapath: Datapath,
+    pub contents: Contents,
+    pins: PinDirectory,
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        detach(&self.pins).unwrap();
+    }
+}
+
+/// A datapath with no services; `None`, with a word about it, where there is no root.
+pub fn kernel(test: &str) -> Option<Kernel> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    // SAFETY: always succeeds.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("SKIPPED {test}: needs root to load the XDP program");
+        return None;
+    }
+    enter_bpffs().unwrap();
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let socket = PathBuf::from(format!("/test/{}/{number}", std::process::id()));
+    let pins = PinDirectory::of(&socket);
+    let datapath = Datapath::open(pins.clone(), 4096).unwrap();
+    let mut kernel = Kernel {
+        datapath,
+        contents: Contents::default(),
+        pins,
+    };
+    let mut wanted = Contents::default();
+    wanted.ports = Some(SnatPorts {
+        first: 20_000,
+        count: 1000,
+    });
+    kernel.want(wanted);
+    Some(kernel)
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn mac(bytes: [u8; 6]) -> [u16; 3] {
+    [0, 2, 4].map(|i| u16::from_ne_bytes([bytes[i], bytes[i + 1]]))
+}
+
+/// The way to backend `id`, whose MAC address ends in its number.
+pub fn path(id: u16, v4: bool, ifindex: u32) -> Path {
+    let mut dst = BACKEND_MAC;
+    dst[4..].copy_from_slice(&id.to_be_bytes());
+    Path {
+        hop: Hop {
+            dst_mac: mac(dst),
+            src_mac: mac(LB_MAC),
+            ifindex,
+        },
+        source: ip(if v4 { SOURCE4 } else { SOURCE6 }),
+    }
+}
+
+impl Kernel {
+    /// Brings the maps to these contents, step by step.
+    pub fn want(&mut self, wanted: Contents) {
+        for op in plan(&self.contents, &wanted) {
+            self.datapath.apply(&op).unwrap();
+            op.note(&mut self.contents);
+        }
+        assert_eq!(self.contents, wanted);
+    }
+
+    /// Adds a service whose slots all look like `slot`, with these active backends.
+    pub fn serve(
+        &mut self,
+        vip: &str,
+        protocol: Protocol,
+        forwarding: Forwarding,
+        slot: Slot,
+        backends: &[(u16, &str)],
+    ) -> u16 {
+        let mut wanted = self.contents.clone();
+        let id = wanted.services.len() as u16 + 1;
+        let address = at(vip);
+        for (backend, address) in backends {
+            let address = at(address);
+            let path = path(*backend, address.is_ipv4(), INGRESS);
+            wanted.sources.insert(path.source);
+            let state = BackendState::Active;
+            wanted.backends.insert(
+                *backend,
+                Backend {
+                    service: id,
+                    address,
+                    state,
+                    path: Some(path),
+                },
+            );
+        }
+        let slots = Arc::new(vec![slot; TABLE_SIZES[0] as usize]);
+        let affinity = Affinity::Flow;
+        wanted.services.insert(
+            id,
+            Service {
+                address,
+                protocol,
+                forwarding,
+                affinity,
+                slots,
+            },
+        );
+        self.want(wanted);
+        id
+    }
+
+    pub fn set_state(&mut self, backend: u16, state: BackendState) {
+        let mut wanted = self.contents.clone();
+        wanted.backends.get_mut(&backend).unwrap().state = state;
+        self.want(wanted);
+    }
+
+    pub fn set_slots(&mut self, service: u16, slot: Slot) {
+        let mut wanted = self.contents.clone();
+        let service = wanted.services.get_mut(&service).unwrap();
+        service.slots = Arc::new(vec![slot; service.slots.len()]);
+        self.want(wanted);
+    }
+
+    pub fn run(&mut self, frame: &[u8]) -> TestRun {
+        test_run(self.datapath.program().unwrap(), frame, 1).unwrap()
+    }
+
+    /// The counters that are not zero, over all services.
+    pub fn verdicts(&self) -> BTreeMap<&'static str, u64> {
+        let mut sum = BTreeMap::new();
+        for id in std::iter::once(&0).chain(self.contents.services.keys()) {
+            for (verdict, count) in self.datapath.verdicts(*id).unwrap() {
+                if count > 0 {
+                    *sum.entry(verdict.label()).or_default() += count;
+                }
+            }
+        }
+        sum
+    }
+
+    /// Runs a packet that must come to this verdict and no other.
+    pub fn expect(&mut self, frame: &[u8], verdict: Verdict) -> TestRun {
+        let mut expected = self.verdicts();
+        *expected.entry(verdict.label()).or_default() += 1;
+        let result = self.run(frame);
+        assert_eq!(self.verdicts(), expected, "{verdict:?}");
+        result
+    }
+
+    /// Runs a packet that must be forwarded to this backend.
+    pub fn forwards(&mut self, frame: &[u8], backend: u16) -> Vec<u8> {
+        let before = self.datapath.traffic(backend).unwrap();
+        let verdicts = self.verdicts();
+        let result = self.run(frame);
+        let after = self.datapath.traffic(backend).unwrap();
+        assert_eq!(self.verdicts(), verdicts, "not forwarded");
+        assert_eq!(after.packets, before.packets + 1);
+        assert_eq!(after.bytes, before.bytes + frame.len() as u64);
+        assert_eq!(result.action, TX);
+        assert_eq!(result.frame[..4], BACKEND_MAC[..4]);
+        assert_eq!(result.frame[4..6], backend.to_be_bytes());
+        assert_eq!(result.frame[6..12], LB_MAC);
+        result.frame
+    }
+}

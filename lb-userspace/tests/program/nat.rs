@@ -1,0 +1,308 @@
+//! Full NAT: there and back, and what happens to flows without a backend.
+
+use lb_common::abi::BackendState::{Active, Draining, Out};
+use lb_common::abi::Forwarding::Nat;
+use lb_common::slot::Slot;
+use lb_common::verdict::Verdict;
+use lb_userspace::model::Protocol;
+use lb_userspace::plan::SnatPorts;
+
+use crate::kernel::{DROP, Kernel, SOURCE4, TX, VIP4, VIP6, at, ip, kernel};
+use crate::packets::{CLIENT_MAC, Frame, Seen, parse};
+
+const CLIENT: &str = "198.51.100.1:4000";
+const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+
+fn web(kernel: &mut Kernel) -> u16 {
+    kernel.serve(
+        VIP4,
+        Protocol::Tcp,
+        Nat,
+        Slot::settled(1),
+        &[(1, "10.0.0.11:8080"), (2, "10.0.0.12:8080")],
+    )
+}
+
+fn reply(kernel: &mut Kernel, request: &Seen, flags: &'static str) -> Vec<u8> {
+    let frame = Frame::tcp(&request.dst.to_string(), &request.src.to_string(), flags);
+    let result = kernel.expect(&frame.from_mac(SERVER_MAC).bytes(), Verdict::NatReply);
+    assert_eq!(result.action, TX);
+    assert_eq!(result.frame[..6], CLIENT_MAC);
+    result.frame
+}
+
+#[test]
+fn requests_and_replies_are_rewritten() {
+    let Some(mut kernel) = kernel("requests_and_replies_are_rewritten") else {
+        return;
+    };
+    kernel.serve(
+        VIP4,
+        Protocol::Tcp,
+        Nat,
+        Slot::settled(1),
+        &[(1, "10.0.0.11:8080")],
+    );
+    kernel.serve(
+        VIP4,
+        Protocol::Udp,
+        Nat,
+        Slot::settled(2),
+        &[(2, "10.0.0.11:53")],
+    );
+    kernel.serve(
+        VIP6,
+        Protocol::Tcp,
+        Nat,
+        Slot::settled(3),
+        &[(3, "[fd00::11]:8080")],
+    );
+    kernel.serve(
+        VIP6,
+        Protocol::Udp,
+        Nat,
+        Slot::settled(4),
+        &[(4, "[fd00::11]:53")],
+    );
+    let cases = [
+        (
+            Frame::tcp(CLIENT, VIP4, "S"),
+            1,
+            "10.0.0.11:8080",
+            "10.0.0.1",
+        ),
+        (Frame::udp(CLIENT, VIP4), 2, "10.0.0.11:53", "10.0.0.1"),
+        (
+            Frame::tcp("[2001:db8::1]:4000", VIP6, "S"),
+            3,
+            "[fd00::11]:8080",
+            "fd00::1",
+        ),
+        (
+            Frame::udp("[2001:db8::1]:4000", VIP6),
+            4,
+            "[fd00::11]:53",
+            "fd00::1",
+        ),
+        (
+            Frame::tcp("198.51.100.2:4000", VIP4, "S").vlans(2),
+            1,
+            "10.0.0.11:8080",
+            "10.0.0.1",
+        ),
+    ];
+    for (frame, backend, server, source) in cases {
+        let sent = parse(&kernel.forwards(&frame.bytes(), backend));
+        assert_eq!((sent.dst, sent.src.ip()), (at(server), ip(source)));
+        assert!((20_000..30_000).contains(&sent.src.port()), "{sent:?}");
+        assert_eq!((sent.ttl, &sent.payload), (63, &frame.payload));
+        // The next packet of the flow leaves from the same port.
+        let next = Frame {
+            flags: "A",
+            ..frame.clone()
+        };
+        assert_eq!(
+            parse(&kernel.forwards(&next.bytes(), backend)).src,
+            sent.src
+        );
+        // The reply comes back from the VIP to the client's MAC address.
+        let answer = Frame {
+            src: sent.dst,
+            dst: sent.src,
+            flags: "SA",
+            from: SERVER_MAC,
+            ..frame.clone()
+        };
+        let result = kernel.expect(&answer.bytes(), Verdict::NatReply);
+        assert_eq!(result.action, TX);
+        assert_eq!(
+            (&result.frame[..6], &result.frame[6..12]),
+            (&CLIENT_MAC[..], &crate::kernel::LB_MAC[..])
+        );
+        let seen = parse(&result.frame);
+        assert_eq!((seen.src, seen.dst, seen.ttl), (frame.dst, frame.src, 63));
+    }
+}
+
+#[test]
+fn a_udp_checksum_of_zero_stays_absent() {
+    let Some(mut kernel) = kernel("a_udp_checksum_of_zero_stays_absent") else {
+        return;
+    };
+    kernel.serve(
+        VIP4,
+        Protocol::Udp,
+        Nat,
+        Slot::settled(1),
+        &[(1, "10.0.0.11:53")],
+    );
+    let mut frame = Frame::udp(CLIENT, VIP4).bytes();
+    frame[40..42].fill(0);
+    let sent = kernel.forwards(&frame, 1);
+    assert_eq!(sent[40..42], [0, 0]);
+}
+
+#[test]
+fn an_established_flow_keeps_its_backend_whatever_the_table_says() {
+    let Some(mut kernel) = kernel("an_established_flow_keeps_its_backend_whatever_the_table_says")
+    else {
+        return;
+    };
+    let service = web(&mut kernel);
+    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 1);
+    kernel.set_slots(service, Slot::settled(2));
+    kernel.set_state(1, Draining);
+    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "A").bytes(), 1);
+    kernel.forwards(&Frame::tcp("198.51.100.1:4001", VIP4, "S").bytes(), 2);
+    // A repeated SYN is the same flow.
+    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 1);
+}
+
+#[test]
+fn flows_of_a_backend_that_is_out_are_reset() {
+    let Some(mut kernel) = kernel("flows_of_a_backend_that_is_out_are_reset") else {
+        return;
+    };
+    let service = web(&mut kernel);
+    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 1);
+    kernel.set_slots(service, Slot::settled(2));
+    kernel.set_state(1, Out);
+    let result = kernel.expect(
+        &Frame::tcp(CLIENT, VIP4, "PA").bytes(),
+        Verdict::ResetBackendOut,
+    );
+    assert_eq!(result.action, TX);
+    assert_eq!(
+        (&result.frame[..6], &result.frame[6..12]),
+        (&CLIENT_MAC[..], &crate::kernel::LB_MAC[..])
+    );
+    let reset = parse(&result.frame);
+    assert_eq!(
+        (reset.src, reset.dst, reset.flags.as_str()),
+        (at(VIP4), at(CLIENT), "R")
+    );
+    assert_eq!((reset.sequence, reset.acknowledgement), (2000, 0));
+    assert!(reset.payload.is_empty());
+    // A new connection from the same port goes to the other backend.
+    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 2);
+    // The client's own RST still reaches the backend that has died, in case it has not.
+    kernel.set_state(2, Out);
+    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "R").bytes(), 2);
+}
+
+#[test]
+fn packets_of_unknown_flows_are_reset() {
+    let Some(mut kernel) = kernel("packets_of_unknown_flows_are_reset") else {
+        return;
+    };
+    web(&mut kernel);
+    kernel.serve(
+        VIP6,
+        Protocol::Tcp,
+        Nat,
+        Slot::settled(3),
+        &[(3, "[fd00::11]:8080")],
+    );
+    let answer = parse(
+        &kernel
+            .expect(
+                &Frame::tcp(CLIENT, VIP4, "PA").bytes(),
+                Verdict::ResetNoFlow,
+            )
+            .frame,
+    );
+    assert_eq!((answer.flags.as_str(), answer.sequence), ("R", 2000));
+    let client6 = "[2001:db8::1]:4000";
+    // Without an ACK the RST acknowledges what came: five bytes and the FIN (RFC 9293, 3.10.7.1).
+    for (vip, client) in [(VIP4, CLIENT), (VIP6, client6)] {
+        for vlans in 0..=2 {
+            let frame = Frame::tcp(client, vip, "F").vlans(vlans).bytes();
+            let answer = parse(&kernel.expect(&frame, Verdict::ResetNoFlow).frame);
+            assert_eq!((answer.src, answer.dst), (at(vip), at(client)));
+            assert_eq!(
+                (answer.flags.as_str(), answer.acknowledgement),
+                ("AR", 1006)
+            );
+        }
+    }
+    let rst = Frame::tcp(CLIENT, VIP4, "R").bytes();
+    assert_eq!(kernel.expect(&rst, Verdict::DropNoFlow).action, DROP);
+}
+
+#[test]
+fn udp_flows_of_a_backend_that_is_out_go_to_the_next() {
+    let Some(mut kernel) = kernel("udp_flows_of_a_backend_that_is_out_go_to_the_next") else {
+        return;
+    };
+    let two = [(1, "10.0.0.11:53"), (2, "10.0.0.12:53")];
+    let service = kernel.serve(VIP4, Protocol::Udp, Nat, Slot::settled(1), &two);
+    let datagram = Frame::udp(CLIENT, VIP4).bytes();
+    kernel.forwards(&datagram, 1);
+    kernel.set_slots(service, Slot::settled(2));
+    kernel.forwards(&datagram, 1);
+    kernel.set_state(1, Out);
+    kernel.forwards(&datagram, 2);
+    kernel.set_state(1, Active);
+    kernel.forwards(&datagram, 2);
+}
+
+#[test]
+fn ports_are_not_shared_and_run_out_by_name() {
+    let Some(mut kernel) = kernel("ports_are_not_shared_and_run_out_by_name") else {
+        return;
+    };
+    web(&mut kernel);
+    let mut wanted = kernel.contents.clone();
+    wanted.ports = Some(SnatPorts {
+        first: 30_000,
+        count: 2,
+    });
+    kernel.want(wanted);
+    let syn = |port: u16| Frame::tcp(&format!("198.51.100.1:{port}"), VIP4, "S").bytes();
+    let first = parse(&kernel.forwards(&syn(1), 1));
+    let second = parse(&kernel.forwards(&syn(2), 1));
+    assert_eq!(first.src.port() + second.src.port(), 60_001);
+    assert_eq!(kernel.expect(&syn(3), Verdict::DropNoPort).action, DROP);
+    // A flow that both ends have closed gives its port to the next.
+    kernel.forwards(&Frame::tcp("198.51.100.1:1", VIP4, "FA").bytes(), 1);
+    assert_eq!(kernel.expect(&syn(3), Verdict::DropNoPort).action, DROP);
+    reply(&mut kernel, &first, "FA");
+    assert_eq!(parse(&kernel.forwards(&syn(3), 1)).src, first.src);
+    // Its late packets belong to no flow any more.
+    kernel.expect(
+        &Frame::tcp("198.51.100.1:1", VIP4, "A").bytes(),
+        Verdict::ResetNoFlow,
+    );
+}
+
+#[test]
+fn a_closed_flow_is_opened_anew_by_the_next_syn() {
+    let Some(mut kernel) = kernel("a_closed_flow_is_opened_anew_by_the_next_syn") else {
+        return;
+    };
+    let service = web(&mut kernel);
+    let first = parse(&kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 1));
+    reply(&mut kernel, &first, "SA");
+    reply(&mut kernel, &first, "R");
+    kernel.set_slots(service, Slot::settled(2));
+    let second = parse(&kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 2));
+    assert_eq!(
+        (second.src.ip(), second.dst),
+        (ip(SOURCE4), at("10.0.0.12:8080"))
+    );
+}
+
+#[test]
+fn replies_follow_a_client_whose_way_changes() {
+    let Some(mut kernel) = kernel("replies_follow_a_client_whose_way_changes") else {
+        return;
+    };
+    web(&mut kernel);
+    let request = parse(&kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 1));
+    reply(&mut kernel, &request, "SA");
+    let router = [2, 0, 0, 0, 0, 0xc2];
+    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "A").from_mac(router).bytes(), 1);
+    let answer = Frame::tcp("10.0.0.11:8080", &request.src.to_string(), "A").from_mac(SERVER_MAC);
+    let result = kernel.expect(&answer.bytes(), Verdict::NatReply);
+    assert_eq!(result.frame[..6], router);
+}

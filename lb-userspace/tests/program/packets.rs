@@ -1,0 +1,255 @@
+//! Frames in and out of the program, built and taken apart by etherparse.
+
+use etherparse::{Ethernet2Header, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket};
+use etherparse::{TransportSlice, VlanId};
+
+use crate::kernel::LB_MAC;
+
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc1];
+
+/// What a test frame is made of.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub src: std::net::SocketAddr,
+    pub dst: std::net::SocketAddr,
+    pub from: [u8; 6],
+    pub udp: bool,
+    pub flags: &'static str,
+    pub ttl: u8,
+    pub vlans: usize,
+    pub payload: Vec<u8>,
+    pub sequence: u32,
+    pub acknowledgement: u32,
+}
+
+impl Frame {
+    pub fn tcp(src: &str, dst: &str, flags: &'static str) -> Self {
+        Self {
+            src: src.parse().unwrap(),
+            dst: dst.parse().unwrap(),
+            from: CLIENT_MAC,
+            udp: false,
+            flags,
+            ttl: 64,
+            vlans: 0,
+            payload: b"hello".to_vec(),
+            sequence: 1000,
+            acknowledgement: 2000,
+        }
+    }
+
+    pub fn udp(src: &str, dst: &str) -> Self {
+        Self {
+            udp: true,
+            ..Self::tcp(src, dst, "")
+        }
+    }
+
+    pub fn ttl(self, ttl: u8) -> Self {
+        Self { ttl, ..self }
+    }
+
+    pub fn vlans(self, vlans: usize) -> Self {
+        Self { vlans, ..self }
+    }
+
+    pub fn from_mac(self, from: [u8; 6]) -> Self {
+        Self { from, ..self }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        use std::net::IpAddr::{V4, V6};
+        let ethernet = PacketBuilder::ethernet2(self.from, LB_MAC);
+        let (src, dst) = (self.src.ip(), self.dst.ip());
+        let vlan = |id: u16| VlanId::try_new(id).unwrap();
+        match (src, dst, self.vlans) {
+            (V4(src), V4(dst), 0) => {
+                self.finish(ethernet.ipv4(src.octets(), dst.octets(), self.ttl))
+            }
+            (V6(src), V6(dst), 0) => {
+                self.finish(ethernet.ipv6(src.octets(), dst.octets(), self.ttl))
+            }
+            (V4(src), V4(dst), 1) => {
+                let vlan = ethernet.single_vlan(vlan(7));
+                self.finish(vlan.ipv4(src.octets(), dst.octets(), self.ttl))
+            }
+            (V6(src), V6(dst), 1) => {
+                let vlan = ethernet.single_vlan(vlan(7));
+                self.finish(vlan.ipv6(src.octets(), dst.octets(), self.ttl))
+            }
+            (V4(src), V4(dst), _) => {
+                let vlan = ethernet.double_vlan(vlan(7), vlan(8));
+                self.finish(vlan.ipv4(src.octets(), dst.octets(), self.ttl))
+            }
+            (V6(src), V6(dst), _) => {
+                let vlan = ethernet.double_vlan(vlan(7), vlan(8));
+                self.finish(vlan.ipv6(src.octets(), dst.octets(), self.ttl))
+            }
+            _ => panic!("mixed families"),
+        }
+    }
+
+    fn finish(&self, ip: PacketBuilderStep<etherparse::IpHeaders>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if self.udp {
+            let udp = ip.udp(self.src.port(), self.dst.port());
+            udp.write(&mut bytes, &self.payload).unwrap();
+            return bytes;
+        }
+        let mut tcp = ip.tcp(self.src.port(), self.dst.port(), self.sequence, 1024);
+        for flag in self.flags.chars() {
+            tcp = match flag {
+                'S' => tcp.syn(),
+                'A' => tcp.ack(self.acknowledgement),
+                'F' => tcp.fin(),
+                'R' => tcp.rst(),
+                'P' => tcp.psh(),
+                other => panic!("flag {other}"),
+            };
+        }
+        tcp.write(&mut bytes, &self.payload).unwrap();
+        bytes
+    }
+}
+
+/// What came out of the program. All checksums have been recomputed and found right.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub src: std::net::SocketAddr,
+    pub dst: std::net::SocketAddr,
+    pub ttl: u8,
+    pub payload: Vec<u8>,
+    /// Flags in the order of [`Frame::tcp`]; empty for UDP.
+    pub flags: String,
+    pub sequence: u32,
+    pub acknowledgement: u32,
+}
+
+pub fn parse(frame: &[u8]) -> Seen {
+    let packet = SlicedPacket::from_ethernet(frame).unwrap();
+    let (src, dst, ttl): (std::net::IpAddr, std::net::IpAddr, u8) =
+        match packet.net.as_ref().unwrap() {
+            NetSlice::Ipv4(ip) => {
+                let header = ip.header().to_header();
+                assert_eq!(
+                    header.header_checksum,
+                    header.calc_header_checksum(),
+                    "IPv4 checksum"
+                );
+                (
+                    header.source.into(),
+                    header.destination.into(),
+                    header.time_to_live,
+                )
+            }
+            NetSlice::Ipv6(ip) => {
+                let header = ip.header().to_header();
+                (
+                    header.source.into(),
+                    header.destination.into(),
+                    header.hop_limit,
+                )
+            }
+            other => panic!("{other:?}"),
+        };
+    let sum = |checksum: u16,
+               v4: &dyn Fn([u8; 4], [u8; 4]) -> u16,
+               v6: &dyn Fn([u8; 16], [u8; 16]) -> u16| {
+        use std::net::IpAddr::{V4, V6};
+        let expected = match (src, dst) {
+            (V4(src), V4(dst)) => v4(src.octets(), dst.octets()),
+            (V6(src), V6(dst)) => v6(src.octets(), dst.octets()),
+            _ => unreachable!(),
+        };
+        assert_eq!(checksum, expected, "transport checksum");
+    };
+    match packet.transport.as_ref().unwrap() {
+        TransportSlice::Tcp(tcp) => {
+            let header = tcp.to_header();
+            sum(
+                header.checksum,
+                &|src, dst| {
+                    header
+                        .calc_checksum_ipv4_raw(src, dst, tcp.payload())
+                        .unwrap()
+                },
+                &|src, dst| {
+                    header
+                        .calc_checksum_ipv6_raw(src, dst, tcp.payload())
+                        .unwrap()
+                },
+            );
+            let mut flags = String::new();
+            for (set, name) in [
+                (header.syn, 'S'),
+                (header.ack, 'A'),
+                (header.fin, 'F'),
+                (header.rst, 'R'),
+                (header.psh, 'P'),
+            ] {
+                if set {
+                    flags.push(name);
+                }
+            }
+            Seen {
+                src: (src, header.source_port).into(),
+                dst: (dst, header.destination_port).into(),
+                ttl,
+                payload: tcp.payload().to_vec(),
+                flags,
+                sequence: header.sequence_number,
+                acknowledgement: header.acknowledgment_number,
+            }
+        }
+        TransportSlice::Udp(udp) => {
+            let header = udp.to_header();
+            if header.checksum != 0 {
+                sum(
+                    header.checksum,
+                    &|src, dst| {
+                        header
+                            .calc_checksum_ipv4_raw(src, dst, udp.payload())
+                            .unwrap()
+                    },
+                    &|src, dst| {
+                        header
+                            .calc_checksum_ipv6_raw(src, dst, udp.payload())
+                            .unwrap()
+                    },
+                );
+            }
+            Seen {
+                src: (src, header.source_port).into(),
+                dst: (dst, header.destination_port).into(),
+                ttl,
+                payload: udp.payload().to_vec(),
+                flags: String::new(),
+                sequence: 0,
+                acknowledgement: 0,
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// An ICMP echo request.
+pub fn echo(src: [u8; 4], dst: [u8; 4]) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(CLIENT_MAC, LB_MAC)
+        .ipv4(src, dst, 64)
+        .icmpv4_echo_request(1, 1);
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, b"ping").unwrap();
+    bytes
+}
+
+/// A frame with any EtherType.
+pub fn raw(ether_type: u16, payload: &[u8]) -> Vec<u8> {
+    let header = Ethernet2Header {
+        source: CLIENT_MAC,
+        destination: LB_MAC,
+        ether_type: etherparse::EtherType(ether_type),
+    };
+    let mut bytes = header.to_bytes().to_vec();
+    bytes.extend_from_slice(payload);
+    bytes
+}
