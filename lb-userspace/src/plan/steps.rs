@@ -178,3 +178,149 @@ fn entry_differs(a: &Service, b: &Service) -> bool {
         b.slots.len(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::{Affinity, Forwarding, Hop};
+    use lb_common::slot::TABLE_SIZES;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn service() -> impl Strategy<Value = Service> {
+        (0..4u8, any::<bool>(), any::<bool>(), 0..2usize, 0..4u16).prop_map(
+            |(vip, udp, dsr, class, owner)| Service {
+                address: SocketAddr::new([203, 0, 113, vip].into(), 80),
+                protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+                forwarding: if dsr {
+                    Forwarding::Dsr
+                } else {
+                    Forwarding::Nat
+                },
+                affinity: Affinity::Flow,
+                slots: Arc::new(vec![Slot::settled(owner); TABLE_SIZES[class] as usize]),
+            },
+        )
+    }
+
+    fn backend() -> impl Strategy<Value = Backend> {
+        let states = [
+            BackendState::Active,
+            BackendState::Draining,
+            BackendState::Out,
+        ];
+        let path = proptest::option::of((1..3u32, 0..3u8).prop_map(|(ifindex, last)| Path {
+            hop: Hop {
+                ifindex,
+                ..Hop::default()
+            },
+            source: [10, 0, 0, last].into(),
+        }));
+        (proptest::sample::select(states.to_vec()), path).prop_map(|(state, path)| Backend {
+            service: 1,
+            address: SocketAddr::new([10, 0, 0, 9].into(), 80),
+            state,
+            path,
+        })
+    }
+
+    fn contents() -> impl Strategy<Value = Contents> {
+        let services = proptest::collection::btree_map(1..4u16, service(), 0..4);
+        let backends = proptest::collection::btree_map(1..6u16, backend(), 0..6);
+        let sources = proptest::collection::btree_set(0..3u8, 0..3);
+        (services, backends, sources).prop_map(|(services, backends, sources)| Contents {
+            ports: Some(SnatPorts {
+                first: 20_000,
+                count: 100,
+            }),
+            services,
+            backends,
+            sources: sources
+                .into_iter()
+                .map(|last| [10, 0, 0, last].into())
+                .collect(),
+        })
+    }
+
+    /// What the maps hold, kept the way the kernel keeps it: tables and services apart.
+    #[derive(Default)]
+    struct Maps {
+        filter: BTreeSet<IpAddr>,
+        tables: std::collections::BTreeMap<(ServiceId, usize), Arc<Vec<Slot>>>,
+        services: std::collections::BTreeMap<ServiceId, Service>,
+        backends: std::collections::BTreeMap<BackendIndex, Backend>,
+    }
+
+    impl Maps {
+        fn apply(&mut self, op: &Op) {
+            match op.clone() {
+                Op::Filter(addresses) => self.filter = addresses,
+                Op::AddBackend(id, backend) => {
+                    self.backends.insert(id, backend);
+                }
+                Op::Path(id, path) => self.backends.get_mut(&id).unwrap().path = path,
+                Op::State(id, state) => self.backends.get_mut(&id).unwrap().state = state,
+                Op::RemoveBackend(id) => {
+                    self.backends.remove(&id).unwrap();
+                }
+                Op::Table(id, slots) => {
+                    self.tables.insert((id, slots.len()), slots);
+                }
+                Op::RemoveTable(id, size) => {
+                    self.tables.remove(&(id, size)).unwrap();
+                }
+                Op::Service(id, service) => {
+                    self.services.insert(id, service);
+                }
+                Op::RemoveService(id, ..) => {
+                    self.services.remove(&id).unwrap();
+                }
+                Op::Ports(_) | Op::Sources(_) => {}
+            }
+        }
+
+        /// The slots that a packet for the service sees.
+        fn slots(&self, id: ServiceId) -> Option<&Arc<Vec<Slot>>> {
+            let service = self.services.get(&id)?;
+            assert!(self.filter.contains(&service.address.ip()), "filtered away");
+            let table = self.tables.get(&(id, service.slots.len()));
+            Some(table.expect("a service that is found has a table"))
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn every_step_shows_the_old_contents_or_the_new(old in contents(), new in contents()) {
+            let mut maps = Maps::default();
+            let mut noted = Contents::default();
+            for op in plan(&Contents::default(), &old) {
+                maps.apply(&op);
+                op.note(&mut noted);
+            }
+            prop_assert_eq!(&noted, &old);
+            for op in plan(&old, &new) {
+                maps.apply(&op);
+                op.note(&mut noted);
+                for id in old.services.keys().filter(|id| new.services.contains_key(id)) {
+                    let seen = maps.slots(*id);
+                    let both = [&old.services[id].slots, &new.services[id].slots];
+                    prop_assert!(seen.is_some_and(|seen| both.contains(&seen)), "after {op:?}");
+                }
+                for id in old.backends.keys().filter(|id| new.backends.contains_key(id)) {
+                    let state = maps.backends[id].state;
+                    let both = [old.backends[id].state, new.backends[id].state];
+                    prop_assert!(both.contains(&state));
+                }
+            }
+            prop_assert_eq!(&noted, &new);
+            prop_assert_eq!(plan(&noted, &new), vec![]);
+            prop_assert_eq!(maps.filter, new.addresses());
+            prop_assert_eq!(maps.backends, new.backends);
+            let tables: BTreeSet<_> = maps.tables.keys().copied().collect();
+            let wanted: BTreeSet<_> =
+                new.services.iter().map(|(id, service)| (*id, service.slots.len())).collect();
+            prop_assert_eq!(tables, wanted);
+        }
+    }
+}
