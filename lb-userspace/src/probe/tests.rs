@@ -1,0 +1,3 @@
+//! Probes against sockets of this process.
+
+use super::*;
