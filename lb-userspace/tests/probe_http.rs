@@ -3,7 +3,6 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};

@@ -134,7 +134,8 @@ fn expired_failure(expired: Expired, timeout: Duration, trace: &Trace) -> Failur
         Expired::Deadline => Failure::new(
             Class::Timeout,
             format!(
-                "no answer within {} ({})",
+                "no {}answer within {} ({})",
+                if trace.seen().bytes() > 0 { "complete " } else { "" },
                 text::duration(timeout),
                 trace.progress()
             ),

@@ -26,7 +26,11 @@ pub fn excerpt(bytes: &[u8]) -> String {
         if count == EXCERPT {
             break;
         }
-        out.extend(character.escape_debug());
+        match character {
+            // Excerpts are shown in double quotes.
+            '"' | '\'' => out.push('\''),
+            other => out.extend(other.escape_debug()),
+        }
     }
     if text.chars().count() > EXCERPT || head.len() < bytes.len() {
         out.push('…');

@@ -62,7 +62,7 @@ impl Trace {
             progress.push_str(" received");
         }
         if let Some(headers) = self.steps.iter().rev().find(|step| step.name == "headers") {
-            progress.push_str(", got ");
+            progress.push_str(": ");
             progress.push_str(&headers.detail);
         }
         progress
