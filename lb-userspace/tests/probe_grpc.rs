@@ -35,7 +35,10 @@ async fn recorded_cases() {
     let mut results = stream::iter(cases)
         .map(|case| async move {
             let server = serve(vec![case["responder"].clone()], &case).await;
-            (probe(&Prober::new(), &case["probe"], server.address).await, case)
+            (
+                probe(&Prober::new(), &case["probe"], server.address).await,
+                case,
+            )
         })
         .buffer_unordered(AT_ONCE);
     while let Some((outcome, case)) = results.next().await {
@@ -88,7 +91,12 @@ fn verdict(name: &str) -> Verdict {
     }
 }
 
-fn spec(target: SocketAddr, timeout: Duration, service: &str, tls: Option<TlsOptions>) -> ProbeSpec {
+fn spec(
+    target: SocketAddr,
+    timeout: Duration,
+    service: &str,
+    tls: Option<TlsOptions>,
+) -> ProbeSpec {
     ProbeSpec {
         target,
         timeout,
@@ -103,11 +111,19 @@ fn spec(target: SocketAddr, timeout: Duration, service: &str, tls: Option<TlsOpt
 
 async fn probe(prober: &Prober, probe: &Json, target: SocketAddr) -> Outcome {
     assert_eq!(probe["tls"], false, "no case needs TLS");
-    let mut spec = spec(target, millis(probe, "deadline_ms"), str(probe, "service"), None);
+    let mut spec = spec(
+        target,
+        millis(probe, "deadline_ms"),
+        str(probe, "service"),
+        None,
+    );
     if let (Some(codes), ProbeKind::Grpc { accept_status, .. }) =
         (probe["accept_status"].as_array(), &mut spec.kind)
     {
-        *accept_status = codes.iter().map(|code| u32::try_from(code.as_u64().unwrap()).unwrap()).collect();
+        *accept_status = codes
+            .iter()
+            .map(|code| u32::try_from(code.as_u64().unwrap()).unwrap())
+            .collect();
     }
     prober.run(&spec).await
 }
@@ -181,7 +197,12 @@ async fn read_request(connection: &mut Connection, acknowledge: bool) -> Option<
 fn frame_of(entry: &Json) -> Vec<u8> {
     let byte = |key| u8::try_from(number(entry, key)).unwrap();
     let stream = u32::try_from(number(entry, "stream")).unwrap();
-    frame(byte("type"), byte("flags"), stream, &hex(str(entry, "payload")))
+    frame(
+        byte("type"),
+        byte("flags"),
+        stream,
+        &hex(str(entry, "payload")),
+    )
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -241,7 +262,8 @@ where
             .body(())
             .unwrap();
         let mut body = respond.send_response(response, false).unwrap();
-        body.send_data(vec![0, 0, 0, 0, 2, 8, status].into(), false).unwrap();
+        body.send_data(vec![0, 0, 0, 0, 2, 8, status].into(), false)
+            .unwrap();
         let mut trailers = http::HeaderMap::new();
         trailers.insert("grpc-status", "0".parse().unwrap());
         body.send_trailers(trailers).unwrap();
@@ -257,12 +279,19 @@ async fn a_real_server_over_h2c() {
         prober.run(&spec).await
     };
     let outcome = ask("").await;
-    assert_eq!((outcome.class, outcome.detail.as_str()), (Class::Ok, "SERVING"), "{outcome:?}");
+    assert_eq!(
+        (outcome.class, outcome.detail.as_str()),
+        (Class::Ok, "SERVING"),
+        "{outcome:?}"
+    );
     let names: Vec<_> = outcome.steps.iter().map(|step| step.name).collect();
     assert_eq!(names, ["connect", "request", "headers", "body"]);
     let outcome = ask("down").await;
     assert_eq!(outcome.verdict, Verdict::Failure);
-    assert_eq!((outcome.class, outcome.detail.as_str()), (Class::Application, "NOT_SERVING"));
+    assert_eq!(
+        (outcome.class, outcome.detail.as_str()),
+        (Class::Application, "NOT_SERVING")
+    );
 }
 
 #[tokio::test]
@@ -275,8 +304,16 @@ async fn a_real_server_over_tls() {
     };
     let spec = spec(server.address, Duration::from_secs(5), "", Some(tls));
     let outcome = Prober::new().run(&spec).await;
-    assert_eq!((outcome.class, outcome.detail.as_str()), (Class::Ok, "SERVING"), "{outcome:?}");
-    let tls = outcome.steps.iter().find(|step| step.name == "tls").unwrap();
+    assert_eq!(
+        (outcome.class, outcome.detail.as_str()),
+        (Class::Ok, "SERVING"),
+        "{outcome:?}"
+    );
+    let tls = outcome
+        .steps
+        .iter()
+        .find(|step| step.name == "tls")
+        .unwrap();
     assert!(tls.detail.contains("h2"), "{tls:?}");
 }
 
@@ -285,5 +322,8 @@ async fn no_connection() {
     let server = Server::refusing();
     let spec = spec(server.address, Duration::from_secs(5), "", None);
     let outcome = Prober::new().run(&spec).await;
-    assert_eq!((outcome.verdict, outcome.class), (Verdict::Failure, Class::Refused));
+    assert_eq!(
+        (outcome.verdict, outcome.class),
+        (Verdict::Failure, Class::Refused)
+    );
 }

@@ -2,7 +2,9 @@
 
 mod support;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
@@ -237,4 +239,122 @@ fn latin1(text: &str) -> Vec<u8> {
     text.chars()
         .map(|character| u8::try_from(u32::from(character)).unwrap())
         .collect()
+}
+
+fn simple(target: SocketAddr, method: &str, path: &str) -> ProbeSpec {
+    ProbeSpec {
+        target,
+        timeout: Duration::from_secs(5),
+        kind: ProbeKind::Http(HttpProbe {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            host: "hc.test".to_owned(),
+            headers: vec![("X-Probe".to_owned(), "yes".to_owned())],
+            expect_status: vec![StatusRange {
+                first: 200,
+                last: 299,
+            }],
+            expect_body: None,
+            tls: None,
+        }),
+    }
+}
+
+/// `hyper`'s server, which knows nothing of the cases.
+async fn real_server() -> Server {
+    use hyper::body::Incoming;
+    use hyper::service::service_fn;
+    use hyper::{Request, Response};
+
+    Server::start(None, |_, connection| async move {
+        let answer = async |request: Request<Incoming>| {
+            let header = |name: &str| request.headers().get(name).unwrap().to_str().unwrap();
+            assert_eq!(header("host"), "hc.test");
+            assert_eq!(header("connection"), "close");
+            assert_eq!(header("x-probe"), "yes");
+            assert!(header("user-agent").starts_with("lb/"));
+            let status = match request.uri().path() {
+                "/readyz" => 200,
+                "/nothing" => 204,
+                _ => 503,
+            };
+            let body = http_body_util::Full::new(bytes::Bytes::from("all is well"));
+            Ok::<_, Infallible>(Response::builder().status(status).body(body).unwrap())
+        };
+        let stream = hyper_util::rt::TokioIo::new(connection.into_tcp());
+        hyper::server::conn::http1::Builder::new()
+            .serve_connection(stream, service_fn(answer))
+            .await
+            .unwrap();
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_real_server() {
+    let server = real_server().await;
+    let prober = Prober::new();
+    for (method, path, detail) in [
+        ("GET", "/readyz", "HTTP 200"),
+        ("HEAD", "/readyz", "HTTP 200"),
+        ("POST", "/readyz", "HTTP 200"),
+        ("GET", "/nothing", "HTTP 204"),
+        ("GET", "/other", "HTTP 503, want 200-299"),
+    ] {
+        let outcome = prober.run(&simple(server.address, method, path)).await;
+        assert_eq!(outcome.detail, detail, "{method} {path}: {outcome:?}");
+        assert_eq!(outcome.verdict == Verdict::Success, path != "/other");
+        assert!(
+            outcome.steps.is_sorted_by_key(|step| step.at),
+            "{outcome:?}"
+        );
+    }
+    let names: Vec<_> = prober
+        .run(&simple(server.address, "GET", "/readyz"))
+        .await
+        .steps
+        .iter()
+        .map(|step| step.name)
+        .collect();
+    assert_eq!(names, ["connect", "request", "headers", "body"]);
+}
+
+/// Probes leave no TIME_WAIT: neither side's ports run out, however often is probed.
+#[tokio::test]
+async fn no_socket_is_left_behind() {
+    let server = real_server().await;
+    let prober = Prober::new();
+    let mut tcp = simple(server.address, "GET", "/readyz");
+    for _ in 0..5 {
+        let outcome = prober.run(&tcp).await;
+        assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
+    }
+    tcp.kind = ProbeKind::Tcp;
+    for _ in 0..5 {
+        assert_eq!(prober.run(&tcp).await.verdict, Verdict::Success);
+    }
+    let port = format!(":{:04X}", server.address.port());
+    // Local address, remote address, state; 0A is the listener.
+    let left = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let rows = table.lines().skip(1).map(|row| {
+            let fields: Vec<_> = row.split_whitespace().collect();
+            (
+                fields[1].to_owned(),
+                fields[2].to_owned(),
+                fields[3].to_owned(),
+            )
+        });
+        rows.filter(|(local, remote, state)| {
+            (local.ends_with(&port) || remote.ends_with(&port)) && state != "0A"
+        })
+        .collect::<Vec<_>>()
+    };
+    for _ in 0..100 {
+        if left().is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("sockets left: {:?}", left());
 }

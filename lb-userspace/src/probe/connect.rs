@@ -3,11 +3,29 @@
 use std::io;
 use std::net::SocketAddr;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::client::TlsStream;
 
 use super::failure::Failure;
 use super::outcome::Class;
 use super::trace::Trace;
+
+/// A probe's connection, plain or TLS.
+pub trait ProbeStream: AsyncRead + AsyncWrite + Unpin {
+    /// Prepares the last words, if the session has any; they go out with the next flush.
+    fn farewell(&mut self);
+}
+
+impl ProbeStream for TcpStream {
+    fn farewell(&mut self) {}
+}
+
+impl ProbeStream for TlsStream<TcpStream> {
+    fn farewell(&mut self) {
+        self.get_mut().1.send_close_notify();
+    }
+}
 
 /// Connects to `target`.
 ///

@@ -64,8 +64,81 @@ pub async fn within<F: Future>(timeout: Duration, work: F) -> Result<F::Output, 
             return Ok(output);
         }
     }
-    if stalled > timeout / TOLERATED {
-        return Err(Expired::Starved { stalled });
+    Err(Expired::after(timeout, stalled))
+}
+
+impl Expired {
+    fn after(timeout: Duration, stalled: Duration) -> Self {
+        if stalled > timeout / TOLERATED {
+            Self::Starved { stalled }
+        } else {
+            Self::Deadline
+        }
     }
-    Err(Expired::Deadline)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_millis(200);
+
+    /// Keeps the one thread of the runtime busy until well after the deadline.
+    fn starve() {
+        std::thread::sleep(2 * TIMEOUT);
+    }
+
+    #[test]
+    fn a_little_lateness_is_no_excuse() {
+        let quarter = TIMEOUT / 4;
+        assert_eq!(Expired::after(TIMEOUT, Duration::ZERO), Expired::Deadline);
+        assert_eq!(Expired::after(TIMEOUT, quarter), Expired::Deadline);
+        let stalled = quarter + Duration::from_nanos(1);
+        assert_eq!(
+            Expired::after(TIMEOUT, stalled),
+            Expired::Starved { stalled }
+        );
+    }
+
+    #[tokio::test]
+    async fn work_that_never_rests_is_stopped() {
+        let work = async {
+            loop {
+                tokio::task::yield_now().await;
+            }
+        };
+        let result: Result<(), _> = within(TIMEOUT, work).await;
+        assert!(result.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_starved_prober_does_not_blame_the_backend() {
+        let starving = tokio::spawn(async { starve() });
+        let result = within(TIMEOUT, std::future::pending::<()>()).await;
+        match result {
+            Err(Expired::Starved { stalled }) => assert!(stalled >= TIMEOUT),
+            other => panic!("{other:?}"),
+        }
+        starving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_waits_in_the_socket_is_read_after_the_deadline() {
+        let (mut server, client) = std::os::unix::net::UnixStream::pair().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut client = tokio::net::UnixStream::from_std(client).unwrap();
+        let starving = tokio::spawn(async move {
+            server.write_all(b"ok").unwrap();
+            starve();
+        });
+        let mut buffer = [0; 2];
+        let result = within(TIMEOUT, client.read_exact(&mut buffer)).await;
+        assert_eq!(result.unwrap().unwrap(), 2);
+        assert_eq!(&buffer, b"ok");
+        starving.await.unwrap();
+    }
 }

@@ -135,7 +135,11 @@ fn expired_failure(expired: Expired, timeout: Duration, trace: &Trace) -> Failur
             Class::Timeout,
             format!(
                 "no {}answer within {} ({})",
-                if trace.seen().bytes() > 0 { "complete " } else { "" },
+                if trace.done("headers") {
+                    "complete "
+                } else {
+                    ""
+                },
                 text::duration(timeout),
                 trace.progress()
             ),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::connect::ProbeStream;
 use super::failure::Failure;
 use super::outcome::{Class, Outcome, Step, Verdict};
 use super::{Success, text};
@@ -46,17 +47,21 @@ impl Trace {
         &self.seen
     }
 
+    /// Whether the step of this name was done.
+    pub fn done(&self, name: &str) -> bool {
+        self.steps.iter().any(|step| step.name == name)
+    }
+
     /// Where the probe stands: `connected, request sent, 0 bytes received`.
     pub fn progress(&self) -> String {
-        let done = |name| self.steps.iter().any(|step| step.name == name);
-        if !done("connect") {
+        if !self.done("connect") {
             return "no reply to SYN".to_owned();
         }
         let mut progress = String::from("connected");
-        if done("tls") {
+        if self.done("tls") {
             progress.push_str(", TLS established");
         }
-        if done("request") {
+        if self.done("request") {
             progress.push_str(", request sent, ");
             progress.push_str(&text::bytes(self.seen.bytes()));
             progress.push_str(" received");
@@ -117,6 +122,22 @@ impl Seen {
         head[..have].starts_with(prefix)
     }
 
+    /// Which protocol the peer speaks, if its first bytes tell and it is none of a plain HTTP/1
+    /// answer.
+    pub fn other_protocol(&self) -> Option<&'static str> {
+        // A TLS alert or handshake record; and HTTP/2's first frame, SETTINGS on stream 0.
+        if self.starts_with(&[0x15, 3]) || self.starts_with(&[0x16, 3]) {
+            return Some("TLS");
+        }
+        if self.starts_with(&[0, 0]) && self.head.load(Ordering::Relaxed).to_be_bytes()[3] == 4 {
+            return Some("HTTP/2");
+        }
+        if self.starts_with(b"SSH-") {
+            return Some("SSH");
+        }
+        None
+    }
+
     fn add(&self, read: &[u8]) {
         let before = self.bytes.load(Ordering::Relaxed);
         let mut head = self.head.load(Ordering::Relaxed);
@@ -145,7 +166,7 @@ impl<S> Observed<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
+impl<S: ProbeStream> AsyncRead for Observed<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -158,7 +179,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
+impl<S: ProbeStream> AsyncWrite for Observed<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -171,14 +192,32 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Says goodbye in the session's own words, without FIN: the RST that follows then finds the
+    /// peer's socket before TIME_WAIT.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream.farewell();
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn well_known_protocols_are_named() {
+        let named = |bytes: &[u8]| {
+            let seen = Seen::default();
+            seen.add(bytes);
+            seen.other_protocol()
+        };
+        assert_eq!(named(&[0x15, 3, 1, 0, 2, 2, 10]), Some("TLS"));
+        assert_eq!(named(&[0, 0, 18, 4, 0, 0, 0, 0, 0]), Some("HTTP/2"));
+        assert_eq!(named(b"SSH-2.0-OpenSSH_9.2"), Some("SSH"));
+        assert_eq!(named(b"HTTP/1.1 200 OK"), None);
+        assert_eq!(named(b"220 mail"), None);
+        assert_eq!(named(&[0, 0, 0]), None);
+    }
 
     #[test]
     fn seen_keeps_the_first_bytes_of_many_reads() {

@@ -227,11 +227,19 @@ pub struct Certificate {
 
 impl Certificate {
     pub fn new() -> Self {
-        let made = rcgen::generate_simple_self_signed(vec!["hc.test".to_owned()]).unwrap();
+        Self::with(|_| {})
+    }
+
+    /// With other parameters than the usual.
+    pub fn with(change: impl FnOnce(&mut rcgen::CertificateParams)) -> Self {
+        let mut params = rcgen::CertificateParams::new(vec!["hc.test".to_owned()]).unwrap();
+        change(&mut params);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = params.self_signed(&key).unwrap();
         Self {
-            pem: made.cert.pem(),
-            der: made.cert.der().clone(),
-            key: Arc::new(made.signing_key.serialize_der()),
+            pem: made.pem(),
+            der: made.der().clone(),
+            key: Arc::new(key.serialize_der()),
         }
     }
 
@@ -252,7 +260,16 @@ impl Tls {
     /// `require_sni`: no certificate for anybody who asks for another name, or none.
     /// `client_certificate`: whether the client must show one.
     pub fn new(require_sni: Option<String>, client_certificate: bool, alpn: &[u8]) -> Self {
-        let certificate = Certificate::new();
+        Self::with(Certificate::new(), require_sni, client_certificate, alpn)
+    }
+
+    /// With this certificate.
+    pub fn with(
+        certificate: Certificate,
+        require_sni: Option<String>,
+        client_certificate: bool,
+        alpn: &[u8],
+    ) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()

@@ -90,6 +90,8 @@ pub enum MessageError {
     Missing,
     #[error("the message is compressed, which was not offered")]
     Compressed,
+    #[error("the body is not framed as gRPC messages are")]
+    Prefix,
     #[error("a message of {0} bytes, where HealthCheckResponse has two")]
     TooLong(u64),
     #[error("the message is cut off")]
@@ -107,7 +109,8 @@ pub fn check_prefix(body: &[u8]) -> Result<(), MessageError> {
         return Err(MessageError::TooLong(body.len() as u64));
     }
     match body {
-        [flags, ..] if *flags != 0 => Err(MessageError::Compressed),
+        [1, ..] => Err(MessageError::Compressed),
+        [flags, ..] if *flags > 1 => Err(MessageError::Prefix),
         [_, a, b, c, d, ..] => {
             let length = u32::from_be_bytes([*a, *b, *c, *d]);
             if u64::from(length) > (MAX_ANSWER - PREFIX) as u64 {
@@ -164,6 +167,7 @@ mod tests {
             status(&[0, 0, 0, 0, 2, 8, 1, 0]),
             Err(MessageError::Surplus)
         );
+        assert_eq!(status(b"incorrect"), Err(MessageError::Prefix));
         assert_eq!(
             status(&[0, 0x7f, 0xff, 0xff, 0xff, 8, 1]),
             Err(MessageError::TooLong(0x7fff_ffff))

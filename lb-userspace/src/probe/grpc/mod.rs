@@ -6,6 +6,7 @@
 //! refused without processing (GOAWAY, REFUSED_STREAM) is not repeated: the next probe does that.
 
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use ::http::{HeaderMap, Request, Response, StatusCode};
 use bytes::Bytes;
 use futures::FutureExt;
 use h2::client::{Builder, SendRequest};
-use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::connect::ProbeStream;
 use super::failure::Failure;
 use super::outcome::Class;
 use super::trace::{Observed, Seen, Trace};
@@ -45,10 +46,7 @@ pub struct Call<'a> {
 }
 
 /// Makes the call and judges the answer.
-pub async fn ask<S>(stream: S, call: &Call<'_>, trace: &mut Trace) -> Answer
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+pub async fn ask<S: ProbeStream>(stream: S, call: &Call<'_>, trace: &mut Trace) -> Answer {
     let request = request(call)?;
     let stream = Observed::new(stream, trace);
     let seen = trace.seen().clone();
@@ -285,16 +283,23 @@ fn h2_failure(error: &h2::Error, seen: &Seen) -> Failure {
     if seen.starts_with(b"HTTP/1.") {
         return protocol("peer speaks HTTP/1.1, not HTTP/2");
     }
+    if let Some(other @ ("TLS" | "SSH")) = seen.other_protocol() {
+        return protocol(format!("peer speaks {other}, not HTTP/2 in plain text"));
+    }
     if let Some(io) = error.get_io() {
         let failure = Failure::established(io);
         return match failure.class {
             // Here these mean one thing: the call was broken off.
             Class::Reset | Class::Internal | Class::Empty | Class::Truncated => {
                 let detail = match io.kind() {
-                    std::io::ErrorKind::UnexpectedEof => {
-                        "connection closed before the answer".to_owned()
+                    // h2 calls the end of the stream a broken pipe.
+                    ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe => {
+                        "connection closed before the answer was complete".to_owned()
                     }
-                    _ => format!("connection broken before the answer: {io}"),
+                    ErrorKind::ConnectionReset => {
+                        "connection reset before the answer was complete".to_owned()
+                    }
+                    _ => format!("connection broken before the answer was complete: {io}"),
                 };
                 Failure::new(Class::Network, detail)
             }

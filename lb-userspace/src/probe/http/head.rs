@@ -16,7 +16,7 @@ pub struct Head {
     /// Minor version: 0 or 1.
     pub minor: u8,
     pub status: u16,
-    /// Status line and number of headers, for people.
+    /// The status line, for people.
     pub summary: String,
     pub framing: Framing,
     /// Bytes it took.
@@ -91,10 +91,9 @@ pub fn parse(bytes: &[u8], to_head_request: bool) -> Result<Option<Head>, HeadEr
         minor,
         status,
         summary: format!(
-            "HTTP/1.{minor} {status}{}{}, {} headers",
+            "HTTP/1.{minor} {status}{}{}",
             if reason.is_empty() { "" } else { " " },
-            text::excerpt(reason.as_bytes()),
-            response.headers.len()
+            text::excerpt(reason.as_bytes())
         ),
         framing: if bodiless { Framing::None } else { declared },
         length,

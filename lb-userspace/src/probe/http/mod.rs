@@ -6,11 +6,12 @@
 use std::io;
 
 use futures::FutureExt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::connect::ProbeStream;
 use super::failure::Failure;
 use super::outcome::Class;
-use super::trace::{Observed, Trace};
+use super::trace::{Observed, Seen, Trace};
 use super::{Answer, Success, text};
 use crate::model::{HttpProbe, StatusRange};
 
@@ -28,10 +29,7 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_INTERIM: usize = 64;
 
 /// Sends the request and judges the answer.
-pub async fn ask<S>(stream: S, probe: &HttpProbe, trace: &mut Trace) -> Answer
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+pub async fn ask<S: ProbeStream>(stream: S, probe: &HttpProbe, trace: &mut Trace) -> Answer {
     let request = request::encode(probe).map_err(|error| Failure::internal(error.to_string()))?;
     let mut stream = Observed::new(stream, trace);
     let answer = exchange(&mut stream, &request, probe, trace).await;
@@ -41,15 +39,12 @@ where
     answer
 }
 
-async fn exchange<S>(
+async fn exchange<S: ProbeStream>(
     stream: &mut Observed<S>,
     request: &[u8],
     probe: &HttpProbe,
     trace: &mut Trace,
-) -> Answer
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+) -> Answer {
     // A server may answer, and close, before it has read the request: a failed write is no verdict
     // while there can be something to read. The read will find the error again if there is nothing.
     let written = match stream.write_all(request).await {
@@ -97,19 +92,18 @@ fn wanted(ranges: &[StatusRange]) -> String {
 }
 
 /// Reads until the final head; returns it with what was read beyond it.
-async fn read_head<S>(
+async fn read_head<S: ProbeStream>(
     reader: &mut Reader<'_, S>,
     probe: &HttpProbe,
     trace: &mut Trace,
-) -> Result<(Head, Vec<u8>), Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+) -> Result<(Head, Vec<u8>), Failure> {
     let mut buffer = Vec::new();
     let mut used = 0;
     let mut interim = 0;
     loop {
-        match head::parse(&buffer, probe.method == "HEAD").map_err(head_failure)? {
+        let parsed = head::parse(&buffer, probe.method == "HEAD")
+            .map_err(|error| head_failure(&error, trace.seen()))?;
+        match parsed {
             Some(head) => {
                 used += head.length;
                 if used > MAX_HEAD {
@@ -174,24 +168,25 @@ fn too_large() -> Failure {
     )
 }
 
-fn head_failure(error: HeadError) -> Failure {
-    let class = match error {
-        HeadError::Malformed(_) => Class::Malformed,
-        HeadError::TooManyHeaders => Class::TooLarge,
+fn head_failure(error: &HeadError, seen: &Seen) -> Failure {
+    let (class, detail) = match (error, seen.other_protocol()) {
+        (HeadError::Malformed(_), Some(protocol)) => (
+            Class::Malformed,
+            format!("the peer speaks {protocol}, not HTTP/1, on this port"),
+        ),
+        (HeadError::Malformed(_), None) => (Class::Malformed, error.to_string()),
+        (HeadError::TooManyHeaders, _) => (Class::TooLarge, error.to_string()),
     };
-    Failure::new(class, error.to_string())
+    Failure::new(class, detail)
 }
 
-async fn read_body<S>(
+async fn read_body<S: ProbeStream>(
     reader: &mut Reader<'_, S>,
     head: &Head,
     rest: &[u8],
     probe: &HttpProbe,
     trace: &mut Trace,
-) -> Result<Body, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+) -> Result<Body, Failure> {
     let mut body = Body::new(head.framing, probe.expect_body.is_some());
     let mut progress = body
         .push(rest)
@@ -261,7 +256,7 @@ enum Read<'a> {
     },
 }
 
-impl<'a, S: AsyncRead + AsyncWrite + Unpin> Reader<'a, S> {
+impl<'a, S: ProbeStream> Reader<'a, S> {
     fn new(stream: &'a mut Observed<S>) -> Self {
         Self {
             stream,
@@ -280,3 +275,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Reader<'a, S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

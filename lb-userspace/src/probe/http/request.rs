@@ -1,11 +1,13 @@
 //! The request of an HTTP probe.
 
+use ::http::HeaderName;
+
 use crate::model::HttpProbe;
 use crate::probe::USER_AGENT;
 
 /// A request that would not be one: the configuration let through what it must not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} \"{}\" cannot be sent: it must not be empty or hold spaces, line ends or other control characters", value.escape_debug())]
+#[error("{what} \"{}\" cannot be sent: it would break the lines of the request", value.escape_debug())]
 pub struct RequestError {
     what: &'static str,
     value: String,
@@ -32,7 +34,12 @@ pub fn encode(probe: &HttpProbe) -> Result<Vec<u8>, RequestError> {
         }
     }
     for (name, value) in &probe.headers {
-        word("header name", name)?;
+        if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            return Err(RequestError {
+                what: "header name",
+                value: name.clone(),
+            });
+        }
         if value
             .bytes()
             .any(|byte| byte.is_ascii_control() && byte != b'\t')

@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::failure::Failure;
+use super::outcome::Class;
 use super::trace::Trace;
 use crate::model::TlsOptions;
 
@@ -78,6 +79,7 @@ pub enum TlsError {
 pub struct TlsContext {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
+    verify: bool,
     /// `None`: there are no roots to judge by, and the probe does not insist.
     judge: Option<Arc<Judge>>,
 }
@@ -168,6 +170,7 @@ impl TlsContexts {
         Ok(TlsContext {
             config: Arc::new(config),
             name,
+            verify: key.verify,
             judge,
         })
     }
@@ -264,6 +267,12 @@ impl TlsContext {
             (None, _) => None,
             (Some(_), None) => Some(rustls::Error::NoCertificatesPresented),
         };
+        if let (Some(problem), true) = (&problem, self.verify) {
+            return Err(Failure::new(
+                Class::Tls,
+                format!("certificate refused: {}", describe(problem)),
+            ));
+        }
         seen.push(match (&problem, &self.judge) {
             (Some(problem), _) => format!("certificate not valid: {}", describe(problem)),
             (None, Some(_)) => "certificate valid".to_owned(),
