@@ -1,5 +1,7 @@
 //! gRPC probes against the recorded cases (raw HTTP/2 frames) and a real HTTP/2 server.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::net::SocketAddr;

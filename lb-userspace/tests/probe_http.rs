@@ -1,5 +1,7 @@
 //! HTTP probes against the recorded cases and a real server.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::convert::Infallible;

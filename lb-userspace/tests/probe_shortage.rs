@@ -2,6 +2,8 @@
 //!
 //! The test runs itself again in a process with few descriptors, so that no other test suffers.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs::File;
 use std::process::Command;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! What TLS probes say of certificates, and what they resume.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::path::PathBuf;

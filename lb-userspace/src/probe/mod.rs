@@ -6,8 +6,6 @@
 
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-
 use crate::model::{ProbeKind, ProbeSpec, TlsOptions};
 
 mod connect;
@@ -93,7 +91,7 @@ async fn ask(spec: &ProbeSpec, context: Option<&TlsContext>, trace: &mut Trace) 
         ProbeKind::Http(http) => match context {
             None => http::ask(tcp, http, trace).await,
             Some(context) => {
-                let stream = handshake(context, tcp, trace).await?;
+                let stream = context.connect(tcp, trace).await?;
                 http::ask(stream, http, trace).await
             }
         },
@@ -113,20 +111,12 @@ async fn ask(spec: &ProbeSpec, context: Option<&TlsContext>, trace: &mut Trace) 
             match context {
                 None => grpc::ask(tcp, &call, trace).await,
                 Some(context) => {
-                    let stream = handshake(context, tcp, trace).await?;
+                    let stream = context.connect(tcp, trace).await?;
                     grpc::ask(stream, &call, trace).await
                 }
             }
         }
     }
-}
-
-async fn handshake(
-    context: &TlsContext,
-    tcp: TcpStream,
-    trace: &mut Trace,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Failure> {
-    context.connect(tcp, trace).await
 }
 
 fn expired_failure(expired: Expired, timeout: Duration, trace: &Trace) -> Failure {

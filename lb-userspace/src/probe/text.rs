@@ -8,7 +8,7 @@ const EXCERPT: usize = 48;
 /// `2s`, `250ms`, `1.5s`.
 pub fn duration(duration: Duration) -> String {
     let millis = duration.as_millis();
-    if millis >= 1000 && millis % 1000 == 0 {
+    if millis >= 1000 && millis.is_multiple_of(1000) {
         format!("{}s", millis / 1000)
     } else if millis >= 1000 {
         format!("{:.1}s", duration.as_secs_f64())

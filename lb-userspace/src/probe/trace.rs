@@ -22,6 +22,8 @@ pub struct Trace {
     start: Instant,
     steps: Vec<Step>,
     seen: Arc<Seen>,
+    /// A TLS handshake was begun.
+    handshake: bool,
 }
 
 impl Trace {
@@ -30,7 +32,13 @@ impl Trace {
             start: Instant::now(),
             steps: Vec::with_capacity(5),
             seen: Arc::default(),
+            handshake: false,
         }
+    }
+
+    /// The TLS handshake begins.
+    pub fn begin_handshake(&mut self) {
+        self.handshake = true;
     }
 
     /// A step was done just now.
@@ -60,6 +68,8 @@ impl Trace {
         let mut progress = String::from("connected");
         if self.done("tls") {
             progress.push_str(", TLS established");
+        } else if self.handshake {
+            progress.push_str(", TLS handshake not finished");
         }
         if self.done("request") {
             progress.push_str(", request sent, ");

@@ -240,6 +240,7 @@ impl TlsContext {
         tcp: TcpStream,
         trace: &mut Trace,
     ) -> Result<TlsStream<TcpStream>, Failure> {
+        trace.begin_handshake();
         let stream = TlsConnector::from(self.config.clone())
             .connect(self.name.clone(), tcp)
             .await
