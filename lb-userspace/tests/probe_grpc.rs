@@ -37,10 +37,9 @@ async fn recorded_cases() {
     let mut results = stream::iter(cases)
         .map(|case| async move {
             let server = serve(vec![case["responder"].clone()], &case).await;
-            (
-                probe(&Prober::new(), &case["probe"], server.address).await,
-                case,
-            )
+            let prober = Prober::new();
+            let ask = async || probe(&prober, &case["probe"], server.address).await;
+            (support::judged(ask).await, case)
         })
         .buffer_unordered(AT_ONCE);
     while let Some((outcome, case)) = results.next().await {
@@ -317,6 +316,42 @@ async fn a_real_server_over_tls() {
         .find(|step| step.name == "tls")
         .unwrap();
     assert!(tls.detail.contains("h2"), "{tls:?}");
+}
+
+/// Whatever a server sends is judged, as the server's fault if it is one.
+#[tokio::test]
+async fn mutated_answers_end_in_a_verdict() {
+    let file = support::load(include_str!("cases/grpc_cases.json"));
+    let serving = file["cases"][0]["responder"].as_array().unwrap();
+    assert_eq!(file["cases"][0]["id"], "serving");
+    let mut answer = frame(SETTINGS, 0, 0, &[]);
+    for entry in serving {
+        answer.extend(frame_of(entry));
+    }
+    let prober = Prober::new();
+    for mutated in support::mutations(&answer, 300) {
+        let sent = mutated.clone();
+        let server = Server::start(None, move |_, mut connection| {
+            let sent = sent.clone();
+            async move {
+                connection.send(&sent).await;
+                connection.fin().await;
+            }
+        })
+        .await;
+        let spec = spec(server.address, Duration::from_secs(5), "", None);
+        let outcome = prober.run(&spec).await;
+        assert_ne!(
+            outcome.verdict,
+            Verdict::Internal,
+            "{mutated:?}: {outcome:?}"
+        );
+        assert_ne!(
+            outcome.class,
+            Class::Timeout,
+            "the connection was closed: {mutated:?}: {outcome:?}"
+        );
+    }
 }
 
 #[tokio::test]

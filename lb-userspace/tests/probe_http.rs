@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
 use lb_userspace::model::{HttpProbe, ProbeKind, ProbeSpec, StatusRange, TlsOptions};
-use lb_userspace::probe::{Outcome, Prober, Verdict};
+use lb_userspace::probe::{Class, Outcome, Prober, Verdict};
 use support::{Connection, Json, Report, Server, Tls, millis, number, str};
 use tokio::io::AsyncReadExt;
 
@@ -114,7 +114,11 @@ async fn run(case: &Json) -> Vec<Outcome> {
         if check > 0 {
             tokio::time::sleep(millis(probe, "interval_ms")).await;
         }
-        outcomes.push(prober.run(&spec).await);
+        outcomes.push(match probe["checks"].as_u64() {
+            // Each check takes one connection of the script.
+            Some(_) => prober.run(&spec).await,
+            None => support::judged(async || prober.run(&spec).await).await,
+        });
     }
     outcomes
 }
@@ -319,6 +323,34 @@ async fn a_real_server() {
         .map(|step| step.name)
         .collect();
     assert_eq!(names, ["connect", "request", "headers", "body"]);
+}
+
+/// Whatever a server sends is judged, as the server's fault if it is one.
+#[tokio::test]
+async fn mutated_answers_end_in_a_verdict() {
+    let answers: [&[u8]; 2] = [
+        b"HTTP/1.1 103 Hi\r\nA: b\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX: 1\r\n\r\n",
+    ];
+    let prober = Prober::new();
+    for mutated in answers
+        .iter()
+        .flat_map(|answer| support::mutations(answer, 150))
+    {
+        let sent = mutated.clone();
+        let server = Server::start(None, move |_, mut connection| {
+            let sent = sent.clone();
+            async move {
+                connection.send(&sent).await;
+                connection.fin().await;
+            }
+        })
+        .await;
+        let outcome = prober.run(&simple(server.address, "GET", "/readyz")).await;
+        let shown = mutated.escape_ascii();
+        assert_ne!(outcome.verdict, Verdict::Internal, "{shown}: {outcome:?}");
+        assert_ne!(outcome.class, Class::Timeout, "{shown}: {outcome:?}");
+    }
 }
 
 /// Probes leave no TIME_WAIT: neither side's ports run out, however often is probed.

@@ -35,7 +35,9 @@ impl Failure {
     /// `error` came from a system call before the connection was established.
     ///
     /// Shortages of this host (descriptors, ports, memory), a local firewall's veto and a missing
-    /// address family say nothing about the backend.
+    /// address family say nothing about the backend. What ICMP reports in answer to the SYN
+    /// (`icmp_err_convert` in net/ipv4/icmp.c, `tab_unreach` in net/ipv6/icmp.c) does; a route of
+    /// this host that leads nowhere looks the same and counts the same.
     pub fn connecting(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::ECONNREFUSED) => Self::new(Class::Refused, "connection refused"),
@@ -46,7 +48,7 @@ impl Failure {
             Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => {
                 Self::new(Class::Unreachable, "host unreachable")
             }
-            Some(libc::ENETUNREACH | libc::ENETDOWN) => Self::new(
+            Some(libc::ENETUNREACH | libc::ENETDOWN | libc::ENONET) => Self::new(
                 Class::Unreachable,
                 "network unreachable: no route to the backend",
             ),
@@ -62,9 +64,18 @@ impl Failure {
             Some(libc::EADDRNOTAVAIL) => Self::internal(
                 "no local port left for this backend; widen net.ipv4.ip_local_port_range",
             ),
-            Some(libc::EPERM | libc::EACCES) => Self::internal(format!(
-                "this host's firewall or policy forbids it: {error}"
-            )),
+            // EACCES: "administratively prohibited" by ICMPv6, or a route of type prohibit.
+            Some(libc::EACCES) => Self::new(
+                Class::Unreachable,
+                "unreachable: a router or firewall prohibits it",
+            ),
+            Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP) => Self::new(
+                Class::Unreachable,
+                "unreachable: the host or a router refuses TCP to it (ICMP)",
+            ),
+            Some(libc::EPERM) => {
+                Self::internal("a firewall rule of this host forbids it (EPERM on connect)")
+            }
             _ => Self::internal(format!("cannot open a connection: {error}")),
         }
     }
@@ -146,6 +157,8 @@ mod tests {
             (libc::ECONNREFUSED, Class::Refused),
             (libc::EHOSTUNREACH, Class::Unreachable),
             (libc::ENETUNREACH, Class::Unreachable),
+            (libc::EACCES, Class::Unreachable),
+            (libc::ENOPROTOOPT, Class::Unreachable),
             (libc::ETIMEDOUT, Class::Timeout),
             (libc::ECONNRESET, Class::Reset),
         ] {

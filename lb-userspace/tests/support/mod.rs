@@ -310,6 +310,43 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
+/// Asks again while the prober itself says that it got no CPU time: on a starved machine a case
+/// proves nothing.
+pub async fn judged(mut ask: impl AsyncFnMut() -> Outcome) -> Outcome {
+    let mut outcome = ask().await;
+    for _ in 0..5 {
+        if outcome.verdict != Verdict::Internal {
+            break;
+        }
+        outcome = ask().await;
+    }
+    outcome
+}
+
+/// Variants of an answer that differ from it in a few bytes, or end early; always the same ones.
+pub fn mutations(answer: &[u8], count: u64) -> impl Iterator<Item = Vec<u8>> {
+    (1..=count).map(move |seed| {
+        // splitmix64
+        let mut state = seed;
+        let mut below = move |limit: usize| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = state;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            usize::try_from((mixed ^ (mixed >> 31)) % limit as u64).unwrap()
+        };
+        let mut mutated = answer.to_vec();
+        for _ in 0..=below(4) {
+            let place = below(mutated.len());
+            mutated[place] = u8::try_from(below(256)).unwrap();
+        }
+        if below(4) == 0 {
+            mutated.truncate(below(mutated.len()));
+        }
+        mutated
+    })
+}
+
 /// Whether an outcome is what a case wants: `verdict`, and one of the classes in `class`.
 pub fn matches(outcome: &Outcome, verdict: Verdict, class: &str) -> bool {
     let classes = || class.split("_or_").flat_map(|part| part.split('|'));
