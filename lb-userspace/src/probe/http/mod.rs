@@ -1,0 +1,280 @@
+//! The HTTP/1.1 probe: one request, one complete answer.
+//!
+//! An answer is complete when its framing says so: a truncated, endless or dripping body fails, and
+//! so does a head that two parsers would read differently. Redirects are answers, never followed.
+
+use std::io;
+
+use futures::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::connect::ProbeStream;
+use super::failure::Failure;
+use super::outcome::Class;
+use super::trace::{Observed, Seen, Trace};
+use super::{Answer, Success, text};
+use crate::model::{HttpProbe, StatusRange};
+
+mod body;
+mod head;
+mod request;
+
+use body::{Body, BodyError, MAX_BODY, Progress};
+use head::{Head, HeadError};
+
+/// So much may all heads of an answer, interim ones included, take together.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Interim (1xx) answers that are skipped before the final one.
+const MAX_INTERIM: usize = 64;
+
+/// Sends the request and judges the answer.
+pub async fn ask<S: ProbeStream>(stream: S, probe: &HttpProbe, trace: &mut Trace) -> Answer {
+    let request = request::encode(probe).map_err(|error| Failure::internal(error.to_string()))?;
+    let mut stream = Observed::new(stream, trace);
+    let answer = exchange(&mut stream, &request, probe, trace).await;
+    // Over TLS this says close_notify. It goes into the socket's buffer or is let go: the verdict
+    // is not to wait for it.
+    stream.shutdown().now_or_never();
+    answer
+}
+
+async fn exchange<S: ProbeStream>(
+    stream: &mut Observed<S>,
+    request: &[u8],
+    probe: &HttpProbe,
+    trace: &mut Trace,
+) -> Answer {
+    // A server may answer, and close, before it has read the request: a failed write is no verdict
+    // while there can be something to read. The read will find the error again if there is nothing.
+    let written = match stream.write_all(request).await {
+        Ok(()) => stream.flush().await,
+        Err(error) => Err(error),
+    };
+    let asked = format!("{} {} for {}", probe.method, probe.path, probe.host);
+    match &written {
+        Ok(()) => trace.step("request", asked),
+        Err(error) => trace.step("request", format!("{asked}: not all sent: {error}")),
+    }
+    let mut reader = Reader::new(stream);
+    let (head, rest) = read_head(&mut reader, probe, trace).await?;
+    if !probe
+        .expect_status
+        .iter()
+        .any(|range| range.contains(head.status))
+    {
+        return Err(Failure::new(
+            Class::Status,
+            format!(
+                "HTTP {}, want {}",
+                head.status,
+                wanted(&probe.expect_status)
+            ),
+        ));
+    }
+    let body = read_body(&mut reader, &head, &rest, probe, trace).await?;
+    if let Some(needle) = &probe.expect_body {
+        check_body(&head, body.content(), needle)?;
+    }
+    Ok(Success(format!("HTTP {}", head.status)))
+}
+
+/// `200` or `200-299, 401`.
+fn wanted(ranges: &[StatusRange]) -> String {
+    let texts = ranges.iter().map(|range| {
+        if range.first == range.last {
+            range.first.to_string()
+        } else {
+            format!("{}-{}", range.first, range.last)
+        }
+    });
+    texts.collect::<Vec<_>>().join(", ")
+}
+
+/// Reads until the final head; returns it with what was read beyond it.
+async fn read_head<S: ProbeStream>(
+    reader: &mut Reader<'_, S>,
+    probe: &HttpProbe,
+    trace: &mut Trace,
+) -> Result<(Head, Vec<u8>), Failure> {
+    let mut buffer = Vec::new();
+    let mut used = 0;
+    let mut interim = 0;
+    loop {
+        let parsed = head::parse(&buffer, probe.method == "HEAD")
+            .map_err(|error| head_failure(&error, trace.seen()))?;
+        match parsed {
+            Some(head) => {
+                used += head.length;
+                if used > MAX_HEAD {
+                    return Err(too_large());
+                }
+                buffer.drain(..head.length);
+                // 101 ends HTTP on this connection: it is final, and not what was asked for.
+                if head.status >= 200 || head.status == 101 {
+                    trace.step("headers", head.summary.clone());
+                    return Ok((head, buffer));
+                }
+                trace.step("interim", head.summary);
+                interim += 1;
+                if interim > MAX_INTERIM {
+                    return Err(Failure::new(
+                        Class::Malformed,
+                        format!("more than {MAX_INTERIM} interim answers (1xx)"),
+                    ));
+                }
+            }
+            None if used + buffer.len() > MAX_HEAD => return Err(too_large()),
+            None => loop {
+                // Parsing starts over each time, so it is not worth while for a byte that ends
+                // no line, except near the start, where a wrong protocol shows.
+                match reader.read().await? {
+                    Read::Bytes(bytes) => {
+                        buffer.extend_from_slice(bytes);
+                        let early = buffer.len() <= 64;
+                        if early || bytes.contains(&b'\n') || used + buffer.len() > MAX_HEAD {
+                            break;
+                        }
+                    }
+                    Read::Closed { .. } if buffer.is_empty() && interim == 0 => {
+                        return Err(Failure::new(
+                            Class::Empty,
+                            "connection closed without an answer",
+                        ));
+                    }
+                    Read::Closed { .. } => {
+                        return Err(Failure::new(
+                            Class::Truncated,
+                            if buffer.is_empty() {
+                                "connection closed after an interim answer (1xx)".to_owned()
+                            } else {
+                                format!(
+                                    "connection closed in the headers, after {}",
+                                    text::bytes(buffer.len() as u64)
+                                )
+                            },
+                        ));
+                    }
+                }
+            },
+        }
+    }
+}
+
+fn too_large() -> Failure {
+    Failure::new(
+        Class::TooLarge,
+        format!("headers larger than {MAX_HEAD} bytes"),
+    )
+}
+
+fn head_failure(error: &HeadError, seen: &Seen) -> Failure {
+    let (class, detail) = match (error, seen.other_protocol()) {
+        (HeadError::Malformed(_), Some(protocol)) => (
+            Class::Malformed,
+            format!("the peer speaks {protocol}, not HTTP/1, on this port"),
+        ),
+        (HeadError::Malformed(_), None) => (Class::Malformed, error.to_string()),
+        (HeadError::TooManyHeaders, _) => (Class::TooLarge, error.to_string()),
+    };
+    Failure::new(class, detail)
+}
+
+async fn read_body<S: ProbeStream>(
+    reader: &mut Reader<'_, S>,
+    head: &Head,
+    rest: &[u8],
+    probe: &HttpProbe,
+    trace: &mut Trace,
+) -> Result<Body, Failure> {
+    let mut body = Body::new(head.framing, probe.expect_body.is_some());
+    let mut progress = body
+        .push(rest)
+        .map_err(|error| body_failure(head, &error))?;
+    while progress == Progress::More {
+        match reader.read().await? {
+            Read::Bytes(bytes) => {
+                progress = body
+                    .push(bytes)
+                    .map_err(|error| body_failure(head, &error))?;
+            }
+            Read::Closed { clean } => {
+                body.close(clean)
+                    .map_err(|error| body_failure(head, &error))?;
+                progress = Progress::Complete;
+            }
+        }
+    }
+    trace.step(
+        "body",
+        match progress {
+            Progress::Capped => format!("{MAX_BODY} bytes, the rest not read"),
+            Progress::More | Progress::Complete => text::bytes(body.received()),
+        },
+    );
+    Ok(body)
+}
+
+fn body_failure(head: &Head, error: &BodyError) -> Failure {
+    let class = match error {
+        BodyError::Malformed(_) => Class::Malformed,
+        BodyError::TrailersTooLarge => Class::TooLarge,
+        BodyError::Truncated(_) => Class::Truncated,
+    };
+    Failure::new(class, format!("HTTP {}, but {error}", head.status))
+}
+
+fn check_body(head: &Head, content: &[u8], needle: &str) -> Result<(), Failure> {
+    // The needle is text, so no replacement of invalid bytes can make or break a match, and
+    // str's search is linear.
+    if String::from_utf8_lossy(content).contains(needle) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Class::Body,
+        format!(
+            "HTTP {}, but \"{}\" is not in the body: {}, \"{}\"",
+            head.status,
+            text::excerpt(needle.as_bytes()),
+            text::bytes(content.len() as u64),
+            text::excerpt(content)
+        ),
+    ))
+}
+
+/// Reads from the stream, and knows the ways in which it can end.
+struct Reader<'a, S> {
+    stream: &'a mut Observed<S>,
+    buffer: Vec<u8>,
+}
+
+enum Read<'a> {
+    Bytes(&'a [u8]),
+    /// `clean`: not merely cut off, which over TLS anybody on the way can do.
+    Closed {
+        clean: bool,
+    },
+}
+
+impl<'a, S: ProbeStream> Reader<'a, S> {
+    fn new(stream: &'a mut Observed<S>) -> Self {
+        Self {
+            stream,
+            buffer: vec![0; 8 * 1024],
+        }
+    }
+
+    async fn read(&mut self) -> Result<Read<'_>, Failure> {
+        match self.stream.read(&mut self.buffer).await {
+            Ok(0) => Ok(Read::Closed { clean: true }),
+            Ok(length) => Ok(Read::Bytes(&self.buffer[..length])),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Ok(Read::Closed { clean: false })
+            }
+            Err(error) => Err(Failure::established(&error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

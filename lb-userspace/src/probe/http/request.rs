@@ -1,0 +1,90 @@
+//! The request of an HTTP probe.
+
+use ::http::HeaderName;
+
+use crate::model::HttpProbe;
+use crate::probe::USER_AGENT;
+
+/// A request that would not be one: the configuration let through what it must not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} \"{}\" cannot be sent: it would break the lines of the request", value.escape_debug())]
+pub struct RequestError {
+    what: &'static str,
+    value: String,
+}
+
+/// `GET /path HTTP/1.1` with `Host`, `User-Agent` and `Connection: close`. The configured headers
+/// take the place of these, except of the last: a connection is used for one probe.
+///
+/// # Errors
+/// A part would break the request's lines.
+pub fn encode(probe: &HttpProbe) -> Result<Vec<u8>, RequestError> {
+    word("method", &probe.method)?;
+    word("path", &probe.path)?;
+    word("host", &probe.host)?;
+    let mut request = format!("{} {} HTTP/1.1\r\n", probe.method, probe.path);
+    let own = [
+        ("Host", probe.host.as_str()),
+        ("User-Agent", USER_AGENT),
+        ("Accept", "*/*"),
+    ];
+    for (name, value) in own {
+        if !configured(probe, name) {
+            line(&mut request, name, value);
+        }
+    }
+    for (name, value) in &probe.headers {
+        if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            return Err(RequestError {
+                what: "header name",
+                value: name.clone(),
+            });
+        }
+        if value
+            .bytes()
+            .any(|byte| byte.is_ascii_control() && byte != b'\t')
+        {
+            return Err(RequestError {
+                what: "header value",
+                value: value.clone(),
+            });
+        }
+        if !name.eq_ignore_ascii_case("connection") {
+            line(&mut request, name, value);
+        }
+    }
+    // A method that usually has a body must say that this one has none (RFC 9110 section 8.6).
+    if matches!(probe.method.as_str(), "POST" | "PUT" | "PATCH")
+        && !configured(probe, "Content-Length")
+    {
+        line(&mut request, "Content-Length", "0");
+    }
+    line(&mut request, "Connection", "close");
+    request.push_str("\r\n");
+    Ok(request.into_bytes())
+}
+
+fn configured(probe: &HttpProbe, name: &str) -> bool {
+    probe
+        .headers
+        .iter()
+        .any(|(configured, _)| configured.eq_ignore_ascii_case(name))
+}
+
+fn line(request: &mut String, name: &str, value: &str) {
+    request.push_str(name);
+    request.push_str(": ");
+    request.push_str(value);
+    request.push_str("\r\n");
+}
+
+fn word(what: &'static str, value: &str) -> Result<(), RequestError> {
+    let bad = |byte: u8| byte.is_ascii_control() || byte == b' ';
+    if value.is_empty() || value.bytes().any(bad) {
+        return Err(RequestError {
+            what,
+            value: value.to_owned(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,292 @@
+//! TLS for probes: settings shared among probes, and the handshake.
+//!
+//! By default a probe does not insist on a valid certificate (a health check that fails with an
+//! expired certificate takes all backends out at once), but it always looks at it and reports what
+//! is wrong.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::client::Resumption;
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::failure::Failure;
+use super::outcome::Class;
+use super::trace::Trace;
+use crate::model::TlsOptions;
+
+mod verifier;
+use verifier::{Judge, Lenient};
+
+/// Age at which a target's TLS settings are made anew. Until then sessions are resumed, which
+/// costs a tenth of a full handshake; so a full handshake, and a new look at the CA file, happens at
+/// least this often.
+const MAX_AGE: Duration = Duration::from_secs(60);
+
+/// Protocol offered by ALPN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Alpn {
+    Http1,
+    Http2,
+}
+
+impl Alpn {
+    const fn name(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => b"http/1.1",
+            Self::Http2 => b"h2",
+        }
+    }
+}
+
+/// TLS could not be set up. All of these are faults of this side.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("cannot read the CA file {}: {source}; see `ca` in the service's health section", path.display())]
+    CaUnreadable { path: PathBuf, source: io::Error },
+    #[error("no certificate in PEM form in the CA file {}", path.display())]
+    CaEmpty { path: PathBuf },
+    #[error("the CA file {} is not valid PEM: {reason}", path.display())]
+    CaInvalid { path: PathBuf, reason: String },
+    #[error(
+        "this host has no trusted root certificates; install ca-certificates or set `ca` in the \
+         service's health section"
+    )]
+    NoRoots,
+    #[error("cannot load this host's root certificates: {0}")]
+    Roots(String),
+    #[error("`{0}` is not a name that a TLS server can have")]
+    ServerName(String),
+    #[error("cannot set up TLS: {0}")]
+    Rustls(#[from] rustls::Error),
+    #[error("cannot set up the check of certificates: {0}")]
+    Verifier(#[from] rustls::client::VerifierBuilderError),
+}
+
+/// What a probe needs for its handshake.
+#[derive(Clone, Debug)]
+pub struct TlsContext {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    verify: bool,
+    /// `None`: there are no roots to judge by, and the probe does not insist.
+    judge: Option<Arc<Judge>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    target: SocketAddr,
+    alpn: Alpn,
+    sni: Option<String>,
+    verify: bool,
+    ca: Option<PathBuf>,
+}
+
+/// TLS settings of all targets: each its own, so that one backend's session ticket is never shown
+/// to another.
+#[derive(Debug, Default)]
+pub struct TlsContexts {
+    known: Mutex<BTreeMap<Key, (Instant, TlsContext)>>,
+    system_roots: OnceCell<Arc<RootCertStore>>,
+}
+
+impl TlsContexts {
+    /// Settings for `target`, made now or at most [`MAX_AGE`] ago.
+    pub async fn get(
+        &self,
+        target: SocketAddr,
+        options: &TlsOptions,
+        alpn: Alpn,
+    ) -> Result<TlsContext, TlsError> {
+        let key = Key {
+            target,
+            alpn,
+            sni: options.sni.clone(),
+            verify: options.verify,
+            ca: options.ca.clone(),
+        };
+        if let Some(context) = self.fresh(&key) {
+            return Ok(context);
+        }
+        let context = self.make(&key).await?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Targets that are probed no more leave here, so the map is as large as the config.
+        known.retain(|_, (made, _)| made.elapsed() < MAX_AGE);
+        known.insert(key, (Instant::now(), context.clone()));
+        Ok(context)
+    }
+
+    fn fresh(&self, key: &Key) -> Option<TlsContext> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (made, context) = known.get(key)?;
+        (made.elapsed() < MAX_AGE).then(|| context.clone())
+    }
+
+    async fn make(&self, key: &Key) -> Result<TlsContext, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let pinned = match &key.ca {
+            Some(path) => read_ca(path).await?,
+            None => Vec::new(),
+        };
+        let roots = match &key.ca {
+            Some(path) => Arc::new(roots_of(path, &pinned)?),
+            None => self.system_roots().await?,
+        };
+        let judge = if !roots.is_empty() {
+            Some(Arc::new(Judge::new(roots, pinned, provider.clone())?))
+        } else if key.verify {
+            return Err(TlsError::NoRoots);
+        } else {
+            None
+        };
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?
+            .dangerous();
+        let mut config = match &judge {
+            Some(judge) if key.verify => builder.with_custom_certificate_verifier(judge.clone()),
+            _ => builder.with_custom_certificate_verifier(Arc::new(Lenient::new(&provider))),
+        }
+        .with_no_client_auth();
+        config.alpn_protocols = vec![key.alpn.name().to_vec()];
+        config.resumption = Resumption::in_memory_sessions(4);
+        // An IP address as a name sends no SNI and is what the certificate is checked against.
+        let name = match &key.sni {
+            Some(sni) => {
+                ServerName::try_from(sni.clone()).map_err(|_| TlsError::ServerName(sni.clone()))?
+            }
+            None => ServerName::from(key.target.ip()),
+        };
+        Ok(TlsContext {
+            config: Arc::new(config),
+            name,
+            verify: key.verify,
+            judge,
+        })
+    }
+
+    async fn system_roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
+        self.system_roots
+            .get_or_try_init(|| async {
+                let loaded = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs)
+                    .await
+                    .map_err(|error| TlsError::Roots(error.to_string()))?;
+                for error in &loaded.errors {
+                    tracing::warn!(%error, "a root certificate of this host is unreadable");
+                }
+                let mut roots = RootCertStore::empty();
+                let (_, ignored) = roots.add_parsable_certificates(loaded.certs);
+                if ignored > 0 {
+                    tracing::debug!(ignored, "root certificates of this host not understood");
+                }
+                Ok(Arc::new(roots))
+            })
+            .await
+            .cloned()
+    }
+}
+
+async fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = tokio::fs::read(path)
+        .await
+        .map_err(|source| TlsError::CaUnreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+    let certificates = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| TlsError::CaInvalid {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
+    if certificates.is_empty() {
+        return Err(TlsError::CaEmpty {
+            path: path.to_owned(),
+        });
+    }
+    Ok(certificates)
+}
+
+fn roots_of(
+    path: &Path,
+    certificates: &[CertificateDer<'static>],
+) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots
+            .add(certificate.clone())
+            .map_err(|error| TlsError::CaInvalid {
+                path: path.to_owned(),
+                reason: error.to_string(),
+            })?;
+    }
+    Ok(roots)
+}
+
+impl TlsContext {
+    /// The handshake on a fresh connection, and a look at the certificate.
+    pub async fn connect(
+        &self,
+        tcp: TcpStream,
+        trace: &mut Trace,
+    ) -> Result<TlsStream<TcpStream>, Failure> {
+        trace.begin_handshake();
+        let stream = TlsConnector::from(self.config.clone())
+            .connect(self.name.clone(), tcp)
+            .await
+            .map_err(|error| Failure::tls(&error))?;
+        let (_, session) = stream.get_ref();
+        let mut seen = Vec::with_capacity(4);
+        if let Some(version) = session.protocol_version() {
+            seen.push(
+                version
+                    .as_str()
+                    .unwrap_or("unknown version")
+                    .replace('_', "."),
+            );
+        }
+        if let Some(alpn) = session.alpn_protocol() {
+            seen.push(String::from_utf8_lossy(alpn).into_owned());
+        }
+        if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+            seen.push("resumed".to_owned());
+        }
+        // After the handshake, because a resumed one shows the verifier no certificate: one that
+        // has expired since is still found.
+        let problem = match (&self.judge, session.peer_certificates()) {
+            (Some(judge), Some(chain)) => judge.judge(chain, &self.name).err(),
+            (None, _) => None,
+            (Some(_), None) => Some(rustls::Error::NoCertificatesPresented),
+        };
+        if let (Some(problem), true) = (&problem, self.verify) {
+            return Err(Failure::new(
+                Class::Tls,
+                format!("certificate refused: {}", describe(problem)),
+            ));
+        }
+        seen.push(match (&problem, &self.judge) {
+            (Some(problem), _) => format!("certificate not valid: {}", describe(problem)),
+            (None, Some(_)) => "certificate valid".to_owned(),
+            (None, None) => "certificate not judged: this host has no trusted roots".to_owned(),
+        });
+        trace.step("tls", seen.join(", "));
+        Ok(stream)
+    }
+}
+
+fn describe(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(problem) => problem.to_string(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,242 @@
+//! What a probe has done so far: its steps and the bytes seen.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::connect::ProbeStream;
+use super::failure::Failure;
+use super::outcome::{Class, Outcome, Step, Verdict};
+use super::{Success, text};
+
+/// Steps and times of one probe. It outlives the probe's future, so that a timeout can still say
+/// how far the probe had come.
+#[derive(Debug)]
+pub struct Trace {
+    start: Instant,
+    steps: Vec<Step>,
+    seen: Arc<Seen>,
+    /// A TLS handshake was begun.
+    handshake: bool,
+}
+
+impl Trace {
+    pub fn start() -> Self {
+        Self {
+            start: Instant::now(),
+            steps: Vec::with_capacity(5),
+            seen: Arc::default(),
+            handshake: false,
+        }
+    }
+
+    /// The TLS handshake begins.
+    pub fn begin_handshake(&mut self) {
+        self.handshake = true;
+    }
+
+    /// A step was done just now.
+    pub fn step(&mut self, name: &'static str, detail: impl Into<String>) {
+        self.steps.push(Step {
+            name,
+            at: self.elapsed(),
+            detail: detail.into(),
+        });
+    }
+
+    /// What was received through [`Observed`] streams.
+    pub fn seen(&self) -> &Arc<Seen> {
+        &self.seen
+    }
+
+    /// Whether the step of this name was done.
+    pub fn done(&self, name: &str) -> bool {
+        self.steps.iter().any(|step| step.name == name)
+    }
+
+    /// Where the probe stands: `connected, request sent, 0 bytes received`.
+    pub fn progress(&self) -> String {
+        if !self.done("connect") {
+            return "no reply to SYN".to_owned();
+        }
+        let mut progress = String::from("connected");
+        if self.done("tls") {
+            progress.push_str(", TLS established");
+        } else if self.handshake {
+            progress.push_str(", TLS handshake not finished");
+        }
+        if self.done("request") {
+            progress.push_str(", request sent, ");
+            progress.push_str(&text::bytes(self.seen.bytes()));
+            progress.push_str(" received");
+        }
+        if let Some(headers) = self.steps.iter().rev().find(|step| step.name == "headers") {
+            progress.push_str(": ");
+            progress.push_str(&headers.detail);
+        }
+        progress
+    }
+
+    /// Closes the record with the probe's result.
+    pub fn finish(mut self, result: Result<Success, Failure>) -> Outcome {
+        let latency = self.elapsed();
+        let (verdict, class, detail) = match result {
+            Ok(Success(detail)) => (Verdict::Success, Class::Ok, detail),
+            Err(failure) => {
+                self.steps.push(Step {
+                    name: "failed",
+                    at: latency,
+                    detail: failure.detail.clone(),
+                });
+                (failure.verdict, failure.class, failure.detail)
+            }
+        };
+        Outcome {
+            verdict,
+            class,
+            detail,
+            latency,
+            steps: self.steps,
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
+
+/// Counts what was read from a stream and remembers its first eight bytes.
+#[derive(Debug, Default)]
+pub struct Seen {
+    bytes: AtomicU64,
+    /// First eight bytes, the first in the highest place; zeros where none came yet.
+    head: AtomicU64,
+}
+
+impl Seen {
+    /// Bytes read so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the stream began with `prefix` (eight bytes at most).
+    pub fn starts_with(&self, prefix: &[u8]) -> bool {
+        let head = self.head.load(Ordering::Relaxed).to_be_bytes();
+        let have = usize::try_from(self.bytes()).unwrap_or(usize::MAX).min(8);
+        head[..have].starts_with(prefix)
+    }
+
+    /// Which protocol the peer speaks, if its first bytes tell and it is none of a plain HTTP/1
+    /// answer.
+    pub fn other_protocol(&self) -> Option<&'static str> {
+        // A TLS alert or handshake record; and HTTP/2's first frame, SETTINGS on stream 0.
+        if self.starts_with(&[0x15, 3]) || self.starts_with(&[0x16, 3]) {
+            return Some("TLS");
+        }
+        if self.starts_with(&[0, 0]) && self.head.load(Ordering::Relaxed).to_be_bytes()[3] == 4 {
+            return Some("HTTP/2");
+        }
+        if self.starts_with(b"SSH-") {
+            return Some("SSH");
+        }
+        None
+    }
+
+    fn add(&self, read: &[u8]) {
+        let before = self.bytes.load(Ordering::Relaxed);
+        let mut head = self.head.load(Ordering::Relaxed);
+        for (place, byte) in (before..8).zip(read) {
+            head |= u64::from(*byte) << (56 - 8 * place);
+        }
+        self.head.store(head, Ordering::Relaxed);
+        self.bytes
+            .store(before + read.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// A stream whose received bytes are recorded in [`Seen`].
+#[derive(Debug)]
+pub struct Observed<S> {
+    stream: S,
+    seen: Arc<Seen>,
+}
+
+impl<S> Observed<S> {
+    pub fn new(stream: S, trace: &Trace) -> Self {
+        Self {
+            stream,
+            seen: trace.seen.clone(),
+        }
+    }
+}
+
+impl<S: ProbeStream> AsyncRead for Observed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.seen.add(&buffer.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: ProbeStream> AsyncWrite for Observed<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// Says goodbye in the session's own words, without FIN: the RST that follows then finds the
+    /// peer's socket before TIME_WAIT.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.farewell();
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn well_known_protocols_are_named() {
+        let named = |bytes: &[u8]| {
+            let seen = Seen::default();
+            seen.add(bytes);
+            seen.other_protocol()
+        };
+        assert_eq!(named(&[0x15, 3, 1, 0, 2, 2, 10]), Some("TLS"));
+        assert_eq!(named(&[0, 0, 18, 4, 0, 0, 0, 0, 0]), Some("HTTP/2"));
+        assert_eq!(named(b"SSH-2.0-OpenSSH_9.2"), Some("SSH"));
+        assert_eq!(named(b"HTTP/1.1 200 OK"), None);
+        assert_eq!(named(b"220 mail"), None);
+        assert_eq!(named(&[0, 0, 0]), None);
+    }
+
+    #[test]
+    fn seen_keeps_the_first_bytes_of_many_reads() {
+        let seen = Seen::default();
+        assert!(!seen.starts_with(b"H"));
+        seen.add(b"HT");
+        seen.add(b"TP/1.1 200 OK");
+        assert!(seen.starts_with(b"HTTP/1."));
+        assert!(!seen.starts_with(b"HTTP/2"));
+        assert_eq!(seen.bytes(), 15);
+    }
+}
