@@ -1,0 +1,207 @@
+//! What outlives the agent, in `state_dir/state.json`: the operator's words and the verdicts.
+//!
+//! The file is written whole under another name, flushed, and moved into place, so that a crash
+//! leaves the old one or the new one.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::health::Restored;
+use crate::model::BackendKey;
+
+const FILE: &str = "state.json";
+const VERSION: u32 = 1;
+
+/// The state file cannot be used.
+#[derive(Debug, Error)]
+pub enum SavedError {
+    #[error("{path}: {source}; node.state_dir must be a directory the agent may write")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path} is not a state file of lb ({source}); remove it to start without one")]
+    Format { path: PathBuf, source: serde_json::Error },
+    #[error("{path} has version {found}, this lb writes {VERSION}; remove it to start without one")]
+    Version { path: PathBuf, found: u32 },
+}
+
+/// The operator's word about a backend.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Word {
+    #[serde(default)]
+    pub admin: Admin,
+    /// Another weight than the configured one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+}
+
+/// Whether the backend is to be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "word", rename_all = "snake_case")]
+pub enum Admin {
+    #[default]
+    Enabled,
+    /// Established flows may stay until then.
+    Drain {
+        since: Timestamp,
+        until: Timestamp,
+    },
+    Disabled {
+        since: Timestamp,
+    },
+}
+
+/// The contents of the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    version: u32,
+    /// Tells the probes of several agents apart; made once.
+    pub agent_id: u64,
+    pub saved_at: Timestamp,
+    pub backends: Vec<SavedBackend>,
+}
+
+/// What is kept of a backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedBackend {
+    pub service: String,
+    pub backend: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub word: Option<Word>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Restored>,
+}
+
+impl Saved {
+    /// A state with nothing in it.
+    pub fn new(agent_id: u64, saved_at: Timestamp) -> Self {
+        Self { version: VERSION, agent_id, saved_at, backends: Vec::new() }
+    }
+
+    /// Puts words and verdicts together.
+    pub fn with(
+        mut self,
+        words: &BTreeMap<BackendKey, Word>,
+        mut verdicts: BTreeMap<BackendKey, Restored>,
+    ) -> Self {
+        let mut entry = |key: &BackendKey, word, verdict| {
+            self.backends.push(SavedBackend {
+                service: key.service.to_string(),
+                backend: key.backend.to_string(),
+                word,
+                verdict,
+            });
+        };
+        for (key, word) in words.iter().filter(|(_, word)| **word != Word::default()) {
+            entry(key, Some(word.clone()), verdicts.remove(key));
+        }
+        for (key, verdict) in verdicts {
+            entry(&key, None, Some(verdict));
+        }
+        self
+    }
+
+    /// The operator's words.
+    pub fn words(&self) -> BTreeMap<BackendKey, Word> {
+        self.collect(|backend| backend.word.clone())
+    }
+
+    /// The verdicts, unless they are older than `age`.
+    pub fn verdicts(&self, now: Timestamp, age: Duration) -> BTreeMap<BackendKey, Restored> {
+        let old = now.duration_since(self.saved_at).unsigned_abs() > age;
+        if old { BTreeMap::new() } else { self.collect(|backend| backend.verdict.clone()) }
+    }
+
+    fn collect<T>(&self, of: impl Fn(&SavedBackend) -> Option<T>) -> BTreeMap<BackendKey, T> {
+        let entry = |backend: &SavedBackend| {
+            let key = BackendKey::new(backend.service.as_str(), backend.backend.as_str());
+            Some((key, of(backend)?))
+        };
+        self.backends.iter().filter_map(entry).collect()
+    }
+
+    /// Reads the state in `directory`; `None` if there is none yet.
+    pub fn read(directory: &Path) -> Result<Option<Self>, SavedError> {
+        let path = directory.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(SavedError::Io { path, source }),
+        };
+        let saved: Self = match serde_json::from_slice(&text) {
+            Ok(saved) => saved,
+            Err(source) => return Err(SavedError::Format { path, source }),
+        };
+        if saved.version != VERSION {
+            return Err(SavedError::Version { path, found: saved.version });
+        }
+        Ok(Some(saved))
+    }
+
+    /// Writes the state into `directory`.
+    pub fn write(&self, directory: &Path) -> Result<(), SavedError> {
+        let path = directory.join(FILE);
+        let write = || -> io::Result<()> {
+            let text = serde_json::to_vec_pretty(self)?;
+            let new = directory.join(format!("{FILE}.new"));
+            let mut file = File::create(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(directory)?.sync_all()
+        };
+        write().map_err(|source| SavedError::Io { path: path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::Health;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn words_and_verdicts_survive() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(Saved::read(directory.path()).unwrap(), None);
+        let (one, two) = (BackendKey::new("web", "web-1"), BackendKey::new("web", "web-2"));
+        let admin = Admin::Drain { since: at("2026-01-01T00:00:00Z"), until: at("2026-01-01T00:00:30Z") };
+        let words = BTreeMap::from([
+            (one.clone(), Word { admin, weight: Some(7) }),
+            (two.clone(), Word::default()),
+        ]);
+        let verdict = Restored {
+            health: Health::Unhealthy,
+            gone: true,
+            reason: "3 consecutive failures: connection refused".to_owned(),
+            address: "10.0.0.12:80".parse().unwrap(),
+        };
+        let verdicts = BTreeMap::from([(two.clone(), verdict.clone())]);
+        let saved = Saved::new(42, at("2026-01-01T00:00:05Z")).with(&words, verdicts);
+        saved.write(directory.path()).unwrap();
+        let read = Saved::read(directory.path()).unwrap().unwrap();
+        assert_eq!(read, saved);
+        assert_eq!(read.words(), BTreeMap::from([(one.clone(), words[&one].clone())]));
+        let age = Duration::from_secs(50);
+        assert_eq!(read.verdicts(at("2026-01-01T00:00:55Z"), age)[&two], verdict);
+        assert!(read.verdicts(at("2026-01-01T00:00:56Z"), age).is_empty());
+    }
+
+    #[test]
+    fn what_is_not_a_state_file_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(FILE), "{").unwrap();
+        let error = Saved::read(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("state.json is not a state file"), "{error}");
+        std::fs::write(directory.path().join(FILE), r#"{"version":9,"agent_id":1,"saved_at":"2026-01-01T00:00:00Z","backends":[]}"#).unwrap();
+        assert!(matches!(Saved::read(directory.path()), Err(SavedError::Version { found: 9, .. })));
+    }
+}
