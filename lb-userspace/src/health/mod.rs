@@ -1,1 +1,36 @@
-//! To be filled.
+//! What the probes' outcomes mean: the health engine.
+//!
+//! A pure function `(state, event, now) → (state, effects)`: no clock, socket or randomness. The
+//! agent asks [`Engine::start_due`] which probes to start, and hands each outcome to
+//! [`Engine::finish`]; what comes back is a [`Change`] if the verdict changed. The same events at
+//! the same times always give the same decisions, so recorded traces can be replayed.
+//!
+//! # Verdicts
+//!
+//! Consecutive outcomes decide ([`TargetView::record`]): `unhealthy_threshold` failures in a row
+//! eject, `healthy_threshold` successes in a row readmit, and an opposite outcome starts the count
+//! anew. A backend never probed is [`Health::Unknown`], and its first outcome decides alone. What
+//! the prober itself could not do (`Internal`) is shown but never counted.
+//!
+//! An unhealthy backend is also `gone` or not. It is gone when the last `unhealthy_threshold`
+//! failures in a row came without an answer (refused, unreachable, timed out, reset, …): the same
+//! evidence that ejects it. A single answer such as 503 among them says that something is alive
+//! there, so its flows are drained; if it then falls silent for as many probes it becomes gone, and
+//! its flows are given up. For a backend whose first outcome is a failure that one decides. Gone
+//! lasts until it is healthy: flows that were given up do not come back.
+//!
+//! # Rhythm
+//!
+//! See [`schedule`]; the worst cases that follow from it are in [`Budget`].
+
+mod budget;
+mod engine;
+pub mod schedule;
+mod target;
+
+pub use budget::Budget;
+pub use engine::{Change, Engine, Start};
+pub use target::{HISTORY, Health, Record, Restored, TargetView};
+
+#[cfg(test)]
+mod tests;

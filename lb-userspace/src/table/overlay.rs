@@ -60,7 +60,7 @@ impl Base {
     fn preferred(&self, slot: u64, eligible: &[bool]) -> Option<usize> {
         (1..=ATTEMPTS)
             .map(|attempt| {
-                let hash = mix(mix(slot.wrapping_add(0x6f76_6572_6c61_79)) ^ attempt);
+                let hash = mix(mix(slot.wrapping_add(0x006f_7665_726c_6179)) ^ attempt);
                 let at = (u128::from(hash) * u128::from(self.size)) >> 64;
                 usize::from(self.owners[at as usize])
             })
