@@ -263,30 +263,24 @@ impl TlsContext {
         }
         // After the handshake, because a resumed one shows the verifier no certificate: one that
         // has expired since is still found.
-        let problem = match (&self.judge, session.peer_certificates()) {
-            (Some(judge), Some(chain)) => judge.judge(chain, &self.name).err(),
-            (None, _) => None,
-            (Some(_), None) => Some(rustls::Error::NoCertificatesPresented),
+        let problem = match &self.judge {
+            Some(judge) => {
+                judge.problem(session.peer_certificates().unwrap_or_default(), &self.name)
+            }
+            None => None,
         };
         if let (Some(problem), true) = (&problem, self.verify) {
             return Err(Failure::new(
                 Class::Tls,
-                format!("certificate refused: {}", describe(problem)),
+                format!("certificate refused: {}", problem),
             ));
         }
         seen.push(match (&problem, &self.judge) {
-            (Some(problem), _) => format!("certificate not valid: {}", describe(problem)),
+            (Some(problem), _) => format!("certificate not valid: {}", problem),
             (None, Some(_)) => "certificate valid".to_owned(),
             (None, None) => "certificate not judged: this host has no trusted roots".to_owned(),
         });
         trace.step("tls", seen.join(", "));
         Ok(stream)
-    }
-}
-
-fn describe(error: &rustls::Error) -> String {
-    match error {
-        rustls::Error::InvalidCertificate(problem) => problem.to_string(),
-        other => other.to_string(),
     }
 }

@@ -1,6 +1,6 @@
 //! How certificates are judged.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{VerifierBuilderError, WebPkiServerVerifier, verify_server_name};
@@ -17,6 +17,8 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 pub struct Judge {
     roots: Arc<WebPkiServerVerifier>,
     pinned: Vec<CertificateDer<'static>>,
+    /// The chain judged last, and what was wrong with it. A judge has one target and one name.
+    last: Mutex<Option<(Vec<CertificateDer<'static>>, Option<String>)>>,
 }
 
 impl Judge {
@@ -28,11 +30,31 @@ impl Judge {
         Ok(Self {
             roots: WebPkiServerVerifier::builder_with_provider(roots, provider).build()?,
             pinned,
+            last: Mutex::default(),
         })
     }
 
-    /// What is wrong with a chain for a server of this name, now.
-    pub fn judge(
+    /// What is wrong with a chain for the server of this name; `None`: nothing.
+    ///
+    /// The last chain's result is kept, because checking signatures costs as much as the rest of a
+    /// resumed handshake. A judge lives for a minute, so an expiry is found that much later.
+    pub fn problem(&self, chain: &[CertificateDer<'_>], name: &ServerName<'_>) -> Option<String> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((judged, problem)) if judged.as_slice() == chain => problem.clone(),
+            _ => {
+                let problem = self.judge(chain, name).err().map(|error| match error {
+                    rustls::Error::InvalidCertificate(problem) => problem.to_string(),
+                    other => other.to_string(),
+                });
+                let chain = chain.iter().map(|one| one.clone().into_owned()).collect();
+                *last = Some((chain, problem.clone()));
+                problem
+            }
+        }
+    }
+
+    fn judge(
         &self,
         chain: &[CertificateDer<'_>],
         name: &ServerName<'_>,
