@@ -99,3 +99,20 @@ async fn a_dropped_probe_closes_its_connection() {
     // The end comes at once, as EOF or as the RST that all our connections end with.
     assert!(end.is_ok() || end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset));
 }
+
+#[tokio::test]
+async fn probes_run_at_once_from_any_task() {
+    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
+    let target = listener.local_addr().unwrap();
+    let prober = std::sync::Arc::new(Prober::new());
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let prober = prober.clone();
+            tokio::spawn(async move { prober.run(&tcp(target)).await })
+        })
+        .collect();
+    for task in tasks {
+        let outcome = task.await.unwrap();
+        assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
+    }
+}
