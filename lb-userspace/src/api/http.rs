@@ -1,0 +1,264 @@
+//! The agent's own endpoints on `node.http`: `/livez`, `/startupz`, `/readyz`, `/healthz`,
+//! `/metrics` and the status page, all from the last published status, so that asking costs the
+//! agent's loop nothing.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, warn};
+
+use super::status::Status;
+use super::{metrics, page};
+
+/// Connections served at a time; more wait in the kernel's queue.
+const CONNECTIONS: usize = 128;
+/// For a request's headers to come.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
+/// For a connection as a whole: nobody needs one for longer, and a slow reader gives it back.
+const CONNECTION_LIFE: Duration = Duration::from_secs(300);
+
+/// The endpoints' address cannot be had.
+#[derive(Debug, Error)]
+#[error("node.http {address}: {source}; choose another address, or leave node.http out")]
+pub struct HttpError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Takes the address of the endpoints.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| HttpError { address, source })
+}
+
+/// Serves the endpoints until it is dropped. A detailed answer (`/`, `/metrics`, `/healthz?verbose`)
+/// beyond loopback is for those who may read it: bind to loopback unless the network is trusted.
+pub async fn serve(listener: TcpListener, snapshot: watch::Receiver<Arc<Status>>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!("node.http: accepting a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let snapshot = snapshot.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            let service = service_fn(|request: Request<Incoming>| {
+                let status = snapshot.borrow().clone();
+                async move { Ok::<_, Infallible>(respond(request.method(), request.uri(), &status)) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_PATIENCE)
+                .max_buf_size(16 << 10)
+                .serve_connection(TokioIo::new(stream), service);
+            match tokio::time::timeout(CONNECTION_LIFE, connection).await {
+                Ok(Ok(())) | Err(_) => {}
+                Ok(Err(error)) => debug!("node.http: {error}"),
+            }
+        });
+    }
+}
+
+/// The answer to one request.
+pub fn respond(method: &Method, uri: &http::Uri, status: &Status) -> Response<Full<Bytes>> {
+    if method != Method::GET && method != Method::HEAD {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+        let allow = HeaderValue::from_static("GET, HEAD");
+        response.headers_mut().insert(ALLOW, allow);
+        return response;
+    }
+    let node = &status.node;
+    match uri.path() {
+        // That this answers is all there is to say: a liveness check must not look further, or a
+        // dependency's failure becomes a restart.
+        "/livez" => text(StatusCode::OK, "ok\n"),
+        "/startupz" => check(node.started(), "starting\n"),
+        "/readyz" => check(node.ready(), "not ready\n"),
+        "/healthz" => healthz(status, uri.query().is_some_and(|query| query == "verbose")),
+        "/metrics" => answer(
+            StatusCode::OK,
+            metrics::CONTENT_TYPE,
+            metrics::encode(status),
+        ),
+        "/" => answer(
+            StatusCode::OK,
+            "text/html; charset=utf-8",
+            page::render(status),
+        ),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there are /livez /startupz /readyz /healthz /metrics and /\n",
+        ),
+    }
+}
+
+fn check(good: bool, otherwise: &'static str) -> Response<Full<Bytes>> {
+    if good {
+        text(StatusCode::OK, "ok\n")
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, otherwise)
+    }
+}
+
+fn healthz(status: &Status, verbose: bool) -> Response<Full<Bytes>> {
+    let node = &status.node;
+    let mut body = json!({
+        "status": if node.ready() { "ok" } else { "unavailable" },
+        "version": node.version,
+        "uptime_seconds": node.uptime_seconds,
+        "checks": {
+            "attached": node.attached,
+            "first_round_done": node.first_round_done,
+            "tables_written": node.datapath_error.is_none(),
+            "not_draining": !node.draining,
+        },
+    });
+    if verbose {
+        body["verdict_age_seconds"] = json!(node.verdict_age_seconds);
+        body["interfaces"] = json!(node.interfaces);
+        body["datapath_error"] = json!(node.datapath_error);
+        body["reload_error"] = json!(node.reload_error);
+        let panics = status.services.iter().filter(|service| service.panic);
+        let panics: Vec<&str> = panics.map(|service| service.name.as_str()).collect();
+        body["services_in_panic"] = json!(panics);
+    }
+    let code = if node.ready() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    answer(code, "application/json", format!("{body}\n"))
+}
+
+fn text(code: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    answer(code, "text/plain; charset=utf-8", body)
+}
+
+fn answer(
+    code: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::status::tests::sample;
+    use super::*;
+
+    async fn get(path: &str, status: &Status) -> (u16, String) {
+        let response = respond(&Method::GET, &path.parse().unwrap(), status);
+        let code = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (code, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn each_endpoint_follows_its_own_condition() {
+        let ready = sample();
+        let mut starting = sample();
+        starting.node.first_round_done = false;
+        let mut detached = sample();
+        detached.node.attached = false;
+        let mut stuck = sample();
+        stuck.node.datapath_error = Some("EPERM".into());
+        let mut ending = sample();
+        ending.node.draining = true;
+        // status, /livez, /startupz, /readyz, /healthz
+        for (name, status, wanted) in [
+            ("ready", &ready, [200, 200, 200, 200]),
+            ("starting", &starting, [200, 503, 503, 503]),
+            ("detached", &detached, [200, 503, 503, 503]),
+            ("stuck", &stuck, [200, 200, 503, 503]),
+            ("ending", &ending, [200, 200, 503, 503]),
+        ] {
+            for (path, code) in ["/livez", "/startupz", "/readyz", "/healthz"]
+                .iter()
+                .zip(wanted)
+            {
+                assert_eq!(get(path, status).await.0, code, "{name} {path}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn healthz_names_what_is_wrong() {
+        let mut status = sample();
+        status.node.datapath_error = Some("EPERM".into());
+        let body: serde_json::Value =
+            serde_json::from_str(&get("/healthz", &status).await.1).unwrap();
+        assert_eq!(body["status"], "unavailable");
+        assert_eq!(body["checks"]["tables_written"], false);
+        assert_eq!(body["uptime_seconds"], 100.0);
+        assert!(
+            body.get("datapath_error").is_none(),
+            "a detail for ?verbose only"
+        );
+        let body = get("/healthz?verbose", &status).await.1;
+        assert!(body.contains("EPERM"));
+    }
+
+    #[tokio::test]
+    async fn nothing_else_is_answered() {
+        assert_eq!(get("/etc/passwd", &sample()).await.0, 404);
+        let response = respond(&Method::POST, &"/livez".parse().unwrap(), &sample());
+        assert_eq!(response.status(), 405);
+        assert_eq!(response.headers()[ALLOW], "GET, HEAD");
+    }
+
+    #[tokio::test]
+    async fn the_latest_status_is_served_over_a_socket() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (publish, snapshot) = watch::channel(Arc::new(Status::default()));
+        tokio::spawn(serve(listener, snapshot));
+        let ask = async || {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let request = b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        assert!(ask().await.starts_with("HTTP/1.1 503"));
+        publish.send_replace(Arc::new(sample()));
+        assert!(ask().await.starts_with("HTTP/1.1 200"));
+        let error = bind(address).await.unwrap_err().to_string();
+        assert!(
+            error.contains("node.http") && error.contains("in use"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,431 @@
+//! `/metrics`: the status in the Prometheus text exposition format, version 0.0.4.
+
+use std::fmt::{self, Write};
+
+use super::status::{BackendStatus, Health, Routing, ServiceStatus, Status};
+
+/// Media type of the answer.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// All metrics of a status.
+pub fn encode(status: &Status) -> String {
+    let mut text = Encoder(String::with_capacity(16 << 10));
+    node(&mut text, status);
+    services(&mut text, &status.services);
+    backends(&mut text, &status.services);
+    text.0
+}
+
+fn node(text: &mut Encoder, status: &Status) {
+    let node = &status.node;
+    text.family("lb_info", GAUGE, "Version of the agent.");
+    text.sample("lb_info", &[("version", &node.version)], 1);
+    text.single(
+        "lb_uptime_seconds",
+        GAUGE,
+        "Time since the agent started.",
+        node.uptime_seconds,
+    );
+    text.single(
+        "lb_ready",
+        GAUGE,
+        "1 while /readyz answers 200.",
+        u8::from(node.ready()),
+    );
+    text.single(
+        "lb_verdict_age_seconds",
+        GAUGE,
+        "Time since the data plane was last confirmed to hold the wanted verdicts.",
+        node.verdict_age_seconds,
+    );
+    text.single(
+        "lb_config_refused",
+        GAUGE,
+        "1 if the last reload was refused and the old configuration runs on.",
+        u8::from(node.reload_error.is_some()),
+    );
+    text.family(
+        "lb_interface_attached",
+        GAUGE,
+        "Interfaces with the program, by mode.",
+    );
+    for interface in &node.interfaces {
+        let labels = [
+            ("interface", interface.name.as_str()),
+            ("mode", interface.mode.name()),
+        ];
+        let attached = interface.mode != super::status::Mode::Off;
+        text.sample("lb_interface_attached", &labels, u8::from(attached));
+    }
+    text.single(
+        "lb_flows",
+        GAUGE,
+        "Entries in the flow table.",
+        node.flows.used,
+    );
+    text.single(
+        "lb_flows_capacity",
+        GAUGE,
+        "Room in the flow table.",
+        node.flows.capacity,
+    );
+    let prober = &node.prober;
+    text.family("lb_probes_total", COUNTER, "Probes finished, by outcome.");
+    for (outcome, count) in [
+        ("success", prober.success),
+        ("failure", prober.failure),
+        ("internal", prober.internal),
+    ] {
+        text.sample("lb_probes_total", &[("outcome", outcome)], count);
+    }
+    text.single(
+        "lb_probes_skipped_total",
+        COUNTER,
+        "Probes left out because they would have been late.",
+        prober.skipped,
+    );
+    text.single(
+        "lb_probe_lag_seconds",
+        GAUGE,
+        "How late the last probe started.",
+        prober.lag_seconds,
+    );
+    text.family(
+        "lb_verdicts_total",
+        COUNTER,
+        "Packets that went to no backend, by verdict; service is empty for those of no service.",
+    );
+    let services = status.services.iter();
+    let all = std::iter::once(("", &node.verdicts))
+        .chain(services.map(|service| (service.name.as_str(), &service.verdicts)));
+    for (service, verdicts) in all {
+        for (verdict, count) in verdicts {
+            let labels = [("service", service), ("verdict", verdict)];
+            text.sample("lb_verdicts_total", &labels, count);
+        }
+    }
+}
+
+fn services(text: &mut Encoder, services: &[ServiceStatus]) {
+    text.family(
+        "lb_service_panic",
+        GAUGE,
+        "1 while health is ignored: too few are healthy.",
+    );
+    for service in services {
+        text.sample(
+            "lb_service_panic",
+            &[("service", &service.name)],
+            u8::from(service.panic),
+        );
+    }
+    text.family(
+        "lb_service_healthy_ratio",
+        GAUGE,
+        "Healthy share of the enabled weight whose health is decided, 0 to 1.",
+    );
+    for service in services {
+        let ratio = service.healthy_percent / 100.0;
+        text.sample(
+            "lb_service_healthy_ratio",
+            &[("service", &service.name)],
+            ratio,
+        );
+    }
+    text.family(
+        "lb_service_generation",
+        GAUGE,
+        "Tables published for the service.",
+    );
+    for service in services {
+        text.sample(
+            "lb_service_generation",
+            &[("service", &service.name)],
+            service.generation,
+        );
+    }
+}
+
+/// A metric of a backend: name, type, help, value.
+type BackendMetric = (
+    &'static str,
+    &'static str,
+    &'static str,
+    fn(&BackendStatus) -> f64,
+);
+
+const BACKEND_METRICS: &[BackendMetric] = &[
+    ("lb_backend_weight", GAUGE, "Weight in force.", |b| {
+        b.weight.into()
+    }),
+    (
+        "lb_backend_slots",
+        GAUGE,
+        "Slots of the service's table that it owns.",
+        |b| b.slots.into(),
+    ),
+    (
+        "lb_backend_active_flows",
+        GAUGE,
+        "Established flows.",
+        |b| count(b.active_flows),
+    ),
+    ("lb_backend_new_flows_total", COUNTER, "New flows.", |b| {
+        count(b.new_flows)
+    }),
+    (
+        "lb_backend_packets_total",
+        COUNTER,
+        "Packets forwarded to it.",
+        |b| count(b.packets),
+    ),
+    (
+        "lb_backend_bytes_total",
+        COUNTER,
+        "Bytes forwarded to it.",
+        |b| count(b.bytes),
+    ),
+    (
+        "lb_backend_flaps_total",
+        COUNTER,
+        "Ejections and readmissions.",
+        |b| count(b.probes.flaps),
+    ),
+    (
+        "lb_backend_unresolved",
+        GAUGE,
+        "1 while its next hop is not resolved.",
+        |b| f64::from(u8::from(b.unresolved)),
+    ),
+];
+
+/// Prometheus has no integers; above 2^53 the last digits go.
+fn count(value: u64) -> f64 {
+    value as f64
+}
+
+fn backends(text: &mut Encoder, services: &[ServiceStatus]) {
+    let all = || {
+        services.iter().flat_map(|service| {
+            let backends = service.backends.iter();
+            backends.map(|backend| (service.name.as_str(), backend))
+        })
+    };
+    for (name, kind, help, value) in BACKEND_METRICS {
+        text.family(name, kind, help);
+        for (service, backend) in all() {
+            let labels = [("service", service), ("backend", &*backend.name)];
+            text.sample(name, &labels, value(backend));
+        }
+    }
+    text.family(
+        "lb_backend_health",
+        GAUGE,
+        "1 for the state that the probes found.",
+    );
+    for (service, backend) in all() {
+        for state in Health::ALL {
+            let labels = [
+                ("service", service),
+                ("backend", &*backend.name),
+                ("state", state.name()),
+            ];
+            text.sample(
+                "lb_backend_health",
+                &labels,
+                u8::from(backend.health == *state),
+            );
+        }
+    }
+    text.family(
+        "lb_backend_routing",
+        GAUGE,
+        "1 for what the data plane does with it.",
+    );
+    for (service, backend) in all() {
+        for state in Routing::ALL {
+            let labels = [
+                ("service", service),
+                ("backend", &*backend.name),
+                ("state", state.name()),
+            ];
+            text.sample(
+                "lb_backend_routing",
+                &labels,
+                u8::from(backend.routing == *state),
+            );
+        }
+    }
+    text.family(
+        "lb_backend_probes_total",
+        COUNTER,
+        "Probes finished, by outcome.",
+    );
+    for (service, backend) in all() {
+        let probes = backend.probes;
+        for (outcome, count) in [
+            ("success", probes.success),
+            ("failure", probes.failure),
+            ("internal", probes.internal),
+        ] {
+            let labels = [
+                ("service", service),
+                ("backend", &*backend.name),
+                ("outcome", outcome),
+            ];
+            text.sample("lb_backend_probes_total", &labels, count);
+        }
+    }
+    text.family(
+        "lb_backend_probe_latency_seconds",
+        GAUGE,
+        "Latency of the last probe.",
+    );
+    for (service, backend) in all() {
+        if let Some(probe) = &backend.last_probe {
+            let labels = [("service", service), ("backend", &*backend.name)];
+            let seconds = probe.latency_ms / 1e3;
+            text.sample("lb_backend_probe_latency_seconds", &labels, seconds);
+        }
+    }
+}
+
+const GAUGE: &str = "gauge";
+const COUNTER: &str = "counter";
+
+/// Writes the format. Writing to a string cannot fail.
+struct Encoder(String);
+
+impl Encoder {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.write(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl fmt::Display) {
+        self.0.push_str(name);
+        for (index, (label, text)) in labels.iter().enumerate() {
+            self.0.push(if index == 0 { '{' } else { ',' });
+            self.0.push_str(label);
+            self.0.push_str("=\"");
+            for character in text.chars() {
+                match character {
+                    '\\' => self.0.push_str("\\\\"),
+                    '"' => self.0.push_str("\\\""),
+                    '\n' => self.0.push_str("\\n"),
+                    other => self.0.push(other),
+                }
+            }
+            self.0.push('"');
+        }
+        if !labels.is_empty() {
+            self.0.push('}');
+        }
+        self.write(format_args!(" {value}\n"));
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: impl fmt::Display) {
+        self.family(name, kind, help);
+        self.sample(name, &[], value);
+    }
+
+    fn write(&mut self, arguments: fmt::Arguments<'_>) {
+        // A String takes everything.
+        let _ = self.0.write_fmt(arguments);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::super::status::tests::sample;
+    use super::*;
+
+    /// Reads the format back: (name, labels) → value. Panics where it is broken.
+    fn parse(text: &str) -> BTreeMap<String, f64> {
+        let mut types = BTreeMap::new();
+        let mut helped = BTreeSet::new();
+        let mut samples = BTreeMap::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, help) = rest.split_once(' ').unwrap();
+                assert!(!help.is_empty());
+                assert!(helped.insert(name.to_owned()), "{name} twice");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+                types.insert(name.to_owned(), kind.to_owned());
+            } else {
+                let (series, value) = line.rsplit_once(' ').unwrap();
+                let name = series.split('{').next().unwrap();
+                assert!(types.contains_key(name), "{name} has no type");
+                assert!(helped.contains(name), "{name} has no help");
+                assert!(
+                    samples
+                        .insert(series.to_owned(), value.parse().unwrap())
+                        .is_none(),
+                    "{series} twice"
+                );
+            }
+        }
+        samples
+    }
+
+    #[test]
+    fn the_status_is_told_in_full() {
+        let text = encode(&sample());
+        assert!(text.ends_with('\n'));
+        let samples = parse(&text);
+        for (series, value) in [
+            (r#"lb_info{version="0.1.0"}"#, 1.0),
+            ("lb_ready", 1.0),
+            (
+                r#"lb_interface_attached{interface="eth0",mode="native"}"#,
+                1.0,
+            ),
+            (
+                r#"lb_verdicts_total{service="",verdict="pass_not_vip"}"#,
+                55.0,
+            ),
+            (
+                r#"lb_verdicts_total{service="web",verdict="reset_backend_out"}"#,
+                3.0,
+            ),
+            (r#"lb_service_healthy_ratio{service="web"}"#, 0.5),
+            (
+                r#"lb_backend_packets_total{service="web",backend="web-1"}"#,
+                1234.0,
+            ),
+            (
+                r#"lb_backend_health{service="web",backend="web-2",state="unhealthy"}"#,
+                1.0,
+            ),
+            (
+                r#"lb_backend_health{service="web",backend="web-2",state="healthy"}"#,
+                0.0,
+            ),
+            (
+                r#"lb_backend_routing{service="web",backend="web-2",state="out"}"#,
+                1.0,
+            ),
+            (
+                r#"lb_backend_probes_total{service="web",backend="web-1",outcome="success"}"#,
+                20.0,
+            ),
+            (
+                r#"lb_backend_probe_latency_seconds{service="web",backend="web-1"}"#,
+                0.0012,
+            ),
+        ] {
+            assert_eq!(samples.get(series), Some(&value), "{series}");
+        }
+    }
+
+    #[test]
+    fn label_values_are_escaped() {
+        let mut status = sample();
+        status.services[0].name = "a\"b\\c\nd".into();
+        let text = encode(&status);
+        assert!(text.contains(r#"lb_service_panic{service="a\"b\\c\nd"} 0"#));
+    }
+}

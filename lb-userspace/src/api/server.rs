@@ -1,0 +1,244 @@
+//! The control socket's server: one request a connection, one line of JSON each way, except that
+//! events come one a line.
+//!
+//! A client cannot hold up the agent: its request is bounded in size and time, its answers are
+//! written by its own task with a deadline, and a follower that reads too slowly misses events.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::event::Event;
+use super::request::{Answer, ApiError, Call, ErrorKind, Frame, Peer, Reply, Request};
+use super::socket::Listener;
+use super::status::Status;
+
+/// Clients served at a time.
+const CLIENTS: usize = 64;
+/// Longest request, bytes.
+const REQUEST_BYTES: u64 = 64 << 10;
+/// For a request to come, and for each write to be taken.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// After an accept that failed for want of descriptors.
+const BACKOFF: Duration = Duration::from_millis(100);
+
+/// What the server needs of the agent.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// To the loop.
+    pub calls: mpsc::Sender<Call>,
+    /// [`super::Journal::followers`].
+    pub events: broadcast::Sender<Arc<Event>>,
+    /// The last published status, for when the loop is too busy to make a fresh one.
+    pub snapshot: watch::Receiver<Arc<Status>>,
+}
+
+/// Serves the control socket until it is dropped.
+pub async fn serve(listener: Listener, agent: Agent) {
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let stream = match listener.socket.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!("control socket: accepting a client: {error}");
+                tokio::time::sleep(BACKOFF).await;
+                continue;
+            }
+        };
+        let agent = agent.clone();
+        let place = places.clone().try_acquire_owned();
+        tokio::spawn(async move {
+            let result = match place {
+                Ok(_place) => client(stream, agent).await,
+                Err(_) => refuse(stream).await,
+            };
+            if let Err(error) = result {
+                debug!("control socket: {error}");
+            }
+        });
+    }
+}
+
+async fn refuse(stream: UnixStream) -> io::Result<()> {
+    let error = ApiError::new(
+        ErrorKind::Busy,
+        format!("the agent has {CLIENTS} clients already; end some of them and try again"),
+    );
+    Writer(stream.into_split().1)
+        .frame(&Frame::Error(error))
+        .await
+}
+
+async fn client(stream: UnixStream, agent: Agent) -> io::Result<()> {
+    let credentials = stream.peer_cred()?;
+    let peer = Peer {
+        uid: credentials.uid(),
+        pid: credentials.pid(),
+    };
+    let (read, write) = stream.into_split();
+    let mut writer = Writer(write);
+    let mut reader = BufReader::new(read.take(REQUEST_BYTES));
+    let request = match timeout(PATIENCE, request(&mut reader)).await {
+        Err(_) => Err(ApiError::new(ErrorKind::Usage, "no request came in time")),
+        Ok(result) => match result? {
+            None => return Ok(()),
+            Some(request) => request,
+        },
+    };
+    let answer = match request {
+        Ok(Request::Events {
+            follow: true,
+            since,
+            limit,
+        }) => {
+            let reader = reader.into_inner().into_inner();
+            return follow(reader, writer, agent, peer, since, limit).await;
+        }
+        Ok(request) => ask(&agent, request, peer).await,
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(Reply::Status(status)) => writer.frame(&Frame::Status(status)).await,
+        Ok(Reply::Probe(report)) => writer.frame(&Frame::Probe(report)).await,
+        Ok(Reply::Done(done)) => writer.frame(&Frame::Done(done)).await,
+        Ok(Reply::Events(events)) => writer.events(events).await.map(drop),
+        Err(error) => writer.frame(&Frame::Error(error)).await,
+    }
+}
+
+/// Reads the request; `None` if the client leaves without one.
+async fn request(
+    reader: &mut (impl AsyncBufReadExt + Unpin),
+) -> io::Result<Option<Result<Request, ApiError>>> {
+    let mut line = Vec::new();
+    if reader.read_until(b'\n', &mut line).await? == 0 {
+        return Ok(None);
+    }
+    if line.last() != Some(&b'\n') {
+        return Ok(Some(Err(ApiError::new(
+            ErrorKind::Usage,
+            format!("a request is one line of at most {REQUEST_BYTES} bytes"),
+        ))));
+    }
+    Ok(Some(serde_json::from_slice(&line).map_err(|error| {
+        ApiError::new(
+            ErrorKind::Usage,
+            format!(
+                "the request is not understood: {error}; are `lb` and the agent of one version?"
+            ),
+        )
+    })))
+}
+
+/// Asks the loop.
+async fn ask(agent: &Agent, request: Request, peer: Peer) -> Answer {
+    let patience = request.patience();
+    let only = match &request {
+        Request::Status { service } => service.clone(),
+        _ => None,
+    };
+    let is_status = matches!(request, Request::Status { .. });
+    let (call, answer) = Call::new(request, peer);
+    let asked = timeout(patience, async {
+        agent.calls.send(call).await.ok()?;
+        answer.await.ok()
+    });
+    let reply = match asked.await {
+        Ok(Some(answer)) => answer?,
+        Ok(None) => return Err(ApiError::failed("the agent is ending")),
+        // Its age is in it (`node.at`), and an old answer is better than none.
+        Err(_) if is_status => Reply::Status(agent.snapshot.borrow().clone()),
+        Err(_) => {
+            return Err(ApiError::new(
+                ErrorKind::Busy,
+                format!("the agent gave no answer within {patience:?}; its log may say why"),
+            ));
+        }
+    };
+    match (reply, only) {
+        (Reply::Status(status), Some(service)) => {
+            let status = Status::clone(&status).only(&service)?;
+            Ok(Reply::Status(Arc::new(status)))
+        }
+        (reply, _) => Ok(reply),
+    }
+}
+
+/// Past events, then all that come, until the client leaves.
+async fn follow(
+    mut reader: OwnedReadHalf,
+    mut writer: Writer,
+    agent: Agent,
+    peer: Peer,
+    since: Option<u64>,
+    limit: Option<usize>,
+) -> io::Result<()> {
+    // Subscribed before the past is asked for: an event in between is in both, and left out of the
+    // second by its number.
+    let mut coming = agent.events.subscribe();
+    // Only subscribers are needed from here on: the loop's end must end the followers.
+    let past = Request::Events {
+        follow: false,
+        since,
+        limit,
+    };
+    let past = ask(&agent, past, peer).await;
+    drop(agent);
+    let mut last = match past {
+        Ok(Reply::Events(events)) => writer.events(events).await?,
+        Ok(_) => 0,
+        Err(error) => return writer.frame(&Frame::Error(error)).await,
+    };
+    let mut ignored = [0; 256];
+    loop {
+        tokio::select! {
+            event = coming.recv() => match event {
+                Ok(event) if event.id <= last => {}
+                Ok(event) => {
+                    last = event.id;
+                    writer.frame(&Frame::Event(event)).await?;
+                }
+                Err(RecvError::Lagged(missed)) => writer.frame(&Frame::Missed(missed)).await?,
+                Err(RecvError::Closed) => return Ok(()),
+            },
+            read = reader.read(&mut ignored) => if read? == 0 {
+                return Ok(());
+            },
+        }
+    }
+}
+
+/// The way to a client, with a deadline on every write.
+struct Writer(OwnedWriteHalf);
+
+impl Writer {
+    async fn frame(&mut self, frame: &Frame) -> io::Result<()> {
+        let mut line = serde_json::to_vec(frame)?;
+        line.push(b'\n');
+        timeout(PATIENCE, self.0.write_all(&line))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "a client does not read"))?
+    }
+
+    /// Writes events; the number of the last one.
+    async fn events(&mut self, events: Vec<Arc<Event>>) -> io::Result<u64> {
+        let mut last = 0;
+        for event in events {
+            last = event.id;
+            self.frame(&Frame::Event(event)).await?;
+        }
+        Ok(last)
+    }
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
