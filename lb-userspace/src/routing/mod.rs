@@ -1,1 +1,238 @@
-//! To be filled.
+//! What the data plane does with each backend, and why.
+//!
+//! A pure function of the configuration, the verdicts, the operator's words, the time and what was
+//! decided before ([`decide`]). Every axis has one owner; what a backend gets follows from a fixed
+//! precedence: disabled > drained by the operator > unhealthy > tier not needed > active. Only panic
+//! overrides the probes, and nothing overrides the operator.
+//!
+//! - *Unknown* backends get no new flows and do not count in any percentage. If no backend of a
+//!   service has a verdict, the service waits for one probe round (interval + timeout); if then
+//!   there still is none (the prober itself is broken) the unknown ones get traffic.
+//! - *Unhealthy* ones that answered badly drain: established flows only, until `drain_deadline`.
+//!   Those that are gone are out at once. One that was out is not drained again: its flows are
+//!   given up already.
+//! - *Panic*, see [`panic`](mod@panic); *tiers*, see [`tiers`].
+
+mod decide;
+pub mod panic;
+pub mod tiers;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use decide::{Input, decide};
+
+use crate::model::BackendKey;
+
+/// The operator's word about a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Admin {
+    #[default]
+    Enabled,
+    /// No new flows; established ones until this point in time.
+    Drain { until: Duration },
+    /// No flows at all.
+    Disabled,
+}
+
+impl Admin {
+    /// Name in JSON, events and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enabled => "enabled",
+            Self::Drain { .. } => "drain",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+/// What the data plane does with a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    /// New and established flows.
+    Active,
+    /// Established flows only, until this point in time.
+    Draining { until: Duration },
+    /// Nothing.
+    Out,
+    /// Ready, but its tier is not needed: established flows only, without a deadline.
+    Standby,
+    /// As active, though the probes are against it.
+    Panic,
+}
+
+impl Routing {
+    /// Name in JSON, events and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining { .. } => "draining",
+            Self::Out => "out",
+            Self::Standby => "standby",
+            Self::Panic => "panic",
+        }
+    }
+
+    /// Whether it owns slots.
+    pub const fn takes_new_flows(self) -> bool {
+        match self {
+            Self::Active | Self::Panic => true,
+            Self::Draining { .. } | Self::Out | Self::Standby => false,
+        }
+    }
+
+    /// Whether flows it has go on.
+    pub const fn serves_established(self) -> bool {
+        match self {
+            Self::Active | Self::Panic | Self::Draining { .. } | Self::Standby => true,
+            Self::Out => false,
+        }
+    }
+
+    /// The same state, whatever the deadline.
+    pub const fn same_kind(self, other: Self) -> bool {
+        matches!(
+            (self, other),
+            (Self::Active, Self::Active)
+                | (Self::Draining { .. }, Self::Draining { .. })
+                | (Self::Out, Self::Out)
+                | (Self::Standby, Self::Standby)
+                | (Self::Panic, Self::Panic)
+        )
+    }
+}
+
+/// Which rule decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The operator took it out.
+    Disabled,
+    /// The operator drains it, or has.
+    Drained,
+    /// No longer in the configuration.
+    Removed,
+    /// Not yet probed.
+    Undecided,
+    /// Not yet probed, and nobody could be for a whole probe round.
+    FailOpen,
+    /// It answers badly.
+    Unhealthy,
+    /// It does not answer.
+    Gone,
+    /// Unhealthy, but so are too many.
+    Panic,
+    /// Healthy, but its tier is not needed.
+    TierNotNeeded,
+    Healthy,
+}
+
+/// What was decided for a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub routing: Routing,
+    pub cause: Cause,
+    /// For people: `unhealthy: 3 consecutive failures: HTTP 503`.
+    pub reason: String,
+    /// Since when `routing` is what it is.
+    pub since: Duration,
+}
+
+/// What was decided for a service, and what must be remembered to decide again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServiceRouting {
+    /// Whether health is ignored.
+    pub panic: bool,
+    /// Healthy weight in percent of the weight of the enabled and decided backends; 0 if there are
+    /// none.
+    pub healthy_percent: f64,
+    /// Tiers that take traffic, ascending.
+    pub tiers: Vec<u8>,
+    pub backends: BTreeMap<BackendKey, Decision>,
+    /// In panic: since when enough have been healthy again.
+    enough_since: Option<Duration>,
+    /// When the service was last without any verdict: the start of its first probe round.
+    round_started: Duration,
+    /// Whether any enabled backend has a verdict.
+    decided: bool,
+}
+
+/// Everything decided, by service.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RoutingState {
+    pub services: BTreeMap<Arc<str>, ServiceRouting>,
+}
+
+impl RoutingState {
+    /// What was decided for a backend.
+    pub fn get(&self, key: &BackendKey) -> Option<&Decision> {
+        self.services.get(&key.service)?.backends.get(key)
+    }
+}
+
+/// What changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub at: Duration,
+    pub service: Arc<str>,
+    /// `None`: the service as a whole.
+    pub backend: Option<BackendKey>,
+    pub kind: EventKind,
+    pub reason: String,
+}
+
+/// Kinds of [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    PanicEntered,
+    PanicLeft,
+    /// Other tiers take traffic now.
+    TierSwitched,
+    /// First traffic of a backend that had no verdict.
+    Admitted,
+    /// Back from draining, out or panic.
+    Readmitted,
+    /// Out at once.
+    Ejected,
+    /// No new flows from now on.
+    Draining,
+    /// Its drain is over.
+    Drained,
+    /// Gets traffic only because its service is in panic.
+    Panicked,
+}
+
+impl EventKind {
+    /// Name in JSON and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PanicEntered => "panic_entered",
+            Self::PanicLeft => "panic_left",
+            Self::TierSwitched => "tier_switched",
+            Self::Admitted => "admitted",
+            Self::Readmitted => "readmitted",
+            Self::Ejected => "ejected",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Panicked => "panicked",
+        }
+    }
+}
+
+/// Result of [`decide`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decided {
+    pub state: RoutingState,
+    /// Differences from the state before: services by name, and for each first what concerns it as
+    /// a whole.
+    pub events: Vec<Event>,
+    /// When time alone changes the result.
+    pub next_deadline: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests;

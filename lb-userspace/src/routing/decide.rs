@@ -1,0 +1,365 @@
+//! The decision itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::panic::{Situation, judge};
+use super::tiers::{Share, in_service, one_is_whole};
+use super::{Admin, Cause, Decided, Decision, Event, EventKind, Routing, RoutingState};
+use super::{RoutingState as Previous, ServiceRouting};
+use crate::health::{Health, TargetView};
+use crate::model::{Backend, BackendKey, Service};
+
+/// What a decision rests on.
+pub struct Input<'a> {
+    pub services: &'a [Service],
+    /// The probes' verdict: `&|key| engine.get(key)`. None for a backend: unknown.
+    pub health: &'a dyn Fn(&BackendKey) -> Option<&'a TargetView>,
+    /// Backends without an entry are enabled.
+    pub admin: &'a BTreeMap<BackendKey, Admin>,
+    /// Backends no longer in the configuration, and until when their established flows may stay.
+    /// Once out, an entry may be dropped.
+    pub removed: &'a BTreeMap<BackendKey, Duration>,
+}
+
+/// Decides for all services, given what was decided before.
+pub fn decide(input: &Input<'_>, previous: &Previous, now: Duration) -> Decided {
+    let mut state = RoutingState::default();
+    let mut events = BTreeMap::<Arc<str>, Vec<Event>>::new();
+    let mut next = Earliest(None);
+    for service in input.services {
+        let before = previous.services.get(&service.name);
+        let routing = decide_service(input, service, before, now, &mut next);
+        if let Some(before) = before {
+            let changes = service_events(&service.name, before, &routing, now);
+            events
+                .entry(service.name.clone())
+                .or_default()
+                .extend(changes);
+        }
+        state.services.insert(service.name.clone(), routing);
+    }
+    for (key, &until) in input.removed {
+        if state.get(key).is_some() {
+            continue;
+        }
+        let before = previous.get(key);
+        let alive = before.is_some_and(|decision| decision.routing.serves_established());
+        let routing = drain(alive, until, now, &mut next);
+        let reason = "removed from the configuration".to_owned();
+        let service = state.services.entry(key.service.clone()).or_default();
+        let decision = decision(routing, Cause::Removed, reason, before, now);
+        service.backends.insert(key.clone(), decision);
+    }
+    for (name, service) in &state.services {
+        let Some(before) = previous.services.get(name) else {
+            continue;
+        };
+        let changes = service.backends.iter().filter_map(|(key, decision)| {
+            let before = before.backends.get(key)?;
+            let kind = backend_event(before, decision)?;
+            Some(Event {
+                at: now,
+                service: name.clone(),
+                backend: Some(key.clone()),
+                kind,
+                reason: decision.reason.clone(),
+            })
+        });
+        events.entry(name.clone()).or_default().extend(changes);
+    }
+    Decided {
+        state,
+        events: events.into_values().flatten().collect(),
+        next_deadline: next.0,
+    }
+}
+
+/// The earliest time at which something changes by itself.
+struct Earliest(Option<Duration>);
+
+impl Earliest {
+    fn consider(&mut self, at: Duration) {
+        self.0 = Some(self.0.map_or(at, |earliest| earliest.min(at)));
+    }
+}
+
+/// A configured backend with all that is said of it.
+struct Subject<'a> {
+    key: BackendKey,
+    backend: &'a Backend,
+    view: Option<&'a TargetView>,
+    admin: Admin,
+}
+
+impl Subject<'_> {
+    fn health(&self) -> Health {
+        self.view.map_or(Health::Unknown, |view| view.health)
+    }
+
+    /// Whether it counts in percentages.
+    fn counts(&self) -> bool {
+        self.admin == Admin::Enabled && self.health() != Health::Unknown
+    }
+}
+
+fn decide_service(
+    input: &Input<'_>,
+    service: &Service,
+    before: Option<&ServiceRouting>,
+    now: Duration,
+    next: &mut Earliest,
+) -> ServiceRouting {
+    let subjects: Vec<Subject<'_>> = service
+        .backends
+        .iter()
+        .map(|backend| {
+            let key = service.key(backend);
+            Subject {
+                view: (input.health)(&key),
+                admin: input.admin.get(&key).copied().unwrap_or_default(),
+                key,
+                backend,
+            }
+        })
+        .collect();
+
+    let (mut all, mut tiers) = (Share::default(), BTreeMap::<u8, Share>::new());
+    for subject in subjects.iter().filter(|s| s.admin == Admin::Enabled) {
+        let tier = tiers.entry(subject.backend.tier).or_default();
+        if subject.counts() {
+            let healthy = subject.health() == Health::Healthy;
+            tier.add(subject.backend.weight, healthy);
+            all.add(subject.backend.weight, healthy);
+        }
+    }
+
+    let (interval, timeout) = service
+        .health
+        .as_ref()
+        .map_or_else(Default::default, |p| (p.interval, p.timeout));
+    let decided = subjects.iter().any(Subject::counts);
+    let round_started = match before {
+        // Still without a verdict, or not any more.
+        Some(before) if decided || !before.decided => before.round_started,
+        Some(_) | None => now,
+    };
+    let round_ends = round_started + interval + timeout;
+    let undecided = subjects
+        .iter()
+        .any(|s| s.admin == Admin::Enabled && s.health() == Health::Unknown);
+    let fail_open = !decided && now >= round_ends;
+    if !decided && undecided && !fail_open {
+        next.consider(round_ends);
+    }
+
+    let situation = Situation {
+        threshold: service.panic_threshold,
+        interval,
+        share: all,
+        spared: one_is_whole(&tiers),
+        not_before: undecided.then_some(round_ends),
+    };
+    let mood = judge(
+        &situation,
+        before.is_some_and(|before| before.panic),
+        before.and_then(|before| before.enough_since),
+        now,
+    );
+    if let Some(at) = mood.look_again {
+        next.consider(at);
+    }
+
+    let tiers = if mood.panic || fail_open {
+        tiers.keys().copied().collect()
+    } else {
+        in_service(&tiers)
+    };
+    let rules = Rules {
+        panic: mood.panic,
+        fail_open,
+        tiers: &tiers,
+        drain_deadline: service.drain_deadline,
+    };
+    let backends = subjects
+        .iter()
+        .map(|subject| {
+            let before = before.and_then(|before| before.backends.get(&subject.key));
+            let decision = decide_backend(subject, &rules, before, now, next);
+            (subject.key.clone(), decision)
+        })
+        .collect();
+    ServiceRouting {
+        panic: mood.panic,
+        healthy_percent: all.percent(),
+        tiers,
+        backends,
+        enough_since: mood.enough_since,
+        round_started,
+        decided,
+    }
+}
+
+/// What holds for the whole service.
+struct Rules<'a> {
+    panic: bool,
+    fail_open: bool,
+    tiers: &'a [u8],
+    drain_deadline: Duration,
+}
+
+/// The precedence, from the top.
+fn decide_backend(
+    subject: &Subject<'_>,
+    rules: &Rules<'_>,
+    before: Option<&Decision>,
+    now: Duration,
+    next: &mut Earliest,
+) -> Decision {
+    let said = subject.view.map_or("not yet probed", |view| &view.reason);
+    let gone = subject.view.is_some_and(|view| view.gone);
+    // Whoever got traffic undecided keeps it until its own verdict: the first verdict on another
+    // must not cut its flows.
+    let fail_open = rules.fail_open || before.is_some_and(|b| b.cause == Cause::FailOpen);
+    let (routing, cause, reason) = match (subject.admin, subject.health()) {
+        (Admin::Disabled, _) => (
+            Routing::Out,
+            Cause::Disabled,
+            "disabled by the operator".to_owned(),
+        ),
+        (Admin::Drain { until }, _) => {
+            // Without a past (the agent is new) it may well have flows.
+            let alive = before.is_none_or(|b| b.routing.serves_established()) && !gone;
+            let routing = drain(alive, until, now, next);
+            let reason = match routing {
+                Routing::Draining { .. } => "draining by the operator's word",
+                _ => "drained by the operator's word",
+            };
+            (routing, Cause::Drained, reason.to_owned())
+        }
+        (Admin::Enabled, Health::Unknown) if fail_open => (
+            Routing::Active,
+            Cause::FailOpen,
+            format!("no verdict on any backend after a probe round: {said}"),
+        ),
+        (Admin::Enabled, Health::Unknown) => (
+            Routing::Out,
+            Cause::Undecided,
+            format!("waiting for its first verdict: {said}"),
+        ),
+        (Admin::Enabled, Health::Unhealthy) if rules.panic => (
+            Routing::Panic,
+            Cause::Panic,
+            format!("panic, too few are healthy: {said}"),
+        ),
+        (Admin::Enabled, Health::Unhealthy) if gone => {
+            (Routing::Out, Cause::Gone, format!("unhealthy: {said}"))
+        }
+        (Admin::Enabled, Health::Unhealthy) => {
+            let (alive, until) = match before.map(|before| before.routing) {
+                Some(Routing::Draining { until }) => (true, until),
+                Some(before) => (before.serves_established(), now + rules.drain_deadline),
+                // An agent that takes over does not know how long the drain has lasted.
+                None => (
+                    subject.view.is_some_and(|view| view.assumed),
+                    now + rules.drain_deadline,
+                ),
+            };
+            let routing = drain(alive, until, now, next);
+            (routing, Cause::Unhealthy, format!("unhealthy: {said}"))
+        }
+        (Admin::Enabled, Health::Healthy) if rules.tiers.contains(&subject.backend.tier) => {
+            (Routing::Active, Cause::Healthy, said.to_owned())
+        }
+        (Admin::Enabled, Health::Healthy) => (
+            Routing::Standby,
+            Cause::TierNotNeeded,
+            format!("tier {} is not needed: {said}", subject.backend.tier),
+        ),
+    };
+    decision(routing, cause, reason, before, now)
+}
+
+/// Draining until then, unless there is nothing to drain or the time is over.
+fn drain(alive: bool, until: Duration, now: Duration, next: &mut Earliest) -> Routing {
+    if alive && now < until {
+        next.consider(until);
+        Routing::Draining { until }
+    } else {
+        Routing::Out
+    }
+}
+
+fn decision(
+    routing: Routing,
+    cause: Cause,
+    reason: String,
+    before: Option<&Decision>,
+    now: Duration,
+) -> Decision {
+    let since = before
+        .filter(|before| before.routing.same_kind(routing))
+        .map_or(now, |before| before.since);
+    Decision {
+        routing,
+        cause,
+        reason,
+        since,
+    }
+}
+
+fn service_events(
+    name: &Arc<str>,
+    before: &ServiceRouting,
+    after: &ServiceRouting,
+    now: Duration,
+) -> Vec<Event> {
+    let event = |kind, reason| Event {
+        at: now,
+        service: name.clone(),
+        backend: None,
+        kind,
+        reason,
+    };
+    let percent = format!("{:.1} % of the weight is healthy", after.healthy_percent);
+    let mut events = Vec::new();
+    match (before.panic, after.panic) {
+        (false, true) => events.push(event(EventKind::PanicEntered, percent)),
+        (true, false) => events.push(event(EventKind::PanicLeft, percent)),
+        (false, false) | (true, true) => {}
+    }
+    // Before the first verdict all tiers are waiting, which is no switch.
+    if before.decided && before.tiers != after.tiers {
+        let reason = format!(
+            "tiers in service: {:?}, before: {:?}",
+            after.tiers, before.tiers
+        );
+        events.push(event(EventKind::TierSwitched, reason));
+    }
+    events
+}
+
+/// What happened to a backend, if anything that is worth telling.
+fn backend_event(before: &Decision, after: &Decision) -> Option<EventKind> {
+    use Routing::{Active, Draining, Out, Panic, Standby};
+    match (before.routing, after.routing) {
+        (Active, Active)
+        | (Panic, Panic)
+        | (Out, Out)
+        | (Standby, Standby)
+        | (Draining { .. }, Draining { .. })
+        // The tier's event tells.
+        | (Active, Standby)
+        | (Standby, Active) => None,
+        (Active | Standby | Panic, Draining { .. }) => Some(EventKind::Draining),
+        (Active | Standby | Panic, Out) => Some(EventKind::Ejected),
+        (Draining { .. }, Out) if after.cause == Cause::Gone => Some(EventKind::Ejected),
+        (Draining { .. }, Out) => Some(EventKind::Drained),
+        (Out, Active | Standby) if before.cause == Cause::Undecided => Some(EventKind::Admitted),
+        (Out | Draining { .. } | Panic, Active | Standby) => Some(EventKind::Readmitted),
+        (_, Panic) => Some(EventKind::Panicked),
+        // Only for one that has flows, and one that is out has none.
+        (Out, Draining { .. }) => Some(EventKind::Draining),
+    }
+}

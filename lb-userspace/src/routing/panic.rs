@@ -1,0 +1,91 @@
+//! When health is ignored.
+//!
+//! A service is in panic when fewer than `panic_threshold` percent, by weight, of its enabled and
+//! decided backends are healthy: then either the probes are wrong or those left could not carry the
+//! load. Backends that are undecided, disabled or drained by the operator do not count, so neither a
+//! deploy nor a drain starts one. There is none
+//!
+//! - with a threshold of 0;
+//! - when of several tiers one could carry the load alone: that is what it stands by for;
+//! - in a service's first probe round while some are undecided: the first failure of a hundred
+//!   backends is not a hundred percent.
+//!
+//! It ends at once when threshold + 10 percent (at most 100) are healthy, or when the threshold has
+//! been reached for one probe interval without interruption: no flapping at the border, and a
+//! service of two with one dead does not stay in panic.
+
+use std::time::Duration;
+
+use super::tiers::Share;
+
+/// Percent above the threshold at which panic ends at once.
+const HYSTERESIS: u64 = 10;
+
+/// What the rule looks at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Situation {
+    /// Percent; 0: never.
+    pub threshold: u8,
+    /// Probe interval.
+    pub interval: Duration,
+    /// All enabled and decided backends.
+    pub share: Share,
+    /// A tier can carry the load alone.
+    pub spared: bool,
+    /// Until then panic does not begin.
+    pub not_before: Option<Duration>,
+}
+
+/// Result: whether there is panic, since when it is about to end, and when to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mood {
+    pub panic: bool,
+    pub enough_since: Option<Duration>,
+    pub look_again: Option<Duration>,
+}
+
+pub(super) fn judge(
+    situation: &Situation,
+    was_in_panic: bool,
+    enough_since: Option<Duration>,
+    now: Duration,
+) -> Mood {
+    let calm = Mood {
+        panic: false,
+        enough_since: None,
+        look_again: None,
+    };
+    let threshold = u64::from(situation.threshold);
+    let share = situation.share;
+    if threshold == 0 || share.total == 0 || situation.spared {
+        return calm;
+    }
+    if !share.reaches(threshold) {
+        if !was_in_panic
+            && let Some(not_before) = situation.not_before
+            && now < not_before
+        {
+            return Mood {
+                look_again: Some(not_before),
+                ..calm
+            };
+        }
+        return Mood {
+            panic: true,
+            ..calm
+        };
+    }
+    if !was_in_panic || share.reaches((threshold + HYSTERESIS).min(100)) {
+        return calm;
+    }
+    let since = enough_since.unwrap_or(now);
+    let ends = since + situation.interval;
+    if now >= ends {
+        return calm;
+    }
+    Mood {
+        panic: true,
+        enough_since: Some(since),
+        look_again: Some(ends),
+    }
+}

@@ -1,0 +1,331 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+use crate::health::Engine;
+use crate::model::{
+    Affinity, Backend, Forwarding, HealthPolicy, ProbeKind, ProbeSpec, Protocol, Service,
+};
+use crate::probe::{Class, Outcome, Verdict};
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Drives the real engine and the decision together; thresholds are 1, so that one outcome is a
+/// verdict. Interval 5 s, timeout 2 s, drain deadline 30 s.
+struct World {
+    service: Service,
+    engine: Engine,
+    admin: BTreeMap<BackendKey, Admin>,
+    removed: BTreeMap<BackendKey, Duration>,
+    state: RoutingState,
+    now: Duration,
+    events: Vec<(Option<String>, EventKind)>,
+    next: Option<Duration>,
+}
+
+fn key(n: usize) -> BackendKey {
+    BackendKey::new("web", format!("b{n}"))
+}
+
+impl World {
+    /// Backends as (weight, tier), named b0, b1, …
+    fn new(panic_threshold: u8, backends: &[(u32, u8)]) -> Self {
+        let backend = |(n, &(weight, tier)): (usize, &(u32, u8))| {
+            let address = format!("10.0.0.{}:80", n + 1).parse().unwrap();
+            Backend {
+                name: format!("b{n}").into(),
+                address,
+                weight,
+                tier,
+                probe: Some(ProbeSpec {
+                    target: address,
+                    timeout: s(2),
+                    kind: ProbeKind::Tcp,
+                }),
+            }
+        };
+        let service = Service {
+            name: "web".into(),
+            address: "203.0.113.10:80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            forwarding: Forwarding::Dsr,
+            affinity: Affinity::Flow,
+            panic_threshold,
+            drain_deadline: s(30),
+            slow_start: Duration::ZERO,
+            health: Some(HealthPolicy {
+                interval: s(5),
+                timeout: s(2),
+                unhealthy_threshold: 1,
+                healthy_threshold: 1,
+                fast_interval: s(5),
+                down_interval: s(5),
+                jitter: 0,
+            }),
+            backends: backends.iter().enumerate().map(backend).collect(),
+        };
+        let mut engine = Engine::new(1);
+        engine.configure(std::slice::from_ref(&service), &BTreeMap::new(), s(100));
+        let mut world = Self {
+            service,
+            engine,
+            admin: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            state: RoutingState::default(),
+            now: s(100),
+            events: Vec::new(),
+            next: None,
+        };
+        world.decide();
+        world
+    }
+
+    /// All healthy.
+    fn healthy(panic_threshold: u8, backends: &[(u32, u8)]) -> Self {
+        let mut world = Self::new(panic_threshold, backends);
+        for n in 0..backends.len() {
+            world.probe(n, Class::Ok);
+        }
+        world.events.clear();
+        world
+    }
+
+    fn probe(&mut self, n: usize, class: Class) -> &mut Self {
+        let verdict = match class {
+            Class::Ok => Verdict::Success,
+            Class::Internal => Verdict::Internal,
+            _ => Verdict::Failure,
+        };
+        let outcome = Outcome {
+            verdict,
+            class,
+            detail: class.name().to_owned(),
+            latency: Duration::ZERO,
+            steps: Vec::new(),
+        };
+        assert!(self.engine.probe_now(&key(n), self.now));
+        let start = self.engine.start_due_up_to(self.now, usize::MAX);
+        // Others that are due meanwhile say nothing.
+        for start in start {
+            let internal = Outcome {
+                verdict: Verdict::Internal,
+                class: Class::Internal,
+                ..outcome.clone()
+            };
+            let outcome = if start.key == key(n) {
+                &outcome
+            } else {
+                &internal
+            };
+            self.engine.finish(&start.key, start.seq, outcome, self.now);
+        }
+        self.decide()
+    }
+
+    fn admin(&mut self, n: usize, admin: Admin) -> &mut Self {
+        self.admin.insert(key(n), admin);
+        self.decide()
+    }
+
+    fn wait(&mut self, time: Duration) -> &mut Self {
+        self.now += time;
+        self.decide()
+    }
+
+    fn decide(&mut self) -> &mut Self {
+        let engine = &self.engine;
+        let input = Input {
+            services: std::slice::from_ref(&self.service),
+            health: &|key| engine.get(key),
+            admin: &self.admin,
+            removed: &self.removed,
+        };
+        let decided = decide(&input, &self.state, self.now);
+        assert_eq!(decided, decide(&input, &self.state, self.now), "pure");
+        let again = decide(&input, &decided.state, self.now);
+        assert_eq!(again.state, decided.state, "deciding twice changes nothing");
+        assert_eq!(again.events, []);
+        self.events.extend(
+            decided
+                .events
+                .iter()
+                .map(|e| (e.backend.as_ref().map(|b| b.backend.to_string()), e.kind)),
+        );
+        self.next = decided.next_deadline;
+        self.state = decided.state;
+        self
+    }
+
+    fn routing(&self, n: usize) -> Routing {
+        self.state.get(&key(n)).unwrap().routing
+    }
+
+    /// One letter for each backend: Active, Draining, Out, Standby, Panic.
+    fn picture(&self) -> String {
+        let letter = |n| self.routing(n).name()[..1].to_uppercase();
+        (0..self.service.backends.len()).map(letter).collect()
+    }
+
+    fn panic(&self) -> bool {
+        self.state.services["web"].panic
+    }
+}
+
+#[test]
+fn undecided_waits_and_the_first_verdict_admits() {
+    let mut world = World::new(50, &[(100, 0), (100, 0)]);
+    assert_eq!(world.picture(), "OO");
+    assert_eq!(world.probe(1, Class::Ok).picture(), "OA");
+    assert_eq!(world.state.services["web"].healthy_percent, 100.0);
+    assert_eq!(world.events, [(Some("b1".into()), EventKind::Admitted)]);
+}
+
+#[test]
+fn without_any_verdict_a_service_waits_one_probe_round() {
+    let mut world = World::new(50, &[(100, 0), (100, 0)]);
+    assert_eq!(world.next, Some(s(107)));
+    assert_eq!(world.probe(0, Class::Internal).wait(s(6)).picture(), "OO");
+    assert_eq!(world.wait(s(1)).picture(), "AA");
+    assert_eq!(world.state.get(&key(0)).unwrap().cause, Cause::FailOpen);
+    // The verdict on one does not cut the flows of the other.
+    assert_eq!(world.probe(0, Class::Ok).picture(), "AA");
+    assert_eq!(world.probe(1, Class::Refused).picture(), "AO");
+}
+
+#[test]
+fn answers_drain_and_silence_kills() {
+    let mut world = World::healthy(0, &[(100, 0); 4]);
+    assert_eq!(world.probe(0, Class::Status).picture(), "DAAA");
+    assert_eq!(world.routing(0), Routing::Draining { until: s(130) });
+    assert_eq!(world.next, Some(s(130)));
+    assert_eq!(world.probe(1, Class::Refused).picture(), "DOAA");
+    assert_eq!(world.wait(s(29)).picture(), "DOAA");
+    assert_eq!(world.wait(s(1)).picture(), "OOAA");
+    assert_eq!(world.next, None);
+    assert_eq!(world.probe(0, Class::Ok).picture(), "AOAA");
+    use EventKind::{Drained, Draining, Ejected, Readmitted};
+    let named = |n: &str, kind| (Some(n.to_owned()), kind);
+    let expected = [named("b0", Draining), named("b1", Ejected)];
+    assert_eq!(world.events[..2], expected);
+    assert_eq!(
+        world.events[2..],
+        [named("b0", Drained), named("b0", Readmitted)]
+    );
+}
+
+#[test]
+fn success_ends_a_drain_and_silence_cuts_it_short() {
+    let mut world = World::healthy(0, &[(100, 0); 2]);
+    world.probe(0, Class::Status).wait(s(10));
+    assert_eq!(world.probe(0, Class::Ok).picture(), "AA");
+    world.probe(0, Class::Status).wait(s(10));
+    assert_eq!(world.probe(0, Class::Timeout).picture(), "OA");
+    // Back to bad answers: what was given up is not drained again.
+    assert_eq!(world.probe(0, Class::Status).picture(), "OA");
+}
+
+#[test]
+fn the_operator_goes_before_the_probes() {
+    let mut world = World::healthy(0, &[(100, 0); 2]);
+    let until = s(110);
+    assert_eq!(world.admin(0, Admin::Drain { until }).picture(), "DA");
+    assert_eq!(world.wait(s(10)).picture(), "OA");
+    assert_eq!(world.admin(0, Admin::Enabled).picture(), "AA");
+    assert_eq!(world.admin(0, Admin::Disabled).picture(), "OA");
+    assert_eq!(world.probe(0, Class::Ok).picture(), "OA");
+    // A drained backend that dies has nothing left to drain.
+    world.admin(1, Admin::Drain { until: s(200) });
+    assert_eq!(world.picture(), "OD");
+    assert_eq!(world.probe(1, Class::Refused).picture(), "OO");
+}
+
+#[test]
+fn removed_backends_drain_until_their_deadline() {
+    let mut world = World::healthy(0, &[(100, 0); 2]);
+    world.service.backends.pop();
+    world.removed.insert(key(1), s(130));
+    world.decide();
+    assert_eq!(world.routing(1), Routing::Draining { until: s(130) });
+    assert_eq!(world.next, Some(s(130)));
+    world.wait(s(30));
+    assert_eq!(world.routing(1), Routing::Out);
+}
+
+#[test]
+fn panic_ignores_health_below_the_threshold_and_ends_by_itself() {
+    let mut world = World::healthy(50, &[(100, 0); 4]);
+    world.probe(0, Class::Refused).probe(1, Class::Status);
+    assert_eq!((world.picture().as_str(), world.panic()), ("ODAA", false));
+    world.probe(2, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("PPPA", true));
+    // 50 % is enough, but only after an interval of it.
+    world.probe(0, Class::Ok);
+    assert_eq!((world.picture().as_str(), world.panic()), ("APPA", true));
+    assert_eq!(world.next, Some(s(105)));
+    world.wait(s(5));
+    assert_eq!((world.picture().as_str(), world.panic()), ("ADOA", false));
+    // Again, and out of it at once with 75 %.
+    world.probe(0, Class::Refused);
+    assert!(world.panic());
+    world.probe(0, Class::Ok).probe(1, Class::Ok);
+    assert_eq!((world.picture().as_str(), world.panic()), ("AAOA", false));
+}
+
+#[test]
+fn what_panic_leaves_out() {
+    // Never with 0.
+    let mut world = World::healthy(0, &[(100, 0); 2]);
+    world.probe(0, Class::Refused).probe(1, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("OO", false));
+    // Never the operator's.
+    let mut world = World::healthy(50, &[(100, 0); 4]);
+    world.admin(0, Admin::Disabled);
+    world.admin(1, Admin::Drain { until: s(500) });
+    world.probe(2, Class::Refused).probe(3, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("ODPP", true));
+    // Neither a drain nor a new backend starts one.
+    let mut world = World::healthy(50, &[(100, 0); 4]);
+    world.probe(3, Class::Refused);
+    for n in 0..2 {
+        world.admin(n, Admin::Disabled);
+    }
+    assert_eq!((world.picture().as_str(), world.panic()), ("OOAO", false));
+    // By weight, not by number.
+    let mut world = World::healthy(50, &[(100, 0), (1, 0), (1, 0)]);
+    world.probe(1, Class::Refused).probe(2, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("AOO", false));
+}
+
+#[test]
+fn the_first_failures_of_a_start_are_no_panic() {
+    let mut world = World::new(50, &[(100, 0); 3]);
+    assert_eq!(world.probe(0, Class::Refused).picture(), "OOO");
+    assert_eq!(world.next, Some(s(107)));
+    assert_eq!(
+        world.probe(1, Class::Ok).probe(2, Class::Ok).picture(),
+        "OAA"
+    );
+    let mut world = World::new(50, &[(100, 0); 3]);
+    world.probe(0, Class::Refused);
+    assert_eq!(world.wait(s(7)).picture(), "POO");
+}
+
+#[test]
+fn tiers_stand_by_and_join() {
+    let mut world = World::healthy(50, &[(100, 0), (100, 0), (100, 0), (100, 0), (100, 1)]);
+    assert_eq!(world.picture(), "AAAAS");
+    assert_eq!(world.probe(0, Class::Refused).picture(), "OAAAS"); // 75 % carries all
+    assert_eq!(world.probe(1, Class::Refused).picture(), "OOAAA");
+    // No panic while the other tier is whole.
+    world.probe(2, Class::Refused).probe(3, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("OOOOA", false));
+    world
+        .probe(0, Class::Ok)
+        .probe(1, Class::Ok)
+        .probe(2, Class::Ok);
+    assert_eq!(world.picture(), "AAAOS");
+    let switched = |(_, kind): &&(_, EventKind)| *kind == EventKind::TierSwitched;
+    assert_eq!(world.events.iter().filter(switched).count(), 2);
+}
