@@ -73,6 +73,16 @@ impl Ids {
         Ok(id)
     }
 
+    /// The number of a service that has one.
+    pub fn known_service(&self, at: SocketAddr, protocol: Protocol) -> Option<ServiceId> {
+        self.services.get(&(at, protocol)).copied()
+    }
+
+    /// The number of a backend that has one.
+    pub fn known_backend(&self, service: ServiceId, at: SocketAddr) -> Option<BackendIndex> {
+        self.backends.get(&(service, at)).copied()
+    }
+
     /// Frees a service's number.
     pub fn release_service(&mut self, id: ServiceId) {
         self.services.retain(|_, taken| *taken != id);

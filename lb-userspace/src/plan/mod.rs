@@ -12,9 +12,11 @@ use lb_common::slot::{BackendIndex, Slot};
 
 use crate::model::Protocol;
 
+mod build;
 mod ids;
 mod steps;
 
+pub use build::{Builder, Duty};
 pub use ids::{Full, Ids};
 pub use steps::{Op, plan};
 

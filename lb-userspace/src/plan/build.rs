@@ -1,0 +1,308 @@
+//! From the model, the routing and the paths to the contents that the maps should have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_common::abi::{BackendState, Forwarding};
+use lb_common::slot::{BackendIndex, Slot};
+
+use super::{Backend, Contents, Full, Ids, Path, Service, ServiceId, SnatPorts};
+use crate::model::{self, BackendKey, Model};
+use crate::table::{Member, maglev, overlay, transition};
+
+/// What the data plane is to do with a backend, as routing and the operator have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Duty {
+    pub state: BackendState,
+    /// In force; the operator's, if there is one.
+    pub weight: u32,
+}
+
+/// Builds one contents after another, each from the one before: numbers, tables and transitions
+/// carry on.
+pub struct Builder {
+    ids: Ids,
+    tables: BTreeMap<ServiceId, Table>,
+    leaving: BTreeMap<BackendIndex, Leaving>,
+    contents: Contents,
+}
+
+/// What a service's slots were made of.
+struct Table {
+    members: Vec<Member>,
+    base: Vec<u32>,
+    active: BTreeSet<BackendIndex>,
+}
+
+/// A backend that the configuration no longer has: it keeps its flows until the deadline.
+struct Leaving {
+    until: Duration,
+    /// Its flows were given up and are being removed.
+    gone: bool,
+}
+
+impl Builder {
+    /// Starts from what the maps hold.
+    pub fn new(contents: Contents) -> Self {
+        Self {
+            ids: Ids::of(&contents),
+            tables: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            contents,
+        }
+    }
+
+    /// What was built last.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// The number of a backend of the model, once it has been built.
+    pub fn index(
+        &self,
+        service: &model::Service,
+        backend: &model::Backend,
+    ) -> Option<BackendIndex> {
+        self.ids
+            .known_backend(self.service(service)?, backend.address)
+    }
+
+    /// The number of a service of the model, once it has been built.
+    pub fn service(&self, service: &model::Service) -> Option<ServiceId> {
+        self.ids.known_service(service.address, service.protocol)
+    }
+
+    /// Builds the contents for the present state of things.
+    pub fn build(
+        &mut self,
+        model: &Model,
+        duties: &BTreeMap<BackendKey, Duty>,
+        paths: &BTreeMap<IpAddr, Path>,
+        now: Duration,
+    ) -> Result<&Contents, Full> {
+        let range = &model.node.snat_ports;
+        let mut next = Contents {
+            ports: Some(SnatPorts {
+                first: *range.start(),
+                count: range.end() - range.start() + 1,
+            }),
+            sources: self.contents.sources.clone(),
+            ..Contents::default()
+        };
+        let mut pools = Vec::new();
+        for service in &model.services {
+            let id = self.ids.service(service.address, service.protocol)?;
+            let mut members = Vec::new();
+            for backend in &service.backends {
+                let index = self.ids.backend(id, backend.address)?;
+                let duty = duties.get(&service.key(backend)).copied();
+                let duty = duty.unwrap_or(Duty {
+                    state: BackendState::Out,
+                    weight: 0,
+                });
+                let path = paths
+                    .get(&backend.address.ip())
+                    .copied()
+                    .or_else(|| self.path(index));
+                members.push(Member {
+                    index,
+                    identity: backend.address.to_string(),
+                    weight: duty.weight,
+                });
+                self.leaving.remove(&index);
+                let address = backend.address;
+                next.backends.insert(
+                    index,
+                    Backend {
+                        service: id,
+                        address,
+                        state: duty.state,
+                        path,
+                    },
+                );
+                if service.forwarding == Forwarding::Nat {
+                    next.sources.extend(path.map(|path| path.source));
+                }
+            }
+            pools.push((service, id, members));
+        }
+        self.keep_leaving(model, &mut next, now);
+        for (service, id, members) in pools {
+            let slots = self.slots(service, id, members, &next.backends);
+            let entry = Service {
+                address: service.address,
+                protocol: service.protocol,
+                forwarding: service.forwarding,
+                affinity: service.affinity,
+                slots,
+            };
+            next.services.insert(id, entry);
+        }
+        for id in self
+            .contents
+            .services
+            .keys()
+            .filter(|id| !next.services.contains_key(id))
+        {
+            self.ids.release_service(*id);
+            self.tables.remove(id);
+        }
+        self.contents = next;
+        Ok(&self.contents)
+    }
+
+    fn path(&self, index: BackendIndex) -> Option<Path> {
+        self.contents.backends.get(&index)?.path
+    }
+
+    /// Backends that left the configuration drain; those of a service that left are out at once.
+    fn keep_leaving(&mut self, model: &Model, next: &mut Contents, now: Duration) {
+        for (index, backend) in &self.contents.backends {
+            if next.backends.contains_key(index) {
+                continue;
+            }
+            let at = self.contents.services.get(&backend.service);
+            let service = at.and_then(|at| {
+                model.services.iter().find(|service| {
+                    (service.address, service.protocol) == (at.address, at.protocol)
+                })
+            });
+            let leaving = self.leaving.entry(*index).or_insert_with(|| Leaving {
+                until: service.map_or(now, |service| now + service.drain_deadline),
+                gone: false,
+            });
+            if service.is_none() || now >= leaving.until {
+                leaving.gone = true;
+            }
+            let state = if leaving.gone {
+                BackendState::Out
+            } else {
+                BackendState::Draining
+            };
+            next.backends.insert(
+                *index,
+                Backend {
+                    state,
+                    ..backend.clone()
+                },
+            );
+        }
+    }
+
+    fn slots(
+        &mut self,
+        service: &model::Service,
+        id: ServiceId,
+        members: Vec<Member>,
+        backends: &BTreeMap<BackendIndex, Backend>,
+    ) -> Arc<Vec<Slot>> {
+        let state = |index: BackendIndex| backends.get(&index).map(|backend| backend.state);
+        let is_active = |index: BackendIndex| state(index) == Some(BackendState::Active);
+        let serves = |index: BackendIndex| {
+            matches!(
+                state(index),
+                Some(BackendState::Active | BackendState::Draining)
+            )
+        };
+        let active: BTreeSet<BackendIndex> = members
+            .iter()
+            .map(|member| member.index)
+            .filter(|index| is_active(*index))
+            .collect();
+        let old = self
+            .contents
+            .services
+            .get(&id)
+            .map(|service| service.slots.clone());
+        let known = self
+            .tables
+            .get(&id)
+            .filter(|table| table.members == members);
+        if let (Some(old), Some(table)) = (&old, known)
+            && table.active == active
+        {
+            return old.clone();
+        }
+        let size = maglev::size(&members, old.as_ref().map_or(0, |old| old.len()));
+        let base = match known {
+            Some(table) => table.base.clone(),
+            None => maglev::base(&members, size),
+        };
+        let wanted = if base.is_empty() {
+            vec![0; size]
+        } else {
+            overlay::fill(&base, &members, is_active)
+        };
+        let slots = match service.forwarding {
+            Forwarding::Nat => transition::settled(&wanted),
+            Forwarding::Dsr => {
+                transition::advance(old.as_deref().map_or(&[], Vec::as_slice), &wanted, serves)
+            }
+        };
+        self.tables.insert(
+            id,
+            Table {
+                members,
+                base,
+                active,
+            },
+        );
+        match old {
+            Some(old) if *old == slots => old,
+            _ => Arc::new(slots),
+        }
+    }
+
+    /// Closes the transitions that no flow needs any more; whether there were any.
+    pub fn settle(
+        &mut self,
+        silent: impl Fn(BackendIndex) -> bool,
+        held: &BTreeMap<ServiceId, BTreeSet<u32>>,
+    ) -> bool {
+        let backends = &self.contents.backends;
+        let serves = |index: BackendIndex| {
+            backends.get(&index).is_some_and(|backend| {
+                matches!(backend.state, BackendState::Active | BackendState::Draining)
+            })
+        };
+        let mut changed = false;
+        for (id, service) in &mut self.contents.services {
+            let silent = |index| !serves(index) || silent(index);
+            let held = |slot| held.get(id).is_some_and(|held| held.contains(&slot));
+            if let Some(slots) = transition::settle(&service.slots, silent, held) {
+                service.slots = Arc::new(slots);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Backends whose flows are to be removed.
+    pub fn gone(&self) -> BTreeSet<BackendIndex> {
+        let gone = self.leaving.iter().filter(|(_, leaving)| leaving.gone);
+        gone.map(|(index, _)| *index).collect()
+    }
+
+    /// Forgets backends that left and have no flows any more. Call it when a sweep that knew of
+    /// them in [`Self::gone`] is done; whether there were any.
+    pub fn release(&mut self, swept: &BTreeSet<BackendIndex>) -> bool {
+        let done: Vec<BackendIndex> = self.gone().intersection(swept).copied().collect();
+        for index in &done {
+            self.leaving.remove(index);
+            self.contents.backends.remove(index);
+            self.ids.release_backend(*index);
+        }
+        !done.is_empty()
+    }
+
+    /// When the contents change by time alone.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.leaving
+            .values()
+            .filter(|leaving| !leaving.gone)
+            .map(|leaving| leaving.until)
+            .min()
+    }
+}
