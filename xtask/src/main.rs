@@ -1,1 +1,82 @@
-fn main() {}
+//! `cargo xtask`: set-up, build, test and bench of lb.
+//!
+//! Depends on nothing that needs the BPF toolchain, so that it compiles before that is installed.
+
+mod bench;
+mod build;
+mod command;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use setup::Purpose;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set-up, build, test and bench of lb")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Name what is missing on this machine, and install it
+    Setup {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Also what `bench` needs (haproxy, wrk, nftables)
+        #[arg(long)]
+        bench: bool,
+        /// Also what the checks of `.ci/run` need (cargo-deny)
+        #[arg(long)]
+        ci: bool,
+    },
+    /// Build `lb`, with the XDP program in it
+    Build {
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run every test, those that need root included, and sum up
+    Test {
+        /// Only tests whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        filter: Option<String>,
+    },
+    /// Measure the time per packet, and requests per second beside nftables and HAProxy
+    Bench {
+        /// Fewer and shorter rounds
+        #[arg(long)]
+        quick: bool,
+        /// Only the time per packet
+        #[arg(long, conflicts_with = "network")]
+        packets: bool,
+        /// Only requests per second through network namespaces
+        #[arg(long)]
+        network: bool,
+    },
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().task {
+        Task::Setup { yes, bench, ci } => {
+            let mut purposes = vec![Purpose::Build, Purpose::Test];
+            purposes.extend(bench.then_some(Purpose::Bench));
+            purposes.extend(ci.then_some(Purpose::Ci));
+            setup::run(&purposes, yes)?;
+            println!("Everything needed is installed.");
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Build { release } => build::run(release).map(|()| ExitCode::SUCCESS),
+        Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Bench {
+            quick,
+            packets,
+            network,
+        } => bench::run(quick, packets, network).map(|()| ExitCode::SUCCESS),
+    }
+}
