@@ -206,6 +206,20 @@ impl<'lab> Agent<'lab> {
         })
     }
 
+    /// What of `lb` is on the balancer: XDP programs on its interfaces, pinned files.
+    pub fn traces(&self) -> Result<Vec<String>> {
+        let links = self
+            .host
+            .namespace
+            .run("ip", &["-oneline", "link", "show"])?;
+        let attached = links.lines().filter(|line| line.contains("xdp"));
+        let pins = self
+            .host
+            .namespace
+            .run("find", &["/sys/fs/bpf", "-mindepth", "1"])?;
+        Ok(attached.chain(pins.lines()).map(str::to_owned).collect())
+    }
+
     /// SIGKILL, as a crash or the out-of-memory killer would.
     pub fn kill(&mut self) -> Result<()> {
         match self.process.take() {
