@@ -241,6 +241,14 @@ impl<'lab> Agent<'lab> {
         process.wait(limit)
     }
 
+    /// Whether `lb run` has not ended.
+    pub fn runs(&mut self) -> Result<bool> {
+        match &mut self.process {
+            Some(process) => Ok(process.ended()?.is_none()),
+            None => Ok(false),
+        }
+    }
+
     /// Process id of `lb run`, while it runs.
     pub fn process_id(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)

@@ -19,6 +19,8 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::namespace::{self, Namespace};
+use crate::server_handle::Server;
+use crate::skip;
 
 /// VIPs of services that rewrite addresses.
 pub const NAT_VIP: [IpAddr; 2] = [
@@ -50,6 +52,8 @@ pub struct Host {
     pub v4: IpAddr,
     /// Its IPv6 address.
     pub v6: IpAddr,
+    /// Whether it owns the DSR VIPs.
+    pub owns_vips: bool,
 }
 
 impl Host {
@@ -95,16 +99,17 @@ impl Lab {
         ])?;
         let mut lb = host(&switch, "lb", LB)?;
         lb.namespace.isolate_mounts()?;
-        let backends = (0..backends)
-            .map(|index| host(&switch, &format!("b{}", index + 1), FIRST_BACKEND + index))
-            .collect::<Result<Vec<_>>>()?;
+        let backend = |index| {
+            let mut host = host(&switch, &format!("b{}", index + 1), FIRST_BACKEND + index)?;
+            own_dsr_vips(&host.namespace)?;
+            host.owns_vips = true;
+            Ok(host)
+        };
+        let backends = (0..backends).map(backend).collect::<Result<Vec<_>>>()?;
         client.namespace.ip(&format!(
             "route add 203.0.113.0/24 via {}\nroute add 2001:db8:77::/64 via {}",
             lb.v4, lb.v6
         ))?;
-        for backend in &backends {
-            own_dsr_vips(&backend.namespace)?;
-        }
         Ok(Self {
             client,
             lb,
@@ -118,6 +123,11 @@ impl Lab {
     /// A folder that lives as long as the laboratory.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Starts the servers of every backend.
+    pub fn serve(&self) -> Result<Vec<Server>> {
+        self.backends.iter().map(Server::start).collect()
     }
 
     /// The backend `b<number>`.
@@ -187,6 +197,7 @@ fn host(switch: &Namespace, name: &str, last: u8) -> Result<Host> {
         name: name.into(),
         v4,
         v6,
+        owns_vips: false,
     })
 }
 
@@ -221,4 +232,19 @@ impl Lab {
             Ok(false)
         })?
     }
+}
+
+/// Runs a test with three backends and their servers, or says why it is skipped.
+pub fn with_lab<T>(test: T) -> Result<()>
+where
+    T: FnOnce(&Lab, &mut [Server]) -> Result<()>,
+{
+    // The closure's type is named after the test that contains it.
+    let name = std::any::type_name::<T>().trim_end_matches("::{{closure}}");
+    if skip::skipped(name) {
+        return Ok(());
+    }
+    let lab = Lab::new(3)?;
+    let mut servers = lab.serve()?;
+    test(&lab, &mut servers)
 }

@@ -23,6 +23,6 @@ pub mod wait;
 
 pub use agent::{Agent, Output};
 pub use config::{Backend, Config, Service};
-pub use lab::{Host, Lab};
+pub use lab::{Host, Lab, with_lab};
 pub use server_handle::Server;
 pub use wait::wait_for;

@@ -80,12 +80,17 @@ impl Namespace {
         command
     }
 
-    /// Runs `work` on a thread inside (of the network namespace only) and waits for it.
+    /// Runs `work` on a thread inside and waits for it.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| -> Result<T> {
-                sys::enter_net(self.net.as_fd())
-                    .with_context(|| format!("cannot enter namespace {}", self.name))?;
+                let enter = || {
+                    sys::enter_net(self.net.as_fd())?;
+                    self.mounts
+                        .as_ref()
+                        .map_or(Ok(()), |fd| sys::enter_mounts(fd.as_fd()))
+                };
+                enter().with_context(|| format!("cannot enter namespace {}", self.name))?;
                 Ok(work())
             });
             match inside.join() {
@@ -145,6 +150,15 @@ impl Namespace {
     /// Runs a tool inside and gives what it printed.
     pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         finish(self.command(program).args(args))
+    }
+
+    /// Attaches an XDP program that is not `lb`'s to `eth0`; needs mounts of its own.
+    pub fn attach_foreign_xdp(&self) -> Result<()> {
+        const PATH: &str = "/sys/fs/bpf/foreign";
+        self.within(|| sys::pin_foreign_xdp(PATH))?
+            .context("cannot load a foreign XDP program")?;
+        self.run("ip", &["link", "set", "eth0", "xdpdrv", "pinned", PATH])?;
+        self.run("rm", &[PATH]).map(drop)
     }
 
     /// Sets `net.*` variables, named by their path below /proc/sys/net; one that the kernel does

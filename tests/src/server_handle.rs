@@ -42,7 +42,8 @@ impl Server {
         for (option, port) in [("--http", HTTP), ("--grpc", GRPC), ("--tcp", TCP_ECHO)] {
             command.args([option, &SocketAddr::new(any, port).to_string()]);
         }
-        for address in [host.v4, host.v6].into_iter().chain(DSR_VIP) {
+        let vips = DSR_VIP.into_iter().filter(|_| host.owns_vips);
+        for address in [host.v4, host.v6].into_iter().chain(vips) {
             command.args(["--udp", &SocketAddr::new(address, UDP_ECHO).to_string()]);
         }
         let mut process = Process::spawn(&mut command, &format!("the servers of {}", host.name))?;

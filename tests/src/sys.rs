@@ -20,6 +20,15 @@ pub fn enter_net(fd: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) })
 }
 
+/// Moves the calling thread into the mount namespace behind `fd`.
+pub fn enter_mounts(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: unshare and setns take flags and a descriptor that outlives the call, and touch no
+    // memory of ours. A thread must have its own root and working folder to change its mounts.
+    check(unsafe { libc::unshare(libc::CLONE_FS) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNS) })
+}
+
 /// Gives the calling thread a mount namespace of its own, from which no mount goes out while
 /// unmounts outside still come in.
 pub fn unshare_mounts() -> io::Result<()> {
@@ -116,4 +125,51 @@ pub fn ping_socket(v6: bool) -> io::Result<std::net::UdpSocket> {
     check(fd)?;
     // SAFETY: the descriptor is new, open and owned by nobody else.
     Ok(unsafe { std::net::UdpSocket::from_raw_fd(fd) })
+}
+
+/// Loads an XDP program that passes every packet and pins it at `path`, in a BPF file system that
+/// the calling thread sees: a stand-in for somebody else's program.
+pub fn pin_foreign_xdp(path: &str) -> io::Result<()> {
+    // Numbers of include/uapi/linux/bpf.h.
+    const PROG_LOAD: libc::c_long = 5;
+    const OBJ_PIN: libc::c_long = 6;
+    const TYPE_XDP: u64 = 6;
+    // `r0 = 2 (XDP_PASS)`, `exit`.
+    const PROGRAM: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+    let path = CString::new(path)?;
+    // union bpf_attr as words: type and number of instructions, their address, the licence.
+    let load = [
+        TYPE_XDP | (PROGRAM.len() as u64) << 32,
+        PROGRAM.as_ptr() as u64,
+        c"GPL".as_ptr() as u64,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: the attribute and all that it points to outlive the call, its size is given, and the
+    // kernel only reads.
+    let program = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_LOAD,
+            &raw const load,
+            size_of_val(&load),
+        )
+    };
+    if program < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The path's address, the descriptor.
+    let pin = [path.as_ptr() as u64, program.cast_unsigned()];
+    // SAFETY: as above.
+    let pinned =
+        unsafe { libc::syscall(libc::SYS_bpf, OBJ_PIN, &raw const pin, size_of_val(&pin)) };
+    let result = if pinned < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    };
+    // SAFETY: the descriptor is ours and not used again.
+    check(unsafe { libc::close(libc::c_int::try_from(program).unwrap_or(-1)) })?;
+    result
 }

@@ -106,3 +106,68 @@ fn nothing_is_left_behind() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_foreign_program_and_pins_stay_inside() -> Result<()> {
+    if skip::skipped("laboratory::a_foreign_program_and_pins_stay_inside") {
+        return Ok(());
+    }
+    let lab = Lab::new(1)?;
+    let lb = &lab.lb.namespace;
+    lb.attach_foreign_xdp()?;
+    ensure!(
+        lb.run("ip", &["link", "show", "eth0"])?
+            .contains("prog/xdp id"),
+        "not attached"
+    );
+    ensure!(
+        lab.ping(&lab.client, lab.lb.v4, Duration::from_secs(5))?,
+        "it does not pass"
+    );
+    lb.run("mkdir", &["/sys/fs/bpf/lab-was-here"])?;
+    ensure!(
+        !Path::new("/sys/fs/bpf/lab-was-here").exists(),
+        "a pin is seen on the host"
+    );
+    ensure!(
+        lb.run("ls", &["/sys/class/net"])?
+            .split_whitespace()
+            .eq(["eth0", "lo"])
+    );
+    Ok(())
+}
+
+#[test]
+fn a_new_mac_address_is_announced_and_a_cable_can_be_cut() -> Result<()> {
+    if skip::skipped("laboratory::a_new_mac_address_is_announced_and_a_cable_can_be_cut") {
+        return Ok(());
+    }
+    let lab = Lab::new(1)?;
+    let (backend, patience) = (lab.backend(1), Duration::from_secs(5));
+    for ip in [backend.v4, backend.v6] {
+        ensure!(lab.ping(&lab.client, ip, patience)?, "no ping to {ip}");
+    }
+    lab.change_mac(backend)?;
+    for ip in [backend.v4, backend.v6] {
+        let neighbours = lab
+            .client
+            .namespace
+            .run("ip", &["neigh", "show", &ip.to_string()])?;
+        ensure!(
+            neighbours.contains("02:00:00:00:77:"),
+            "not announced: {neighbours}"
+        );
+        ensure!(
+            lab.ping(&lab.client, ip, patience)?,
+            "no ping to {ip} at its new address"
+        );
+    }
+    lab.plug(backend, false)?;
+    ensure!(
+        !lab.ping(&lab.client, backend.v4, Duration::from_millis(500))?,
+        "not cut"
+    );
+    lab.plug(backend, true)?;
+    ensure!(lab.ping(&lab.client, backend.v4, patience)?, "not mended");
+    Ok(())
+}
