@@ -1,10 +1,14 @@
 //! A UDP client that sends one datagram and waits for its echo.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Requester, TIMEOUT};
+use super::Requester;
+
+/// A lost datagram is not sent again, so there is no reason to wait for long.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client with one socket, or with a new one (hence a new flow) for each datagram.
 #[derive(Debug)]

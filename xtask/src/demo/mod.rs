@@ -64,9 +64,15 @@ fn play(keep: bool) -> Result<()> {
     let mut agent = Agent::prepare(&lab, &config)?;
     agent.tell_log = false;
     let started = Instant::now();
-    let told = agent.run(&[], &[]).and_then(|()| agent.settled());
-    if let Err(error) = told {
-        return Err(error.context(format!("lb did not start; its log:\n{}", agent.log())));
+    agent.run(&[], &[])?;
+    if let Err(error) = agent.settled() {
+        // The error of an agent that ended has its log already.
+        let log = if agent.runs()? {
+            agent.log()
+        } else {
+            String::new()
+        };
+        return Err(error.context(format!("lb did not start properly\n{log}")));
     }
     let ready = started.elapsed();
     let status = agent.status()?;
