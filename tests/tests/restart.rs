@@ -101,7 +101,11 @@ fn a_killed_agent_is_not_missed_and_its_successor_adopts() -> Result<()> {
 #[test]
 fn an_agent_that_dies_at_any_step_loses_no_request() -> Result<()> {
     with_lab(|lab, _servers| {
-        let usual = config(lab);
+        let mut usual = config(lab);
+        for service in &mut usual.services {
+            // A removed backend is gone soon.
+            service.options = "drain_deadline = \"1s\"".into();
+        }
         let mut other = usual.clone();
         other.services[0].backends[0].options = "weight = 50".into();
         other.services[1].backends.pop();
@@ -110,16 +114,18 @@ fn an_agent_that_dies_at_any_step_loses_no_request() -> Result<()> {
         let mut crashes = 0;
         // Each round changes the configuration, dies at one step further, and is finished by a
         // successor; the last round has no such step.
-        for step in 1..=500 {
-            ensure!(agent.terminate()?.success(), "log:\n{}", agent.log());
-            let config = if step % 2 == 1 { &other } else { &usual };
+        for step in 0..500 {
+            let end = agent.terminate()?;
+            ensure!(end.success(), "{end}; log:\n{}", agent.log());
+            let config = if step % 2 == 0 { &other } else { &usual };
             agent.configure(config)?;
             agent.run(&[], &[("LB_FAILPOINT", &format!("plan-step:{step}"))])?;
-            let survived = agent.settled().is_ok();
+            let settled = agent.settled();
             witness
                 .content()
-                .with_context(|| format!("died at step {step}"))?;
-            if survived {
+                .with_context(|| format!("at step {step}"))?;
+            if agent.runs()? {
+                settled.with_context(|| format!("there is no step {step}"))?;
                 break;
             }
             crashes += 1;
