@@ -101,14 +101,17 @@ fn a_killed_agent_is_not_missed_and_its_successor_adopts() -> Result<()> {
 #[test]
 fn an_agent_that_dies_at_any_step_loses_no_request() -> Result<()> {
     with_lab(|lab, _servers| {
-        let mut usual = config(lab);
-        for service in &mut usual.services {
-            // A removed backend is gone soon.
-            service.options = "drain_deadline = \"1s\"".into();
+        // Between the two, weights change and a whole service comes and goes, all of which must
+        // leave the witness's flows where they are.
+        let mut other = config(lab);
+        let mut usual = other.clone();
+        let spare = SocketAddr::new(NAT_VIP[1], 80);
+        usual
+            .services
+            .push(Service::tcp(lab, "spare", spare, HTTP).options("drain_deadline = \"1s\""));
+        for service in &mut other.services {
+            service.backends[0].options = "weight = 50".into();
         }
-        let mut other = usual.clone();
-        other.services[0].backends[0].options = "weight = 50".into();
-        other.services[1].backends.pop();
         let mut agent = Agent::start(lab, &usual)?;
         let witness = Witness::new(lab)?;
         let mut crashes = 0;
