@@ -1,10 +1,11 @@
-//! `cargo xtask`: set-up, build, test and bench of lb.
+//! `cargo xtask`: set-up, build, demo, test and bench of lb.
 //!
 //! Depends on nothing that needs the BPF toolchain, so that it compiles before that is installed.
 
 mod bench;
 mod build;
 mod command;
+mod demo;
 mod setup;
 mod test;
 
@@ -16,7 +17,7 @@ use clap::{Parser, Subcommand};
 use setup::Purpose;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set-up, build, test and bench of lb")]
+#[command(name = "cargo xtask", about = "Set-up, build, demo, test and bench of lb")]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -40,6 +41,12 @@ enum Task {
     Build {
         #[arg(long)]
         release: bool,
+    },
+    /// Build lb and show it at work: real requests through namespaces, and backends that fail
+    Demo {
+        /// Leave it running, and print how to look inside
+        #[arg(long)]
+        keep: bool,
     },
     /// Run every test, those that need root included, and sum up
     Test {
@@ -72,6 +79,11 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Build { release } => build::run(release).map(|()| ExitCode::SUCCESS),
+        Task::Demo { keep } => {
+            setup::run(&[Purpose::Build, Purpose::Test], true)?;
+            build::run(false)?;
+            demo::run(keep).map(|()| ExitCode::SUCCESS)
+        }
         Task::Test { filter } => test::run(filter.as_deref()),
         Task::Bench {
             quick,

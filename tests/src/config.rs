@@ -1,0 +1,157 @@
+//! Configurations for the agent under test, written as the TOML a user would write.
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use crate::lab::{Host, Lab};
+
+/// A whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Further lines of `[node]`.
+    pub node: String,
+    /// Its services.
+    pub services: Vec<Service>,
+}
+
+/// A `[[service]]`.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// VIP and port.
+    pub address: SocketAddr,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// `nat` or `dsr`.
+    pub forwarding: &'static str,
+    /// Further lines of `[[service]]`.
+    pub options: String,
+    /// Lines of `[service.health]`.
+    pub health: String,
+    /// Its backends.
+    pub backends: Vec<Backend>,
+}
+
+/// A `[[service.backend]]`.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Its name.
+    pub name: String,
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// Further lines.
+    pub options: String,
+}
+
+/// A quick HTTP probe: out within `3 × 200 ms + 100 ms`.
+pub const HTTP_PROBE: &str = "probe = \"http\"\npath = \"/readyz\"\ninterval = \"200ms\"\n\
+     timeout = \"100ms\"\nunhealthy_threshold = 3\nhealthy_threshold = 2";
+
+impl Service {
+    /// A TCP service in NAT mode over all backends of the laboratory, on `port` of each, with the
+    /// quick HTTP probe of their HTTP server.
+    pub fn tcp(lab: &Lab, name: &str, address: SocketAddr, port: u16) -> Self {
+        let health = format!("{HTTP_PROBE}\nport = {}", crate::server_handle::HTTP);
+        Self {
+            name: name.into(),
+            address,
+            protocol: "tcp",
+            forwarding: "nat",
+            options: "drain_deadline = \"20s\"".into(),
+            health,
+            backends: backends(&lab.backends, address.ip(), port),
+        }
+    }
+
+    /// The same by direct server return; the VIP must be one of [`crate::lab::DSR_VIP`].
+    pub fn dsr(self) -> Self {
+        Self {
+            forwarding: "dsr",
+            ..self
+        }
+    }
+
+    /// The same over UDP.
+    pub fn udp(self) -> Self {
+        Self {
+            protocol: "udp",
+            ..self
+        }
+    }
+
+    /// The same with other health settings.
+    pub fn health(self, health: &str) -> Self {
+        Self {
+            health: health.into(),
+            ..self
+        }
+    }
+
+    /// The same with other service options.
+    pub fn options(self, options: &str) -> Self {
+        Self {
+            options: options.into(),
+            ..self
+        }
+    }
+
+    /// The same with only these backends of the laboratory.
+    pub fn only(mut self, names: &[&str]) -> Self {
+        self.backends
+            .retain(|backend| names.contains(&backend.name.as_str()));
+        self
+    }
+}
+
+fn backends(hosts: &[Host], like: IpAddr, port: u16) -> Vec<Backend> {
+    let backend = |host: &Host| Backend {
+        name: host.name.clone(),
+        address: SocketAddr::new(host.address(like), port),
+        options: String::new(),
+    };
+    hosts.iter().map(backend).collect()
+}
+
+impl Config {
+    /// A configuration of these services.
+    pub fn new(services: Vec<Service>) -> Self {
+        Self {
+            node: String::new(),
+            services,
+        }
+    }
+
+    /// The TOML, for an agent that keeps its socket and state in `folder`.
+    pub fn toml(&self, folder: &Path) -> String {
+        let mut text = format!(
+            "[node]\ninterfaces = [\"eth0\"]\nxdp_mode = \"native\"\n\
+             control_socket = \"{0}/lb.sock\"\nstate_dir = \"{0}/state\"\n{1}\n",
+            folder.display(),
+            self.node
+        );
+        for service in &self.services {
+            // Writing to a String cannot fail.
+            let _ = write!(
+                text,
+                "\n[[service]]\nname = \"{}\"\naddress = \"{}\"\nprotocol = \"{}\"\n\
+                 forwarding = \"{}\"\n{}\n\n[service.health]\n{}\n",
+                service.name,
+                service.address,
+                service.protocol,
+                service.forwarding,
+                service.options,
+                service.health
+            );
+            for backend in &service.backends {
+                let _ = write!(
+                    text,
+                    "\n[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\n{}\n",
+                    backend.name, backend.address, backend.options
+                );
+            }
+        }
+        text
+    }
+}

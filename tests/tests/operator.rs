@@ -1,0 +1,184 @@
+//! The operator's commands on a running balancer.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::agent::SOON;
+use lb_tests::lab::NAT_VIP;
+use lb_tests::load::flows::Flows;
+use lb_tests::load::{Amount, Load, Tally};
+use lb_tests::server_handle::{HTTP, TCP_ECHO};
+use lb_tests::{Agent, Config, Lab, Service, wait_for, with_lab};
+
+fn web() -> SocketAddr {
+    SocketAddr::new(NAT_VIP[0], 80)
+}
+
+fn service(lab: &Lab) -> Service {
+    Service::tcp(lab, "web", web(), HTTP)
+}
+
+fn requests(lab: &Lab) -> Result<Tally> {
+    let tally = Load::http(&lab.client, web(), false, Amount::requests(400))?.finish();
+    tally.must_not_fail()?;
+    Ok(tally)
+}
+
+#[test]
+fn drain_enable_disable_and_weight_do_what_they_say() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let echo = SocketAddr::new(NAT_VIP[0], TCP_ECHO);
+        let services = vec![service(lab), Service::tcp(lab, "echo", echo, TCP_ECHO)];
+        let mut agent = Agent::start(lab, &Config::new(services))?;
+        let flows = Flows::open(&lab.client, echo, 30)?;
+
+        agent.lb(&["drain", "web/b1"])?.ok()?;
+        agent.lb(&["drain", "echo/b1"])?.ok()?;
+        agent.wait_routing("web/b1", "draining")?;
+        agent.wait_routing("echo/b1", "draining")?;
+        ensure!(agent.status()?.backend("web/b1")?.admin == "drain");
+        ensure!(requests(lab)?.of("b1") == 0);
+        flows.exchange(5, SOON)?;
+        ensure!(
+            flows.broken_except("").is_empty(),
+            "drain broke {:?}",
+            flows.broken_except("")
+        );
+
+        agent.lb(&["disable", "echo/b1"])?.ok()?;
+        agent.wait_routing("echo/b1", "out")?;
+        ensure!(agent.status()?.backend("echo/b1")?.admin == "disabled");
+        wait_for("the flows of a disabled backend to be reset", SOON, || {
+            Ok(!flows.alive().contains_key("b1"))
+        })?;
+        ensure!(
+            flows.broken_except("b1").is_empty(),
+            "{:?}",
+            flows.broken_except("b1")
+        );
+
+        agent.lb(&["enable", "web/b1"])?.ok()?;
+        agent.lb(&["enable", "echo/b1"])?.ok()?;
+        agent.settled()?;
+        ensure!(requests(lab)?.of("b1") > 0);
+
+        agent.lb(&["weight", "web/b1", "300"])?.ok()?;
+        agent.wait_status("the weight", |status| {
+            Ok(status.backend("web/b1")?.weight == 300)
+        })?;
+        let tally = Load::http(&lab.client, web(), false, Amount::requests(2000))?.finish();
+        tally.must_not_fail()?;
+        let share = tally.of("b1") * 100 / tally.requests();
+        ensure!(
+            (55..=65).contains(&share),
+            "3 of 5 parts of the weight got {share} %"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn exit_codes_are_the_contracts() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let mut agent = Agent::prepare(lab, &Config::new(vec![service(lab)]))?;
+        ensure!(agent.lb(&["status"])?.code == Some(3), "no agent runs");
+        ensure!(
+            agent.lb(&["drain", "web/b1"])?.code == Some(3),
+            "no agent runs"
+        );
+        agent.run(&[], &[])?;
+        agent.settled()?;
+        for wrong in [
+            &["drain", "web/b9"][..],
+            &["status", "wbe"],
+            &["drian", "web/b1"],
+        ] {
+            let output = agent.lb(wrong)?;
+            ensure!(output.code == Some(2), "{wrong:?}: {output:?}");
+            ensure!(!output.err.is_empty(), "{wrong:?} failed without a word");
+        }
+        let probe = agent.lb(&["probe", "web/b1", "--json"])?.ok()?;
+        let probe: serde_json::Value = serde_json::from_str(&probe)?;
+        ensure!(probe["outcome"] == "success", "{probe}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_bad_reload_changes_nothing() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let config = Config::new(vec![service(lab)]);
+        let mut agent = Agent::start(lab, &config)?;
+        let load = Load::http(&lab.client, web(), false, Amount::steady())?;
+        let before = agent.status()?.service("web")?.generation;
+        let text = std::fs::read_to_string(agent.config_path())?;
+        for bad in [
+            "[[service".to_owned(),
+            text.replace("b2", "b1"),
+            text.replace("nat", "nta"),
+        ] {
+            agent.configure_text(&bad)?;
+            let output = agent.lb(&["reload"])?;
+            ensure!(output.code == Some(2), "{output:?}");
+            ensure!(
+                output.err.contains("lb.toml"),
+                "the error must name the file: {output:?}"
+            );
+        }
+        let after = agent.status()?.service("web")?.generation;
+        ensure!(
+            before == after,
+            "the generation went from {before} to {after}"
+        );
+        agent.settled()?;
+        load.stop().must_not_fail()
+    })
+}
+
+#[test]
+fn a_reload_adds_and_removes_backends_without_a_failed_request() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let all = Config::new(vec![service(lab)]);
+        let two = Config::new(vec![service(lab).only(&["b1", "b2"])]);
+        let mut agent = Agent::start(lab, &two)?;
+        let load = Load::http(&lab.client, web(), false, Amount::steady())?;
+        let kept = Load::http(&lab.client, web(), true, Amount::steady())?;
+        ensure!(requests(lab)?.of("b3") == 0);
+
+        agent.configure(&all)?;
+        agent.lb(&["reload"])?.ok()?;
+        agent.wait_routing("web/b3", "active")?;
+        ensure!(requests(lab)?.of("b3") > 0);
+
+        agent.configure(&two)?;
+        agent.lb(&["reload"])?.ok()?;
+        agent.wait_status("b3 to get no new flow", |status| {
+            Ok(status
+                .backend("web/b3")
+                .is_ok_and(|found| found.routing == "draining")
+                || status.backend("web/b3").is_err())
+        })?;
+        ensure!(requests(lab)?.of("b3") == 0);
+        load.stop().must_not_fail().context("new connections")?;
+        kept.stop().must_not_fail().context("kept connections")
+    })
+}
+
+#[test]
+fn events_tell_what_happened() -> Result<()> {
+    with_lab(|lab, servers| {
+        let mut agent = Agent::start(lab, &Config::new(vec![service(lab)]))?;
+        servers[2].kill()?;
+        agent.wait_routing("web/b3", "out")?;
+        agent.lb(&["drain", "web/b1"])?.ok()?;
+        let events = agent.events()?;
+        let about = |backend: &str| {
+            events
+                .iter()
+                .filter(|event| event.to_string().contains(backend))
+                .count()
+        };
+        ensure!(about("b3") > 0 && about("b1") > 0, "{events:?}");
+        Ok(())
+    })
+}
