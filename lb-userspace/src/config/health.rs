@@ -1,0 +1,451 @@
+//! `[service.health]`, over `[defaults.health]`, over the defaults of the schema.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::duration::format;
+use super::reader::{At, Errors, Problem, Reader, Value};
+use super::schema::{HEALTH, Key};
+use super::value::{self, shown};
+use crate::model::{
+    HealthPolicy, HttpProbe, ProbeKind, ProbeSpec, Protocol, StatusRange, TlsOptions, host_text,
+};
+
+/// Kind of probe, as written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    None,
+    Tcp,
+    Http,
+    Https,
+    Grpc,
+}
+
+/// What the tables say, value by value.
+#[derive(Debug)]
+pub struct Settings {
+    probe: Option<At<Probe>>,
+    interval: Option<At<Duration>>,
+    timeout: Option<At<Duration>>,
+    unhealthy_threshold: Option<At<u32>>,
+    healthy_threshold: Option<At<u32>>,
+    fast_interval: Option<At<Duration>>,
+    down_interval: Option<At<Duration>>,
+    jitter: Option<At<u8>>,
+    port: Option<At<u16>>,
+    path: Option<At<String>>,
+    method: Option<At<&'static str>>,
+    host: Option<At<String>>,
+    headers: Option<At<Vec<(String, String)>>>,
+    expect_status: Option<At<Vec<StatusRange>>>,
+    expect_body: Option<At<String>>,
+    service: Option<At<String>>,
+    authority: Option<At<String>>,
+    accept_status: Option<At<Vec<u32>>>,
+    tls: Option<At<bool>>,
+    verify: Option<At<bool>>,
+    ca: Option<At<PathBuf>>,
+    sni: Option<At<String>>,
+}
+
+/// The health checks of one service.
+#[derive(Clone, Debug)]
+pub struct Checks {
+    pub policy: HealthPolicy,
+    port: Option<u16>,
+    question: Question,
+}
+
+/// A probe without its target.
+#[derive(Clone, Debug)]
+enum Question {
+    Tcp,
+    Http {
+        probe: HttpProbe,
+        /// `None`: the target.
+        host: Option<String>,
+    },
+    Grpc {
+        service: String,
+        authority: Option<String>,
+        accept_status: Vec<u32>,
+        tls: Option<TlsOptions>,
+    },
+}
+
+impl Checks {
+    /// The probe of the backend at `address`.
+    pub fn of(&self, address: SocketAddr) -> ProbeSpec {
+        let target = SocketAddr::new(address.ip(), self.port.unwrap_or(address.port()));
+        let kind = match &self.question {
+            Question::Tcp => ProbeKind::Tcp,
+            Question::Http { probe, host } => {
+                let usual = if probe.tls.is_some() { 443 } else { 80 };
+                ProbeKind::Http(HttpProbe {
+                    host: host.clone().unwrap_or_else(|| authority_of(target, usual)),
+                    ..probe.clone()
+                })
+            }
+            Question::Grpc {
+                service,
+                authority,
+                accept_status,
+                tls,
+            } => {
+                let usual = if tls.is_some() { 443 } else { 80 };
+                let authority = authority.clone();
+                ProbeKind::Grpc {
+                    service: service.clone(),
+                    authority: authority.unwrap_or_else(|| authority_of(target, usual)),
+                    accept_status: accept_status.clone(),
+                    tls: tls.clone(),
+                }
+            }
+        };
+        ProbeSpec {
+            target,
+            timeout: self.policy.timeout,
+            kind,
+        }
+    }
+}
+
+/// `target` as an authority; the scheme's usual port is left out (RFC 9110, 4.2.3).
+fn authority_of(target: SocketAddr, usual_port: u16) -> String {
+    if target.port() == usual_port {
+        host_text(target.ip())
+    } else {
+        target.to_string()
+    }
+}
+
+/// Reads every key and reports what is wrong with any by itself.
+pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
+    Settings {
+        probe: reader.get(errors, "probe", probe),
+        interval: reader.get(errors, "interval", value::positive_duration),
+        timeout: reader.get(errors, "timeout", value::positive_duration),
+        unhealthy_threshold: reader.get(errors, "unhealthy_threshold", value::integer),
+        healthy_threshold: reader.get(errors, "healthy_threshold", value::integer),
+        fast_interval: reader.get(errors, "fast_interval", value::positive_duration),
+        down_interval: reader.get(errors, "down_interval", value::positive_duration),
+        jitter: reader.get(errors, "jitter", value::integer),
+        port: reader.get(errors, "port", value::integer),
+        path: reader.get(errors, "path", path),
+        method: reader.get(errors, "method", value::choice),
+        host: reader.get(errors, "host", authority),
+        headers: reader.get(errors, "headers", value::headers),
+        expect_status: reader.get(errors, "expect_status", value::statuses),
+        expect_body: reader.get(errors, "expect_body", not_empty),
+        service: reader.get(errors, "service", value::text),
+        authority: reader.get(errors, "authority", authority),
+        accept_status: reader.get(errors, "accept_status", value::grpc_codes),
+        tls: reader.get(errors, "tls", value::boolean),
+        verify: reader.get(errors, "verify", value::boolean),
+        ca: reader.get(errors, "ca", value::path),
+        sni: reader.get(errors, "sni", server_name),
+    }
+}
+
+/// Puts the settings of a service together. `Some(None)`: it has no probes; `None` only if there
+/// are errors.
+pub fn checks(
+    settings: Settings,
+    reader: &Reader<'_>,
+    protocol: Protocol,
+    errors: &mut Errors<'_>,
+) -> Option<Option<Checks>> {
+    let probe = match (&settings.probe, reader.written("probe"), protocol) {
+        (Some(probe), _, _) => Some(probe.value),
+        (None, Some(_), _) => None,
+        (None, None, Protocol::Tcp) => Some(Probe::Tcp),
+        (None, None, Protocol::Udp) => Some(Probe::None),
+    };
+    if let Some(probe) = probe {
+        let tls = settings.tls.as_ref().is_some_and(|tls| tls.value);
+        refuse_meaningless(reader, probe, tls, errors);
+    }
+    let policy = policy(&settings, reader, probe, errors);
+    let question = match probe? {
+        Probe::None => return Some(None),
+        Probe::Tcp => Question::Tcp,
+        Probe::Http => http(settings_http(&settings, None, reader, errors)?),
+        Probe::Https => {
+            let name = settings.host.as_ref().map(|host| host.value.as_str());
+            let tls = tls_options(&settings, name)?;
+            http(settings_http(&settings, Some(tls), reader, errors)?)
+        }
+        Probe::Grpc => {
+            let name = settings.authority.as_ref().map(|name| name.value.as_str());
+            let tls = match settings.tls.as_ref()?.value {
+                true => Some(tls_options(&settings, name)?),
+                false => None,
+            };
+            Question::Grpc {
+                service: settings.service?.value,
+                authority: settings.authority.map(|authority| authority.value),
+                accept_status: settings.accept_status?.value,
+                tls,
+            }
+        }
+    };
+    Some(Some(Checks {
+        policy: policy?,
+        port: settings.port.map(|port| port.value),
+        question,
+    }))
+}
+
+fn http((probe, host): (HttpProbe, Option<String>)) -> Question {
+    Question::Http { probe, host }
+}
+
+fn settings_http(
+    settings: &Settings,
+    tls: Option<TlsOptions>,
+    reader: &Reader<'_>,
+    errors: &mut Errors<'_>,
+) -> Option<(HttpProbe, Option<String>)> {
+    let method = settings.method.as_ref()?;
+    if let (Some(body), "HEAD") = (&settings.expect_body, method.value) {
+        let span = if reader.own("method").is_some() {
+            &method.span
+        } else {
+            &body.span
+        };
+        errors.add(
+            span.clone(),
+            "`expect_body` can never be met: answers to HEAD have no body",
+            "write method = \"GET\" or remove `expect_body`",
+        );
+    }
+    let probe = HttpProbe {
+        method: method.value.into(),
+        path: settings.path.as_ref()?.value.clone(),
+        host: String::new(),
+        headers: match &settings.headers {
+            Some(headers) => headers.value.clone(),
+            None => Vec::new(),
+        },
+        expect_status: settings.expect_status.as_ref()?.value.clone(),
+        expect_body: settings.expect_body.as_ref().map(|body| body.value.clone()),
+        tls,
+    };
+    Some((probe, settings.host.as_ref().map(|host| host.value.clone())))
+}
+
+fn tls_options(settings: &Settings, authority: Option<&str>) -> Option<TlsOptions> {
+    let sni = match &settings.sni {
+        Some(sni) => Some(sni.value.clone()),
+        None => authority.and_then(name_in),
+    };
+    Some(TlsOptions {
+        sni,
+        verify: settings.verify.as_ref()?.value,
+        ca: settings.ca.as_ref().map(|ca| ca.value.clone()),
+    })
+}
+
+/// The DNS name in an authority; `None` if there is an address.
+fn name_in(authority: &str) -> Option<String> {
+    let authority: http::uri::Authority = authority.parse().ok()?;
+    let host = authority.host();
+    rustls_pki_types::DnsName::try_from(host)
+        .ok()
+        .map(|_| host.to_string())
+}
+
+/// Thresholds and rhythm, and how they must stand to each other.
+fn policy(
+    settings: &Settings,
+    reader: &Reader<'_>,
+    probe: Option<Probe>,
+    errors: &mut Errors<'_>,
+) -> Option<HealthPolicy> {
+    let interval = settings.interval.as_ref()?;
+    let timeout = settings.timeout.as_ref()?;
+    // A wrong one was reported; in its place the interval finds the other errors.
+    let or_interval = |at: &Option<At<Duration>>| at.as_ref().map_or(interval.value, |at| at.value);
+    let fast_interval = or_interval(&settings.fast_interval);
+    let down_interval = or_interval(&settings.down_interval);
+    let shortest = [
+        ("interval", interval.value),
+        ("fast_interval", fast_interval),
+        ("down_interval", down_interval),
+    ]
+    .into_iter()
+    .find(|(_, interval)| timeout.value >= *interval);
+    if let (Some((name, value)), false) = (shortest, probe == Some(Probe::None)) {
+        too_slow(reader, (name, value), timeout, errors);
+    }
+    Some(HealthPolicy {
+        interval: interval.value,
+        timeout: timeout.value,
+        unhealthy_threshold: settings.unhealthy_threshold.as_ref()?.value,
+        healthy_threshold: settings.healthy_threshold.as_ref()?.value,
+        fast_interval,
+        down_interval,
+        jitter: settings.jitter.as_ref()?.value,
+    })
+}
+
+/// Reports a timeout that is not less than an interval: two probes of one backend would overlap,
+/// or the rhythm, and with it the time to eject, would not hold.
+fn too_slow(
+    reader: &Reader<'_>,
+    (name, interval): (&'static str, Duration),
+    timeout: &At<Duration>,
+    errors: &mut Errors<'_>,
+) {
+    let written = |key| reader.written(key).map(Value::span);
+    let own = |key| reader.own(key).map(Value::span);
+    let span = own("timeout")
+        .or_else(|| own(name))
+        .or_else(|| written("timeout"))
+        .or_else(|| written(name))
+        .unwrap_or_else(|| reader.span.clone());
+    let note = match written("timeout") {
+        Some(_) => "",
+        None => ", by default",
+    };
+    errors.add(
+        span,
+        format!(
+            "`timeout` ({}{note}) must be less than `{name}` ({})",
+            format(timeout.value),
+            format(interval)
+        ),
+        format!(
+            "lower it, for example timeout = \"{}\", or raise `{name}` above {}",
+            format((interval / 2).max(Duration::from_millis(1))),
+            format(timeout.value)
+        ),
+    );
+}
+
+/// Reports keys of this very table that its kind of probe does not use. Inherited ones may be
+/// meant for other services.
+fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut Errors<'_>) {
+    for key in HEALTH.keys {
+        let users: &[Probe] = match key.name {
+            "probe" => continue,
+            "path" | "method" | "host" | "headers" | "expect_status" | "expect_body" => {
+                &[Probe::Http, Probe::Https]
+            }
+            "service" | "authority" | "accept_status" | "tls" => &[Probe::Grpc],
+            "verify" | "ca" | "sni" => &[Probe::Https, Probe::Grpc],
+            _ => &[Probe::Tcp, Probe::Http, Probe::Https, Probe::Grpc],
+        };
+        let Some(span) = reader
+            .key_span(key.name)
+            .filter(|_| !users.contains(&probe))
+        else {
+            if matches!(key.name, "verify" | "ca" | "sni") && probe == Probe::Grpc && !tls {
+                if let Some(span) = reader.key_span(key.name) {
+                    errors.add(
+                        span,
+                        format!("`{}` has no meaning without TLS", key.name),
+                        "add tls = true or remove it",
+                    );
+                }
+            }
+            continue;
+        };
+        let names: Vec<String> = users
+            .iter()
+            .map(|user| format!("probe = \"{}\"", user.name()))
+            .collect();
+        errors.add(
+            span,
+            format!(
+                "`{}` has no meaning with probe = \"{}\"",
+                key.name,
+                probe.name()
+            ),
+            format!("remove it, or write {}", names.join(" or ")),
+        );
+    }
+}
+
+impl Probe {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+fn probe(key: &Key, value: &Value<'_>) -> Result<Probe, Problem> {
+    Ok(match value::choice(key, value)? {
+        "tcp" => Probe::Tcp,
+        "http" => Probe::Http,
+        "https" => Probe::Https,
+        "grpc" => Probe::Grpc,
+        _ => Probe::None,
+    })
+}
+
+fn not_empty(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    if text.is_empty() {
+        return Err(Problem::new(
+            format!("`{}` is empty, which every answer meets", key.name),
+            "write the text that must occur or remove the key",
+        ));
+    }
+    Ok(text)
+}
+
+/// Origin-form of a request target (RFC 9112, 3.2.1).
+fn path(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    if !text.starts_with('/') {
+        let help = match text.split_once("://") {
+            Some((_, rest)) => {
+                let path = rest.find('/').map_or("/", |at| &rest[at..]);
+                format!("write the path only: path = \"{}\"", shown(path))
+            }
+            None => format!("write path = \"/{}\"", shown(&text)),
+        };
+        return Err(Problem::new("`path` does not start with `/`", help));
+    }
+    if let Some(bad) = text.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
+        return Err(Problem::new(
+            format!("`path` has a character that cannot stand in a request: {bad:?}"),
+            "write it percent-encoded, for example %20 for a space",
+        ));
+    }
+    Ok(text)
+}
+
+/// `host` or `host:port` (RFC 3986, 3.2), without user information.
+fn authority(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    match text.parse::<http::uri::Authority>() {
+        Ok(_) if !text.contains('@') => Ok(text),
+        _ => Err(Problem::new(
+            format!("`{}` is not a host: \"{}\"", key.name, shown(&text)),
+            format!(
+                "write a name or address, with or without port, and nothing else: {} = \"web.example\"",
+                key.name
+            ),
+        )),
+    }
+}
+
+/// A name that can be sent as SNI (RFC 6066, 3: no addresses).
+fn server_name(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    if rustls_pki_types::DnsName::try_from(text.as_str()).is_err() {
+        return Err(Problem::new(
+            format!("`sni` is not a DNS name: \"{}\"", shown(&text)),
+            "write a name such as \"web.example\"; addresses are never sent as SNI",
+        ));
+    }
+    Ok(text)
+}

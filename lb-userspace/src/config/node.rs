@@ -1,0 +1,103 @@
+//! `[node]`.
+
+use std::collections::BTreeSet;
+
+use super::reader::{At, Errors, Problem, Reader, Value};
+use super::schema::Key;
+use super::value;
+use crate::model::{Node, OnExit, XdpMode};
+
+/// Longest interface name: IFNAMSIZ of linux/if.h without the final zero.
+const LONGEST_NAME: usize = 15;
+
+/// Reads the table. `None` only if there are errors.
+pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
+    reader.refuse_unknown(errors);
+    let names = reader.get(errors, "interfaces", value::texts);
+    let interfaces = names.and_then(|names| interfaces(names, errors));
+    let xdp_mode = reader.get(errors, "xdp_mode", xdp_mode);
+    let control_socket = reader.get(errors, "control_socket", value::path);
+    let http = reader.get(errors, "http", value::address);
+    let state_dir = reader.get(errors, "state_dir", value::path);
+    let on_exit = reader.get(errors, "on_exit", on_exit);
+    let snat_ports = reader.get(errors, "snat_ports", value::port_range);
+    let flow_entries = reader.get(errors, "flow_entries", value::integer);
+    Some(Node {
+        interfaces: interfaces?,
+        xdp_mode: xdp_mode?.value,
+        control_socket: control_socket?.value,
+        http: http.map(|http| http.value),
+        state_dir: state_dir?.value,
+        on_exit: on_exit?.value,
+        snat_ports: snat_ports?.value,
+        flow_entries: flow_entries?.value,
+    })
+}
+
+fn xdp_mode(key: &Key, value: &Value<'_>) -> Result<XdpMode, Problem> {
+    Ok(match value::choice(key, value)? {
+        "native" => XdpMode::Native,
+        "generic" => XdpMode::Generic,
+        _ => XdpMode::Auto,
+    })
+}
+
+fn on_exit(key: &Key, value: &Value<'_>) -> Result<OnExit, Problem> {
+    Ok(match value::choice(key, value)? {
+        "detach" => OnExit::Detach,
+        _ => OnExit::Keep,
+    })
+}
+
+fn interfaces(names: At<Vec<At<String>>>, errors: &mut Errors<'_>) -> Option<Vec<String>> {
+    if names.value.is_empty() {
+        errors.add(
+            names.span,
+            "`interfaces` is empty, so no packet would be balanced",
+            "name the interfaces traffic comes in on, for example [\"eth0\"]; `ip -br link` lists them",
+        );
+        return None;
+    }
+    let mut seen = BTreeSet::new();
+    let mut good = true;
+    for name in &names.value {
+        if let Some((message, help)) = bad_interface(&name.value) {
+            errors.add(name.span.clone(), message, help);
+            good = false;
+        } else if !seen.insert(&name.value) {
+            errors.add(
+                name.span.clone(),
+                format!("interface \"{}\" is named twice", name.value),
+                "remove one of the two",
+            );
+            good = false;
+        }
+    }
+    good.then(|| names.value.into_iter().map(|name| name.value).collect())
+}
+
+/// What the kernel would refuse as a name (dev_valid_name in net/core/dev.c).
+fn bad_interface(name: &str) -> Option<(String, &'static str)> {
+    let shown = value::shown(name);
+    if name.is_empty() {
+        return Some((
+            "an interface name is empty".into(),
+            "write the interface's name; `ip -br link` lists them",
+        ));
+    }
+    if name.len() > LONGEST_NAME {
+        return Some((
+            format!("interface name \"{shown}\" is longer than {LONGEST_NAME} characters"),
+            "write the interface's real name; `ip -br link` lists them",
+        ));
+    }
+    if matches!(name, "." | "..")
+        || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
+    {
+        return Some((
+            format!("\"{shown}\" cannot be an interface name"),
+            "write the name only, without path, address or spaces; `ip -br link` lists them",
+        ));
+    }
+    None
+}

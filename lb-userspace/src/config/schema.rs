@@ -1,0 +1,455 @@
+//! Every key of the configuration, as data: the reader takes types, ranges and defaults from here,
+//! and the reference page is checked against it.
+
+/// A table of the file.
+#[derive(Debug)]
+pub struct Section {
+    /// As it stands in the file: `[node]`, `[[service]]`.
+    pub header: &'static str,
+    pub keys: &'static [Key],
+    /// Names under which other tables stand in this one, for instance `health` in `[[service]]`.
+    pub tables: &'static [&'static str],
+}
+
+/// A key of a table.
+#[derive(Debug)]
+pub struct Key {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub default: Fallback,
+    /// One sentence on what it means.
+    pub help: &'static str,
+}
+
+/// What a value must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Text,
+    Boolean,
+    /// Inclusive range.
+    Integer(i64, i64),
+    /// `500ms`, `5s`, `1m30s`.
+    Duration,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// `IP:port`.
+    Address,
+    Path,
+    /// `"16384-32767"`.
+    PortRange,
+    /// List of texts.
+    Texts,
+    /// List of `"200"` and `"200-299"`.
+    Statuses,
+    /// List of gRPC status codes, by number or name.
+    GrpcCodes,
+    /// Inline table of texts.
+    Headers,
+}
+
+/// What stands for a key that is not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// It must be written.
+    Required,
+    /// This TOML value.
+    Value(&'static str),
+    /// Taken from elsewhere; in words.
+    Derived(&'static str),
+    /// Nothing: what it would ask for is not asked for; in words.
+    Absent(&'static str),
+}
+
+impl Kind {
+    /// Name in messages and in the reference page.
+    pub fn describe(self) -> String {
+        match self {
+            Self::Text => "text".into(),
+            Self::Boolean => "`true` or `false`".into(),
+            Self::Integer(min, max) => format!("integer, {min} to {max}"),
+            Self::Duration => "duration".into(),
+            Self::Choice(words) => words
+                .iter()
+                .map(|word| format!("`\"{word}\"`"))
+                .collect::<Vec<_>>()
+                .join(", "),
+            Self::Address => "address with port".into(),
+            Self::Path => "path".into(),
+            Self::PortRange => "port range".into(),
+            Self::Texts => "list of texts".into(),
+            Self::Statuses => "list of HTTP status codes and ranges".into(),
+            Self::GrpcCodes => "list of gRPC status codes".into(),
+            Self::Headers => "table of texts".into(),
+        }
+    }
+
+    /// A value to write, for mends.
+    pub fn example(self) -> &'static str {
+        match self {
+            Self::Text => "\"text\"",
+            Self::Boolean => "true",
+            Self::Integer(..) => "a whole number without quotes",
+            Self::Duration => "\"5s\", \"500ms\" or \"1m30s\"",
+            Self::Choice(_) => "one of its words in quotes",
+            Self::Address => "\"203.0.113.10:80\" or \"[2001:db8::10]:80\"",
+            Self::Path => "\"/some/path\"",
+            Self::PortRange => "\"16384-32767\"",
+            Self::Texts => "[\"one\", \"two\"]",
+            Self::Statuses => "[\"200\"] or [\"200-299\"]",
+            Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
+            Self::Headers => "{ \"X-Probe\" = \"lb\" }",
+        }
+    }
+}
+
+impl Section {
+    /// The key of this name.
+    pub fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+}
+
+const fn key(name: &'static str, kind: Kind, default: Fallback, help: &'static str) -> Key {
+    Key {
+        name,
+        kind,
+        default,
+        help,
+    }
+}
+
+use Fallback::{Absent, Derived, Required, Value};
+
+/// Every table, in the order of the reference page.
+pub const SECTIONS: [&Section; 5] = [&NODE, &SERVICE, &HEALTH, &BACKEND, &DEFAULTS];
+
+/// The file itself.
+pub const ROOT: Section = Section {
+    header: "the file",
+    keys: &[],
+    tables: &["node", "service", "defaults"],
+};
+
+/// `[node]`.
+pub const NODE: Section = Section {
+    header: "[node]",
+    tables: &[],
+    keys: &[
+        key(
+            "interfaces",
+            Kind::Texts,
+            Required,
+            "Network interfaces the XDP program is attached to; no other interface is touched.",
+        ),
+        key(
+            "xdp_mode",
+            Kind::Choice(&["auto", "native", "generic"]),
+            Value("\"auto\""),
+            "`auto` asks for native mode and falls back to generic mode with a warning.",
+        ),
+        key(
+            "control_socket",
+            Kind::Path,
+            Value("\"/run/lb/lb.sock\""),
+            "Unix socket on which the agent serves the command line.",
+        ),
+        key(
+            "http",
+            Kind::Address,
+            Absent("off"),
+            "Address of the agent's HTTP endpoints: `/livez`, `/readyz`, `/startupz`, `/healthz`, `/metrics` and the status page.",
+        ),
+        key(
+            "state_dir",
+            Kind::Path,
+            Value("\"/var/lib/lb\""),
+            "Directory in which what must outlive the agent is kept, such as the operator's word.",
+        ),
+        key(
+            "on_exit",
+            Kind::Choice(&["keep", "detach"]),
+            Value("\"keep\""),
+            "`keep`: the data plane goes on without the agent; `detach`: the agent takes it off when it ends.",
+        ),
+        key(
+            "snat_ports",
+            Kind::PortRange,
+            Value("\"16384-32767\""),
+            "Source ports that NAT uses towards backends; must not overlap the host's `ip_local_port_range`.",
+        ),
+        key(
+            "flow_entries",
+            Kind::Integer(1024, 16_777_216),
+            Value("262144"),
+            "Capacity of the flow table, in flows.",
+        ),
+    ],
+};
+
+/// `[[service]]`.
+pub const SERVICE: Section = Section {
+    header: "[[service]]",
+    tables: &["health", "backend"],
+    keys: &[
+        key(
+            "name",
+            Kind::Text,
+            Required,
+            "Name of the service, unique in the file: letters, digits, `.`, `_`, `-`.",
+        ),
+        key(
+            "address",
+            Kind::Address,
+            Required,
+            "The VIP and port clients connect to; IPv6 in brackets.",
+        ),
+        key(
+            "protocol",
+            Kind::Choice(&["tcp", "udp"]),
+            Value("\"tcp\""),
+            "Transport protocol.",
+        ),
+        key(
+            "forwarding",
+            Kind::Choice(&["nat", "dsr", "ipip", "gue"]),
+            Value("\"nat\""),
+            "`nat` rewrites both ends; `dsr` rewrites only the destination MAC, so backends must own the VIP, share a link with this host and listen on the service's port; `ipip` and `gue` are not supported by this version.",
+        ),
+        key(
+            "affinity",
+            Kind::Choice(&["flow", "client"]),
+            Value("\"flow\""),
+            "`flow` hashes the 5-tuple; `client` hashes the client's address, so that a client stays on one backend.",
+        ),
+        key(
+            "panic_threshold",
+            Kind::Integer(0, 100),
+            Value("50"),
+            "Percent of enabled weight that must be healthy; below it health is ignored for this service. 0: never.",
+        ),
+        key(
+            "drain_deadline",
+            Kind::Duration,
+            Value("\"30s\""),
+            "How long a draining backend keeps its established flows.",
+        ),
+        key(
+            "slow_start",
+            Kind::Duration,
+            Value("\"0s\""),
+            "Time over which a readmitted backend gets its full share. Read, but not yet in effect.",
+        ),
+    ],
+};
+
+/// `[service.health]` and `[defaults.health]`.
+pub const HEALTH: Section = Section {
+    header: "[service.health]",
+    tables: &[],
+    keys: &[
+        key(
+            "probe",
+            Kind::Choice(&["tcp", "http", "https", "grpc", "none"]),
+            Derived("`\"tcp\"` for TCP services, `\"none\"` for UDP services"),
+            "What is asked; `none`: backends always count as healthy.",
+        ),
+        key(
+            "interval",
+            Kind::Duration,
+            Value("\"5s\""),
+            "Time between the starts of two probes of one backend.",
+        ),
+        key(
+            "timeout",
+            Kind::Duration,
+            Value("\"2s\""),
+            "One deadline for the whole probe, from the first SYN to the last byte judged; less than every interval.",
+        ),
+        key(
+            "unhealthy_threshold",
+            Kind::Integer(1, 1000),
+            Value("3"),
+            "Failures in a row that make a backend unhealthy.",
+        ),
+        key(
+            "healthy_threshold",
+            Kind::Integer(1, 1000),
+            Value("2"),
+            "Successes in a row that make it healthy again.",
+        ),
+        key(
+            "fast_interval",
+            Kind::Duration,
+            Derived("`interval`"),
+            "Interval while a change is pending or nothing is decided yet.",
+        ),
+        key(
+            "down_interval",
+            Kind::Duration,
+            Derived("`interval`"),
+            "Interval while a backend is unhealthy.",
+        ),
+        key(
+            "jitter",
+            Kind::Integer(0, 50),
+            Value("5"),
+            "Random share of the interval by which a probe may start late, in percent.",
+        ),
+        key(
+            "port",
+            Kind::Integer(1, 65535),
+            Derived("the backend's port"),
+            "Port that is probed.",
+        ),
+        key(
+            "path",
+            Kind::Text,
+            Value("\"/\""),
+            "`http` and `https`: path and query that is requested.",
+        ),
+        key(
+            "method",
+            Kind::Text,
+            Value("\"GET\""),
+            "`http` and `https`: request method, an uppercase token; not `CONNECT`.",
+        ),
+        key(
+            "host",
+            Kind::Text,
+            Derived("the probed address and port"),
+            "`http` and `https`: the `Host` header; for `https` also the default of `sni`.",
+        ),
+        key(
+            "headers",
+            Kind::Headers,
+            Absent("none"),
+            "`http` and `https`: further request headers.",
+        ),
+        key(
+            "expect_status",
+            Kind::Statuses,
+            Value("[\"200\"]"),
+            "`http` and `https`: status codes that count as a success; ranges are inclusive. Redirects are never followed.",
+        ),
+        key(
+            "expect_body",
+            Kind::Text,
+            Absent("not looked at"),
+            "`http` and `https`: text that must occur in the first 256 KiB of the body.",
+        ),
+        key(
+            "service",
+            Kind::Text,
+            Value("\"\""),
+            "`grpc`: service that is asked for; empty: the server as a whole.",
+        ),
+        key(
+            "authority",
+            Kind::Text,
+            Derived("the probed address and port"),
+            "`grpc`: the `:authority` header; with `tls` also the default of `sni`.",
+        ),
+        key(
+            "accept_status",
+            Kind::GrpcCodes,
+            Value("[]"),
+            "`grpc`: status codes other than OK that count as a success, by number or name.",
+        ),
+        key(
+            "tls",
+            Kind::Boolean,
+            Value("false"),
+            "`grpc`: whether the probe speaks TLS.",
+        ),
+        key(
+            "verify",
+            Kind::Boolean,
+            Value("false"),
+            "With TLS: whether the certificate must be valid for the server name. A bad one is reported either way.",
+        ),
+        key(
+            "ca",
+            Kind::Path,
+            Absent("the system's roots"),
+            "With TLS: PEM file with the roots to trust; needs `verify = true`.",
+        ),
+        key(
+            "sni",
+            Kind::Text,
+            Derived("`host` or `authority` if that is a name, else none is sent"),
+            "With TLS: server name that is sent and verified.",
+        ),
+    ],
+};
+
+/// `[[service.backend]]`.
+pub const BACKEND: Section = Section {
+    header: "[[service.backend]]",
+    tables: &[],
+    keys: &[
+        key(
+            "name",
+            Kind::Text,
+            Derived("`address`"),
+            "Name of the backend, unique in its service: letters, digits, `.`, `_`, `-`.",
+        ),
+        key(
+            "address",
+            Kind::Address,
+            Required,
+            "The backend's address and port, of the same family as the VIP.",
+        ),
+        key(
+            "weight",
+            Kind::Integer(0, 65535),
+            Value("100"),
+            "Its share of new flows relative to the others; 0: no new flows.",
+        ),
+        key(
+            "tier",
+            Kind::Integer(0, 255),
+            Value("0"),
+            "0 first; a higher tier only takes traffic when the lower ones cannot.",
+        ),
+    ],
+};
+
+/// `[defaults]`.
+pub const DEFAULTS: Section = Section {
+    header: "[defaults]",
+    keys: &[],
+    tables: &["health"],
+};
+
+/// Words of other balancers and near misses that are too far apart for spelling to find:
+/// (what is written, what is meant).
+pub const ALIASES: &[(&str, &str)] = &[
+    ("vip", "address"),
+    ("ip", "address"),
+    ("listen", "address"),
+    ("server", "backend"),
+    ("servers", "backend"),
+    ("target", "backend"),
+    ("upstream", "backend"),
+    ("rise", "healthy_threshold"),
+    ("fall", "unhealthy_threshold"),
+    ("inter", "interval"),
+    ("fastinter", "fast_interval"),
+    ("downinter", "down_interval"),
+    ("uri", "path"),
+    ("url", "path"),
+    ("type", "probe"),
+    ("check", "probe"),
+    ("status", "expect_status"),
+    ("expected_codes", "expect_status"),
+    ("body", "expect_body"),
+    ("hostname", "host"),
+    ("server_name", "sni"),
+    ("mode", "xdp_mode"),
+    ("interface", "interfaces"),
+    ("nics", "interfaces"),
+    ("socket", "control_socket"),
+    ("proto", "protocol"),
+    ("priority", "tier"),
+    ("health_check", "health"),
+];

@@ -1,0 +1,285 @@
+//! `[[service]]` and its backends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::health::{self, Checks};
+use super::places::ServicePlaces;
+use super::reader::{At, Errors, Problem, Reader, Value};
+use super::schema::{BACKEND, HEALTH, Key, SERVICE};
+use super::{rules, syntax, value};
+use crate::model::{Affinity, Backend, Forwarding, Protocol, Service};
+
+/// Longest name, in bytes. Names stand in tables, metrics and events.
+const LONGEST_NAME: usize = 64;
+
+/// A service as far as it could be read: each part is `None` if it is wrong, which is then among
+/// the errors.
+#[derive(Debug)]
+pub struct Draft {
+    pub name: Option<At<String>>,
+    pub address: Option<At<SocketAddr>>,
+    pub protocol: Option<Protocol>,
+    pub forwarding: Option<Forwarding>,
+    affinity: Option<Affinity>,
+    panic_threshold: Option<u8>,
+    drain_deadline: Option<Duration>,
+    slow_start: Option<Duration>,
+    checks: Option<Option<Checks>>,
+    pub backends: Vec<BackendDraft>,
+    /// Whether all of `backends` are tables.
+    complete: bool,
+    pub places: ServicePlaces,
+}
+
+/// A backend as far as it could be read.
+#[derive(Debug)]
+pub struct BackendDraft {
+    /// `None` also if it is not written.
+    pub name: Option<At<String>>,
+    /// Whether the name is written and wrong.
+    bad_name: bool,
+    pub address: Option<At<SocketAddr>>,
+    pub weight: Option<At<u32>>,
+    tier: Option<u8>,
+}
+
+/// Reads one service. What it says about itself is checked here and in
+/// [`rules::within_service`].
+pub fn read<'a>(
+    reader: &'a Reader<'a>,
+    defaults: Option<&'a Reader<'a>>,
+    errors: &mut Errors<'_>,
+) -> Draft {
+    reader.refuse_unknown(errors);
+    let protocol = reader.get(errors, "protocol", protocol).map(|at| at.value);
+    let health = health_reader(reader, defaults, errors);
+    let checks = health.as_ref().and_then(|health| {
+        let settings = health::read(health, errors);
+        health::checks(settings, health, protocol?, errors)
+    });
+    let tables = reader.own("backend").map_or(Some(Vec::new()), |value| {
+        syntax::tables(&BACKEND, value, errors)
+    });
+    let backends: Vec<BackendDraft> = tables
+        .iter()
+        .flatten()
+        .map(|reader| read_backend(reader, errors))
+        .collect();
+    let draft = Draft {
+        name: reader.get(errors, "name", name),
+        address: reader.get(errors, "address", vip),
+        protocol,
+        forwarding: reader
+            .get(errors, "forwarding", forwarding)
+            .map(|at| at.value),
+        affinity: reader.get(errors, "affinity", affinity).map(|at| at.value),
+        panic_threshold: reader
+            .get(errors, "panic_threshold", value::integer)
+            .map(|at| at.value),
+        drain_deadline: reader
+            .get(errors, "drain_deadline", value::duration)
+            .map(|at| at.value),
+        slow_start: reader
+            .get(errors, "slow_start", value::duration)
+            .map(|at| at.value),
+        checks,
+        places: places(reader, health.as_ref(), &backends),
+        backends,
+        complete: tables.is_some(),
+    };
+    if draft.complete {
+        rules::within_service(&draft, reader.span.clone(), errors);
+    }
+    draft
+}
+
+/// The service's health table, over the defaults. `None` if it is not a table.
+fn health_reader<'a>(
+    reader: &'a Reader<'a>,
+    defaults: Option<&'a Reader<'a>>,
+    errors: &mut Errors<'_>,
+) -> Option<Reader<'a>> {
+    let own = match reader.own("health") {
+        Some(value) => syntax::table(&HEALTH, value, errors)?,
+        None => Reader::absent(&HEALTH, reader.span.clone()),
+    };
+    own.refuse_unknown(errors);
+    Some(match defaults {
+        Some(defaults) => own.inherit(defaults),
+        None => own,
+    })
+}
+
+fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
+    reader.refuse_unknown(errors);
+    let name = reader.get(errors, "name", name);
+    BackendDraft {
+        bad_name: name.is_none() && reader.own("name").is_some(),
+        name,
+        address: reader.get(errors, "address", backend_address),
+        weight: reader.get(errors, "weight", value::integer),
+        tier: reader
+            .get(errors, "tier", value::integer)
+            .map(|at| at.value),
+    }
+}
+
+fn places(
+    reader: &Reader<'_>,
+    health: Option<&Reader<'_>>,
+    backends: &[BackendDraft],
+) -> ServicePlaces {
+    let own = SERVICE.keys.iter().filter_map(|key| {
+        let value = reader.written(key.name)?;
+        Some((key.name.to_string(), value.span()))
+    });
+    let health = HEALTH.keys.iter().filter_map(|key| {
+        let value = health?.written(key.name)?;
+        Some((format!("health.{}", key.name), value.span()))
+    });
+    ServicePlaces {
+        header: reader.span.clone(),
+        keys: own.chain(health).collect(),
+        backends: backends
+            .iter()
+            .map(|backend| backend.address.as_ref().map_or(0..0, |at| at.span.clone()))
+            .collect(),
+    }
+}
+
+impl Draft {
+    /// The service, if nothing in it is wrong.
+    pub fn finish(self) -> Option<Service> {
+        let checks = self.checks?;
+        let backends = self
+            .backends
+            .into_iter()
+            .map(|backend| backend.finish(checks.as_ref()))
+            .collect::<Option<Vec<_>>>()?;
+        self.complete.then_some(())?;
+        Some(Service {
+            name: Arc::from(self.name?.value),
+            address: self.address?.value,
+            protocol: self.protocol?,
+            forwarding: self.forwarding?,
+            affinity: self.affinity?,
+            panic_threshold: self.panic_threshold?,
+            drain_deadline: self.drain_deadline?,
+            slow_start: self.slow_start?,
+            health: checks.map(|checks| checks.policy),
+            backends,
+        })
+    }
+}
+
+impl BackendDraft {
+    fn finish(self, checks: Option<&Checks>) -> Option<Backend> {
+        if self.bad_name {
+            return None;
+        }
+        let address = self.address?.value;
+        let name = self
+            .name
+            .map_or_else(|| address.to_string(), |name| name.value);
+        Some(Backend {
+            name: Arc::from(name),
+            address,
+            weight: self.weight?.value,
+            tier: self.tier?,
+            probe: checks.map(|checks| checks.of(address)),
+        })
+    }
+}
+
+fn protocol(key: &Key, value: &Value<'_>) -> Result<Protocol, Problem> {
+    Ok(match value::choice(key, value)? {
+        "udp" => Protocol::Udp,
+        _ => Protocol::Tcp,
+    })
+}
+
+fn forwarding(key: &Key, value: &Value<'_>) -> Result<Forwarding, Problem> {
+    match value::choice(key, value)? {
+        "nat" => Ok(Forwarding::Nat),
+        "dsr" => Ok(Forwarding::Dsr),
+        other => Err(Problem::new(
+            format!("forwarding = \"{other}\" is not supported by this version"),
+            "use \"nat\", or \"dsr\" where the backends share a link with this host and own the VIP",
+        )),
+    }
+}
+
+fn affinity(key: &Key, value: &Value<'_>) -> Result<Affinity, Problem> {
+    Ok(match value::choice(key, value)? {
+        "client" => Affinity::Client,
+        _ => Affinity::Flow,
+    })
+}
+
+/// A name that can stand in `SERVICE/BACKEND`, in a metric's label and in a shell unquoted.
+fn name(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    if text.is_empty() {
+        return Err(Problem::new(
+            "`name` is empty",
+            "write a name such as \"web\"",
+        ));
+    }
+    if text.len() > LONGEST_NAME {
+        return Err(Problem::new(
+            format!("`name` is longer than {LONGEST_NAME} characters"),
+            "write a shorter one",
+        ));
+    }
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if let Some(bad) = text.chars().find(|c| !good(*c)) {
+        let mended: String = text
+            .chars()
+            .map(|c| if good(c) { c } else { '-' })
+            .collect();
+        return Err(Problem::new(
+            format!("`name` has {bad:?}, which a name cannot have"),
+            format!("use letters, digits, `.`, `_` and `-`: name = \"{mended}\""),
+        ));
+    }
+    Ok(text)
+}
+
+/// An address clients can connect to from other hosts.
+fn vip(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
+    let address = value::address(key, value)?;
+    match unusable(address).or_else(|| address.ip().is_loopback().then_some("a loopback address")) {
+        Some(what) => Err(Problem::new(
+            format!("the VIP is {what}: {}", address.ip()),
+            "write the address clients connect to, for example \"203.0.113.10:80\"",
+        )),
+        None => Ok(address),
+    }
+}
+
+fn backend_address(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
+    let address = value::address(key, value)?;
+    match unusable(address) {
+        Some(what) => Err(Problem::new(
+            format!("the backend's address is {what}: {}", address.ip()),
+            "write the server's own address, for example \"10.0.0.11:8080\"",
+        )),
+        None => Ok(address),
+    }
+}
+
+fn unusable(address: SocketAddr) -> Option<&'static str> {
+    let ip = address.ip();
+    let broadcast = matches!(address, SocketAddr::V4(v4) if v4.ip().is_broadcast());
+    if ip.is_unspecified() {
+        Some("the unspecified address")
+    } else if ip.is_multicast() {
+        Some("a multicast address")
+    } else if broadcast {
+        Some("the broadcast address")
+    } else {
+        None
+    }
+}
