@@ -17,7 +17,10 @@ use clap::{Parser, Subcommand};
 use setup::Purpose;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set-up, build, demo, test and bench of lb")]
+#[command(
+    name = "cargo xtask",
+    about = "Set-up, build, demo, test and bench of lb"
+)]
 struct Arguments {
     #[command(subcommand)]
     task: Task,

@@ -25,7 +25,10 @@ pub enum SavedError {
     #[error("{path}: {source}; node.state_dir must be a directory the agent may write")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path} is not a state file of lb ({source}); remove it to start without one")]
-    Format { path: PathBuf, source: serde_json::Error },
+    Format {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
     #[error("{path} has version {found}, this lb writes {VERSION}; remove it to start without one")]
     Version { path: PathBuf, found: u32 },
 }
@@ -80,7 +83,12 @@ pub struct SavedBackend {
 impl Saved {
     /// A state with nothing in it.
     pub fn new(agent_id: u64, saved_at: Timestamp) -> Self {
-        Self { version: VERSION, agent_id, saved_at, backends: Vec::new() }
+        Self {
+            version: VERSION,
+            agent_id,
+            saved_at,
+            backends: Vec::new(),
+        }
     }
 
     /// Puts words and verdicts together.
@@ -114,7 +122,11 @@ impl Saved {
     /// The verdicts, unless they are older than `age`.
     pub fn verdicts(&self, now: Timestamp, age: Duration) -> BTreeMap<BackendKey, Restored> {
         let old = now.duration_since(self.saved_at).unsigned_abs() > age;
-        if old { BTreeMap::new() } else { self.collect(|backend| backend.verdict.clone()) }
+        if old {
+            BTreeMap::new()
+        } else {
+            self.collect(|backend| backend.verdict.clone())
+        }
     }
 
     fn collect<T>(&self, of: impl Fn(&SavedBackend) -> Option<T>) -> BTreeMap<BackendKey, T> {
@@ -138,7 +150,10 @@ impl Saved {
             Err(source) => return Err(SavedError::Format { path, source }),
         };
         if saved.version != VERSION {
-            return Err(SavedError::Version { path, found: saved.version });
+            return Err(SavedError::Version {
+                path,
+                found: saved.version,
+            });
         }
         Ok(Some(saved))
     }
@@ -155,7 +170,10 @@ impl Saved {
             fs::rename(&new, &path)?;
             File::open(directory)?.sync_all()
         };
-        write().map_err(|source| SavedError::Io { path: path.clone(), source })
+        write().map_err(|source| SavedError::Io {
+            path: path.clone(),
+            source,
+        })
     }
 }
 
@@ -172,10 +190,22 @@ mod tests {
     fn words_and_verdicts_survive() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Saved::read(directory.path()).unwrap(), None);
-        let (one, two) = (BackendKey::new("web", "web-1"), BackendKey::new("web", "web-2"));
-        let admin = Admin::Drain { since: at("2026-01-01T00:00:00Z"), until: at("2026-01-01T00:00:30Z") };
+        let (one, two) = (
+            BackendKey::new("web", "web-1"),
+            BackendKey::new("web", "web-2"),
+        );
+        let admin = Admin::Drain {
+            since: at("2026-01-01T00:00:00Z"),
+            until: at("2026-01-01T00:00:30Z"),
+        };
         let words = BTreeMap::from([
-            (one.clone(), Word { admin, weight: Some(7) }),
+            (
+                one.clone(),
+                Word {
+                    admin,
+                    weight: Some(7),
+                },
+            ),
             (two.clone(), Word::default()),
         ]);
         let verdict = Restored {
@@ -189,9 +219,15 @@ mod tests {
         saved.write(directory.path()).unwrap();
         let read = Saved::read(directory.path()).unwrap().unwrap();
         assert_eq!(read, saved);
-        assert_eq!(read.words(), BTreeMap::from([(one.clone(), words[&one].clone())]));
+        assert_eq!(
+            read.words(),
+            BTreeMap::from([(one.clone(), words[&one].clone())])
+        );
         let age = Duration::from_secs(50);
-        assert_eq!(read.verdicts(at("2026-01-01T00:00:55Z"), age)[&two], verdict);
+        assert_eq!(
+            read.verdicts(at("2026-01-01T00:00:55Z"), age)[&two],
+            verdict
+        );
         assert!(read.verdicts(at("2026-01-01T00:00:56Z"), age).is_empty());
     }
 
@@ -201,7 +237,14 @@ mod tests {
         std::fs::write(directory.path().join(FILE), "{").unwrap();
         let error = Saved::read(directory.path()).unwrap_err().to_string();
         assert!(error.contains("state.json is not a state file"), "{error}");
-        std::fs::write(directory.path().join(FILE), r#"{"version":9,"agent_id":1,"saved_at":"2026-01-01T00:00:00Z","backends":[]}"#).unwrap();
-        assert!(matches!(Saved::read(directory.path()), Err(SavedError::Version { found: 9, .. })));
+        std::fs::write(
+            directory.path().join(FILE),
+            r#"{"version":9,"agent_id":1,"saved_at":"2026-01-01T00:00:00Z","backends":[]}"#,
+        )
+        .unwrap();
+        assert!(matches!(
+            Saved::read(directory.path()),
+            Err(SavedError::Version { found: 9, .. })
+        ));
     }
 }

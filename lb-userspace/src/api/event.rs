@@ -53,6 +53,8 @@ pub enum Kind {
     Drained,
     PanicEntered,
     PanicLeft,
+    /// A backend that would be out gets new flows because of panic.
+    Panicked,
     /// Another tier takes the new flows.
     Tier,
     /// The operator's word.
@@ -84,6 +86,7 @@ impl Kind {
             Self::Drained => "drained",
             Self::PanicEntered => "panic_entered",
             Self::PanicLeft => "panic_left",
+            Self::Panicked => "panicked",
             Self::Tier => "tier",
             Self::Admin => "admin",
             Self::Reload => "reload",

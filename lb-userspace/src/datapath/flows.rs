@@ -27,6 +27,8 @@ pub struct Sweep {
     pub entries: u64,
     /// Entries removed because their flow was over.
     pub removed: u64,
+    /// The backends that have no flows any more because they left.
+    pub gone: BTreeSet<BackendIndex>,
     /// Slots with a recorded flow whose backend is not the slot's current owner.
     pub held: BTreeMap<ServiceId, BTreeSet<u32>>,
 }
@@ -44,7 +46,10 @@ impl Maps {
             source,
         };
         let tick = self.tick();
-        let mut sweep = Sweep::default();
+        let mut sweep = Sweep {
+            gone: gone.clone(),
+            ..Sweep::default()
+        };
         let mut over = Vec::new();
         let mut batch = Batch::<FlowKey, Flow>::new(BATCH);
         loop {

@@ -9,7 +9,7 @@ use lb_common::abi::{BackendState, Forwarding};
 use lb_common::slot::{BackendIndex, Slot};
 
 use super::{Backend, Contents, Full, Ids, Path, Service, ServiceId, SnatPorts};
-use crate::model::{self, BackendKey, Model};
+use crate::model::{self, BackendKey, Model, Protocol};
 use crate::table::{self, Base, Member};
 
 /// What the data plane is to do with a backend, as routing and the operator have it.
@@ -19,6 +19,9 @@ pub struct Duty {
     /// In force; the operator's, if there is one.
     pub weight: u32,
 }
+
+/// How long a transition of a UDP service lasts.
+const UDP_LASTS: Duration = Duration::from_secs(lb_common::flow::UDP_IDLE as u64);
 
 /// Builds one contents after another, each from the one before: numbers, tables and transitions
 /// carry on.
@@ -34,6 +37,7 @@ struct Table {
     members: Vec<Member>,
     base: Base,
     active: BTreeSet<BackendIndex>,
+    built: Duration,
 }
 
 /// A backend that the configuration no longer has: it keeps its flows until the deadline.
@@ -130,7 +134,7 @@ impl Builder {
         }
         self.keep_leaving(model, &mut next, now);
         for (service, id, members) in pools {
-            let slots = self.slots(service, id, members, &next.backends);
+            let slots = self.slots(service, id, members, &next.backends, now);
             let entry = Service {
                 address: service.address,
                 protocol: service.protocol,
@@ -197,6 +201,7 @@ impl Builder {
         id: ServiceId,
         members: Vec<Member>,
         backends: &BTreeMap<BackendIndex, Backend>,
+        now: Duration,
     ) -> Arc<Vec<Slot>> {
         let state = |index: BackendIndex| backends.get(&index).map(|backend| backend.state);
         let is_active = |index: BackendIndex| state(index) == Some(BackendState::Active);
@@ -248,6 +253,7 @@ impl Builder {
                 members,
                 base,
                 active,
+                built: now,
             },
         );
         match old {
@@ -256,11 +262,17 @@ impl Builder {
         }
     }
 
-    /// Closes the transitions that no flow needs any more; whether there were any.
+    /// Closes the transitions that no flow needs any more; whether there were any. `silent` says of
+    /// a backend that all its flows without a record are over, `held` which slots have a recorded
+    /// flow of another backend than their owner.
+    ///
+    /// UDP flows are never recorded, so those that begin in a transition look like those from
+    /// before it: theirs is closed when it has lasted as long as a UDP flow may be silent.
     pub fn settle(
         &mut self,
         silent: impl Fn(BackendIndex) -> bool,
         held: &BTreeMap<ServiceId, BTreeSet<u32>>,
+        now: Duration,
     ) -> bool {
         let backends = &self.contents.backends;
         let serves = |index: BackendIndex| {
@@ -270,9 +282,12 @@ impl Builder {
         };
         let mut changed = false;
         for (id, service) in &mut self.contents.services {
+            let built = self.tables.get(id).map_or(now, |table| table.built);
+            let aged = service.protocol == Protocol::Udp && now.saturating_sub(built) > UDP_LASTS;
             let is_over = |number: u32, slot: Slot| {
                 let previous = slot.previous();
-                let over = previous == 0
+                let over = aged
+                    || previous == 0
                     || previous == slot.current()
                     || !serves(previous)
                     || silent(previous);

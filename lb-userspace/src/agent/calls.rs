@@ -1,0 +1,238 @@
+//! Answers to the control socket.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::RunError;
+use super::probes::Probes;
+use super::run::Agent;
+use super::saved::{Admin, Word};
+use crate::api::event::{Change, Kind, Origin};
+use crate::api::request::ProbeReport;
+use crate::api::{ApiError, BackendName, Call, Reply, Request, Responder};
+use crate::cli::probe::{to_json, to_text};
+use crate::datapath::Command;
+use crate::model::{BackendKey, Node};
+
+/// Answers one call; whether the agent is to end.
+pub async fn answer(agent: &mut Agent, call: Call) -> bool {
+    let origin = call.origin();
+    let Call {
+        request, responder, ..
+    } = call;
+    match request {
+        Request::Status { .. } => responder.send(status(agent).await),
+        Request::Events { since, limit, .. } => {
+            responder.send(Ok(Reply::Events(agent.core.journal.past(since, limit))));
+        }
+        Request::Drain {
+            backend,
+            deadline_ms,
+        } => {
+            drain(agent, &backend, deadline_ms, origin, responder);
+        }
+        Request::Enable { backend } => {
+            let word = Word {
+                admin: Admin::Enabled,
+                weight: None,
+            };
+            say(
+                agent,
+                &backend,
+                origin,
+                responder,
+                |old| Word {
+                    weight: old.weight,
+                    ..word
+                },
+                |name| format!("{name} is enabled"),
+            );
+        }
+        Request::Disable { backend } => {
+            let since = Timestamp::now();
+            let disabled = |old: Word| match old.admin {
+                Admin::Disabled { .. } => old,
+                _ => Word {
+                    admin: Admin::Disabled { since },
+                    ..old
+                },
+            };
+            say(agent, &backend, origin, responder, disabled, |name| {
+                format!("{name} is out; its flows are reset")
+            });
+        }
+        Request::Weight { backend, weight } => reweigh(agent, &backend, weight, origin, responder),
+        Request::Probe { backend } => probe(agent, &backend, responder),
+        Request::Reload => match agent.reload(origin).await {
+            Ok(what) => responder.done(true, format!("configuration loaded: {what}")),
+            Err(RunError::Config(error)) => responder.send(Err(ApiError::config(error))),
+            Err(error) => responder.send(Err(ApiError::failed(error))),
+        },
+        Request::Detach => match agent.writer.ask(Command::Detach).await {
+            Ok(_) => {
+                responder.done(true, "taken off the interfaces; the agent ends");
+                return true;
+            }
+            Err(error) => responder.send(Err(ApiError::failed(error))),
+        },
+    }
+    false
+}
+
+async fn status(agent: &mut Agent) -> Result<Reply, ApiError> {
+    agent.count().await.map_err(ApiError::failed)?;
+    Ok(Reply::Status(agent.publish()))
+}
+
+/// The backend of that name.
+fn find(agent: &Agent, name: &BackendName) -> Result<BackendKey, ApiError> {
+    let model = &agent.core.model;
+    let Some(service) = model.service(&name.service) else {
+        let known = model.services.iter().map(|service| &*service.name);
+        return Err(ApiError::unknown_service(&name.service, known));
+    };
+    let key = name.key();
+    match model.backend(&key) {
+        Some(_) => Ok(key),
+        None => {
+            let known = service.backends.iter().map(|backend| &*backend.name);
+            Err(ApiError::unknown_backend(name, known))
+        }
+    }
+}
+
+/// Changes the operator's word about a backend.
+fn say(
+    agent: &mut Agent,
+    name: &BackendName,
+    origin: Origin,
+    responder: Responder,
+    change: impl FnOnce(Word) -> Word,
+    done: impl FnOnce(&BackendName) -> String,
+) {
+    let key = match find(agent, name) {
+        Ok(key) => key,
+        Err(error) => return responder.send(Err(error)),
+    };
+    let old = agent.core.words.get(&key).cloned().unwrap_or_default();
+    let new = change(old.clone());
+    let changed = new != old;
+    let message = done(name);
+    if changed {
+        agent.core.set_word(&key, new);
+        agent
+            .core
+            .record(Change::backend(Kind::Admin, &key, origin, message.clone()));
+        if let Err(error) = agent.core.save() {
+            let message = format!("{message}, but that would not outlive the agent: {error}");
+            return responder.send(Err(ApiError::failed(message)));
+        }
+    }
+    let message = if changed {
+        message
+    } else {
+        format!("{message} already")
+    };
+    responder.done(changed, message);
+}
+
+fn drain(
+    agent: &mut Agent,
+    name: &BackendName,
+    deadline_ms: Option<u64>,
+    origin: Origin,
+    responder: Responder,
+) {
+    let service = agent.core.model.service(&name.service);
+    let usual = service.map_or(Duration::ZERO, |service| service.drain_deadline);
+    let deadline = deadline_ms.map_or(usual, Duration::from_millis);
+    let since = Timestamp::now();
+    let ahead = SignedDuration::try_from(deadline).unwrap_or(SignedDuration::MAX);
+    let until = since.checked_add(ahead).unwrap_or(Timestamp::MAX);
+    let asked = deadline_ms.is_some();
+    let draining = |old: Word| match old.admin {
+        // Saying it again does not grant more time; another deadline does.
+        Admin::Drain { .. } if !asked => old,
+        _ => Word {
+            admin: Admin::Drain { since, until },
+            ..old
+        },
+    };
+    say(agent, name, origin, responder, draining, |name| {
+        let seconds = deadline.as_secs_f64();
+        format!("{name} drains: no new flows, established ones for up to {seconds} s")
+    });
+}
+
+fn reweigh(
+    agent: &mut Agent,
+    name: &BackendName,
+    weight: u32,
+    origin: Origin,
+    responder: Responder,
+) {
+    if weight > u32::from(u16::MAX) {
+        let text = format!("weight {weight} is out of range: 0 to {}", u16::MAX);
+        return responder.send(Err(ApiError::new(crate::api::ErrorKind::Usage, text)));
+    }
+    let configured = agent
+        .core
+        .model
+        .backend(&name.key())
+        .map(|(_, backend)| backend.weight);
+    let weight_word = (configured != Some(weight)).then_some(weight);
+    say(
+        agent,
+        name,
+        origin,
+        responder,
+        |old| Word {
+            weight: weight_word,
+            ..old
+        },
+        |name| format!("{name} has weight {weight}"),
+    );
+}
+
+/// One probe beside the schedule, answered when it is done.
+fn probe(agent: &Agent, name: &BackendName, responder: Responder) {
+    let spec = match find(agent, name) {
+        Ok(key) => agent
+            .core
+            .model
+            .backend(&key)
+            .and_then(|(_, backend)| backend.probe.clone()),
+        Err(error) => return responder.send(Err(error)),
+    };
+    let Some(spec) = spec else {
+        let text = format!("{name} has no probe (health.probe = \"none\")");
+        return responder.send(Err(ApiError::new(crate::api::ErrorKind::Usage, text)));
+    };
+    let prober = agent.probes.prober();
+    let name = name.to_string();
+    tokio::spawn(async move {
+        let outcome = Probes::once(prober, spec.clone()).await;
+        responder.send(Ok(Reply::Probe(ProbeReport {
+            json: to_json(&outcome),
+            text: to_text(&name, &spec, &outcome),
+        })));
+    });
+}
+
+/// What a running agent cannot change.
+pub fn check_reload(old: &Node, new: &Node) -> Result<(), RunError> {
+    let fixed = [
+        (
+            "node.control_socket",
+            old.control_socket != new.control_socket,
+        ),
+        ("node.http", old.http != new.http),
+        ("node.state_dir", old.state_dir != new.state_dir),
+        ("node.flow_entries", old.flow_entries != new.flow_entries),
+    ];
+    match fixed.into_iter().find(|(_, differs)| *differs) {
+        Some((key, _)) => Err(RunError::NeedsRestart { key }),
+        None => Ok(()),
+    }
+}

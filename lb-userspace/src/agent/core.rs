@@ -1,0 +1,619 @@
+//! What the agent knows and decides. No sockets and no maps: what happens comes in as calls, what
+//! is to be done goes out as probes to start and contents for the maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lb_common::abi::BackendState;
+use lb_common::flow::TCP_IDLE;
+use lb_common::slot::BackendIndex;
+use tracing::{error, info, warn};
+
+use super::clock::Clock;
+use super::probes::Finished;
+use super::saved::{self, Saved, SavedError, Word};
+use crate::api::event::{Change, Evidence, Kind, Origin};
+use crate::api::status::{ProbeCounts, Prober};
+use crate::api::{Event, Journal};
+use crate::datapath::{Counters, Notice, Sweep};
+use crate::health::{self, Budget, Engine, Health, Restored, Start};
+use crate::model::{BackendKey, Model};
+use crate::neighbor::Paths;
+use crate::plan::{Builder, Contents, Duty};
+use crate::probe::Verdict;
+use crate::routing::{self, Admin, EventKind, Input, Routing, RoutingState};
+
+/// How often the state file is written anew when nothing changes, so that its age shows when the
+/// agent was last alive.
+const SAVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Verdicts of an earlier agent are believed for this many of the longest interval.
+const BELIEVED_INTERVALS: u32 = 10;
+/// And at least this long: a restart takes its time.
+const BELIEVED: Duration = Duration::from_secs(60);
+
+pub struct Core {
+    pub clock: Clock,
+    pub model: Arc<Model>,
+    pub(super) journal: Journal,
+    pub(super) engine: Engine,
+    pub(super) routing: RoutingState,
+    pub(super) words: BTreeMap<BackendKey, Word>,
+    /// The same words with their deadlines on the agent's clock.
+    admin: BTreeMap<BackendKey, Admin>,
+    pub(super) builder: Builder,
+    paths: Arc<Paths>,
+    built: Arc<Contents>,
+    generation: u64,
+    /// Tables published, by service.
+    pub(super) generations: BTreeMap<u16, u64>,
+    /// Something has changed since the contents were built.
+    dirty: bool,
+    next_decision: Option<Duration>,
+    /// What waits for the datapath before it is told.
+    pending: Vec<Pending>,
+    /// When the probes of the last change of verdict began, by backend.
+    turns: BTreeMap<BackendKey, Duration>,
+    pub(super) applied: u64,
+    pub(super) applied_at: Duration,
+    pub(super) sweep: Sweep,
+    /// For each backend its packets by previous ownership, and since when there were no more.
+    quiet: BTreeMap<BackendIndex, (u64, Duration)>,
+    pub(super) counts: BTreeMap<BackendKey, ProbeCounts>,
+    pub(super) prober: Prober,
+    pub(super) reload_error: Option<String>,
+    pub(super) datapath_error: Option<String>,
+    pub(super) ending: bool,
+    agent_id: u64,
+    save_at: Duration,
+}
+
+struct Pending {
+    generation: u64,
+    change: Change,
+    /// When the first probe of the run that decided began.
+    began: Option<Duration>,
+}
+
+impl Core {
+    /// The state of an agent that takes over what the maps hold and what an earlier one saved.
+    pub fn new(
+        clock: Clock,
+        model: Arc<Model>,
+        journal: Journal,
+        saved: Option<Saved>,
+        contents: Contents,
+    ) -> Self {
+        let wall = Timestamp::now();
+        let agent_id = match &saved {
+            Some(saved) => saved.agent_id,
+            None => {
+                lb_common::hash::mix(wall.as_nanosecond() as u64 ^ u64::from(std::process::id()))
+            }
+        };
+        let words = saved.as_ref().map(Saved::words).unwrap_or_default();
+        let longest = model
+            .services
+            .iter()
+            .filter_map(|service| service.health.as_ref());
+        let longest = longest
+            .map(|policy| policy.interval)
+            .max()
+            .unwrap_or_default();
+        let age = BELIEVED.max(longest * BELIEVED_INTERVALS);
+        let verdicts = saved
+            .as_ref()
+            .map(|saved| saved.verdicts(wall, age))
+            .unwrap_or_default();
+        let restored = restore(&model, &contents, verdicts);
+        let mut core = Self {
+            clock,
+            model: model.clone(),
+            journal,
+            engine: Engine::new(agent_id),
+            routing: RoutingState::default(),
+            words,
+            admin: BTreeMap::new(),
+            built: Arc::new(contents.clone()),
+            builder: Builder::new(contents),
+            paths: Arc::default(),
+            generation: 0,
+            generations: BTreeMap::new(),
+            dirty: true,
+            next_decision: None,
+            pending: Vec::new(),
+            turns: BTreeMap::new(),
+            applied: 0,
+            applied_at: clock.now(),
+            sweep: Sweep::default(),
+            quiet: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            prober: Prober::default(),
+            reload_error: None,
+            datapath_error: None,
+            ending: false,
+            agent_id,
+            save_at: Duration::ZERO,
+        };
+        core.engine
+            .configure(&model.services, &restored, clock.now());
+        core.forget_words();
+        core
+    }
+
+    /// When something is to be done though nothing happens.
+    pub fn wake(&self) -> Duration {
+        let times = [
+            self.engine.next_due(),
+            self.next_decision,
+            self.builder.next_deadline(),
+            Some(self.save_at),
+        ];
+        times.into_iter().flatten().min().unwrap_or(self.save_at)
+    }
+
+    /// The probes to start now.
+    pub fn probes_due(&mut self, room: usize) -> Vec<Start> {
+        let now = self.clock.now();
+        let starts = self.engine.start_due_up_to(now, room);
+        if let Some(last) = starts.last() {
+            self.prober.lag_seconds = now.saturating_sub(last.due).as_secs_f64();
+        }
+        starts
+    }
+
+    /// A probe has ended.
+    pub fn finished(&mut self, finished: &Finished) {
+        let Finished { key, seq, outcome } = finished;
+        let counts = self.counts.entry(key.clone()).or_default();
+        let (own, all) = match outcome.verdict {
+            Verdict::Success => (&mut counts.success, &mut self.prober.success),
+            Verdict::Failure => (&mut counts.failure, &mut self.prober.failure),
+            Verdict::Internal => (&mut counts.internal, &mut self.prober.internal),
+        };
+        *own += 1;
+        *all += 1;
+        let now = self.clock.now();
+        let Some(change) = self.engine.finish(key, *seq, outcome, now) else {
+            return;
+        };
+        if change.from != Health::Unknown && change.from != change.to {
+            counts.flaps += 1;
+        }
+        info!(backend = %key, from = change.from.name(), to = change.to.name(), "{}", change.reason);
+        self.turns
+            .insert(key.clone(), now.saturating_sub(change.took));
+        self.dirty = true;
+        if (change.from, change.to) == (Health::Unknown, Health::Unhealthy) {
+            self.record(
+                Change::backend(Kind::FirstVerdict, key, Origin::Probe, change.reason)
+                    .states(change.from.name(), change.to.name())
+                    .on(Evidence::probe(outcome)),
+            );
+        }
+        self.save_soon();
+    }
+
+    /// The ways to the backends have changed.
+    pub fn moved(&mut self, paths: Arc<Paths>) {
+        for service in &self.model.services {
+            for backend in &service.backends {
+                let target = backend.address.ip();
+                let (old, new) = (self.paths.get(&target), paths.get(&target));
+                let what = match (old, new) {
+                    (Some(old), Some(new)) if old != new => "its next hop has changed",
+                    (Some(_), None) => "its next hop is gone; the last one stays in use",
+                    _ => continue,
+                };
+                let key = service.key(backend);
+                let change = Change::backend(Kind::Neighbor, &key, Origin::Agent, what);
+                self.journal.record(change);
+            }
+        }
+        self.paths = paths;
+        self.dirty = true;
+    }
+
+    /// The datapath reports.
+    pub fn noticed(&mut self, notice: Notice) {
+        match notice {
+            Notice::Applied {
+                generation,
+                at,
+                contents,
+            } => {
+                self.applied = generation;
+                self.applied_at = self.clock.since_start(at);
+                if self.datapath_error.take().is_some() {
+                    let what = "the datapath follows the verdicts again";
+                    self.record(Change::node(Kind::Datapath, Origin::Agent, what));
+                }
+                let services = &contents.services;
+                self.generations.retain(|id, _| services.contains_key(id));
+                self.tell_pending();
+            }
+            Notice::Failed(error) => {
+                let text = error.to_string();
+                error!("datapath: {text}");
+                if self.datapath_error.as_ref() != Some(&text) {
+                    self.record(Change::node(Kind::Datapath, Origin::Agent, text.clone()));
+                }
+                self.datapath_error = Some(text);
+            }
+            Notice::Swept(sweep) => {
+                self.dirty |= self.builder.release(&sweep.gone);
+                let now = self.clock.now();
+                let idle = Duration::from_secs(TCP_IDLE.into());
+                let quiet = &self.quiet;
+                let silent = |index| {
+                    quiet
+                        .get(&index)
+                        .is_some_and(|(_, since)| now.saturating_sub(*since) >= idle)
+                };
+                self.dirty |= self.builder.settle(silent, &sweep.held, now);
+                self.sweep = sweep;
+            }
+        }
+    }
+
+    /// The counters were read.
+    pub fn counted(&mut self, counters: &Counters) {
+        let now = self.clock.now();
+        self.quiet
+            .retain(|index, _| counters.traffic.contains_key(index));
+        for (index, traffic) in &counters.traffic {
+            let quiet = self
+                .quiet
+                .entry(*index)
+                .or_insert((traffic.by_previous, now));
+            if quiet.0 != traffic.by_previous {
+                *quiet = (traffic.by_previous, now);
+            }
+        }
+    }
+
+    /// What the maps should hold now, and a number that changes with it.
+    pub fn contents(&mut self) -> (Arc<Contents>, u64) {
+        let now = self.clock.now();
+        let passed = |at: Option<Duration>| at.is_some_and(|at| at <= now);
+        if self.dirty || passed(self.next_decision) || passed(self.builder.next_deadline()) {
+            self.dirty = false;
+            self.decide(now);
+        }
+        (self.built.clone(), self.generation)
+    }
+
+    fn decide(&mut self, now: Duration) {
+        let engine = &self.engine;
+        let decided = routing::decide(
+            &Input {
+                services: &self.model.services,
+                health: &|key| engine.get(key),
+                admin: &self.admin,
+                removed: &BTreeMap::new(),
+            },
+            &self.routing,
+            now,
+        );
+        let before = std::mem::replace(&mut self.routing, decided.state);
+        self.next_decision = decided.next_deadline;
+        let duties = self.duties();
+        match self.builder.build(&self.model, &duties, &self.paths, now) {
+            Ok(contents) if *contents != *self.built => {
+                for (id, service) in &contents.services {
+                    let old = self.built.services.get(id);
+                    if old.is_none_or(|old| !Arc::ptr_eq(&old.slots, &service.slots)) {
+                        *self.generations.entry(*id).or_default() += 1;
+                    }
+                }
+                self.built = Arc::new(contents.clone());
+                self.generation += 1;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                warn!("{error}; the maps stay as they are");
+                self.datapath_error = Some(error.to_string());
+            }
+        }
+        for event in decided.events {
+            self.pend(event, &before);
+        }
+        self.tell_pending();
+    }
+
+    fn duties(&self) -> BTreeMap<BackendKey, Duty> {
+        let backends = self.model.services.iter().flat_map(|service| {
+            service
+                .backends
+                .iter()
+                .map(|backend| (service.key(backend), backend))
+        });
+        let duty = |(key, backend): (BackendKey, &crate::model::Backend)| {
+            let routing = self
+                .routing
+                .get(&key)
+                .map_or(Routing::Out, |decision| decision.routing);
+            let state = if routing.takes_new_flows() {
+                BackendState::Active
+            } else if routing.serves_established() {
+                BackendState::Draining
+            } else {
+                BackendState::Out
+            };
+            let weight = self.words.get(&key).and_then(|word| word.weight);
+            (
+                key,
+                Duty {
+                    state,
+                    weight: weight.unwrap_or(backend.weight),
+                },
+            )
+        };
+        backends.map(duty).collect()
+    }
+
+    /// Keeps an event until the datapath does what it says.
+    fn pend(&mut self, event: routing::Event, before: &RoutingState) {
+        let kind = match event.kind {
+            EventKind::PanicEntered => Kind::PanicEntered,
+            EventKind::PanicLeft => Kind::PanicLeft,
+            EventKind::TierSwitched => Kind::Tier,
+            EventKind::Admitted => Kind::FirstVerdict,
+            EventKind::Readmitted => Kind::Readmitted,
+            EventKind::Ejected => Kind::Ejected,
+            EventKind::Draining => Kind::Draining,
+            EventKind::Drained => Kind::Drained,
+            EventKind::Panicked => Kind::Panicked,
+        };
+        let percent = self
+            .routing
+            .services
+            .get(&event.service)
+            .map(|s| s.healthy_percent);
+        let Some(key) = event.backend else {
+            let evidence = Evidence {
+                healthy_percent: percent,
+                ..Evidence::default()
+            };
+            let change = Change::service(kind, &event.service, Origin::Probe, event.reason);
+            let change = change.on(evidence);
+            self.pending.push(Pending {
+                generation: self.generation,
+                change,
+                began: None,
+            });
+            return;
+        };
+        let by_operator = self
+            .admin
+            .get(&key)
+            .is_some_and(|admin| *admin != Admin::Enabled);
+        let name = |state: &RoutingState| state.get(&key).map(|decision| decision.routing.name());
+        let (from, to) = (name(before), name(&self.routing));
+        let origin = if by_operator {
+            Origin::Agent
+        } else {
+            Origin::Probe
+        };
+        let change = Change::backend(kind, &key, origin, event.reason)
+            .states(from.unwrap_or("out"), to.unwrap_or("out"))
+            .on(self.evidence(&key, kind, percent, by_operator));
+        let began = self.turns.remove(&key).filter(|_| !by_operator);
+        self.pending.push(Pending {
+            generation: self.generation,
+            change,
+            began,
+        });
+    }
+
+    fn evidence(
+        &self,
+        key: &BackendKey,
+        kind: Kind,
+        healthy_percent: Option<f64>,
+        by_operator: bool,
+    ) -> Evidence {
+        let index = self
+            .model
+            .backend(key)
+            .and_then(|(service, backend)| self.builder.index(service, backend));
+        let flows = index.map(|index| self.sweep.active.get(&index).copied().unwrap_or(0));
+        let mut evidence = Evidence {
+            healthy_percent,
+            flows,
+            ..Evidence::default()
+        };
+        if by_operator {
+            return evidence;
+        }
+        if let Some(last) = self.engine.get(key).and_then(health::TargetView::last) {
+            evidence.probe_class = Some(last.class.name().to_owned());
+            evidence.probe_detail = Some(last.detail.clone());
+            evidence.latency_ms = Some(last.latency.as_secs_f64() * 1e3);
+        }
+        let policy = self
+            .model
+            .service(&key.service)
+            .and_then(|service| service.health.as_ref());
+        evidence.budget_ms = policy.map(Budget::of).and_then(|budget| match kind {
+            Kind::Ejected | Kind::Draining => Some(budget.worst_eject.as_secs_f64() * 1e3),
+            Kind::Readmitted => Some(budget.worst_readmit.as_secs_f64() * 1e3),
+            _ => None,
+        });
+        evidence
+    }
+
+    /// Tells what the datapath does by now.
+    fn tell_pending(&mut self) {
+        let (told, wait): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition(|pending| pending.generation <= self.applied);
+        self.pending = wait;
+        for Pending {
+            mut change, began, ..
+        } in told
+        {
+            let took = began.map(|began| self.applied_at.max(began) - began);
+            change.evidence.took_ms = took.map(|took| took.as_secs_f64() * 1e3);
+            self.record(change);
+        }
+    }
+
+    /// Puts an event into the journal.
+    pub fn record(&mut self, change: Change) -> Arc<Event> {
+        self.journal.record(change)
+    }
+
+    /// The number of the contents that the maps should hold.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Says that the agent is about to end.
+    pub const fn ending(&mut self) {
+        self.ending = true;
+    }
+
+    /// Backends whose flows are to be removed.
+    pub fn gone(&self) -> BTreeSet<BackendIndex> {
+        self.builder.gone()
+    }
+
+    /// Sets the operator's word.
+    pub fn set_word(&mut self, key: &BackendKey, word: Word) {
+        self.admin.insert(key.clone(), self.admin_of(&word));
+        self.words.insert(key.clone(), word);
+        self.dirty = true;
+        self.save_soon();
+    }
+
+    fn admin_of(&self, word: &Word) -> Admin {
+        match word.admin {
+            saved::Admin::Enabled => Admin::Enabled,
+            saved::Admin::Drain { until, .. } => Admin::Drain {
+                until: self.clock.monotonic(until),
+            },
+            saved::Admin::Disabled { .. } => Admin::Disabled,
+        }
+    }
+
+    /// Forgets words about backends that are not configured.
+    fn forget_words(&mut self) {
+        let model = self.model.clone();
+        self.words.retain(|key, _| model.backend(key).is_some());
+        self.counts.retain(|key, _| model.backend(key).is_some());
+        self.admin = self
+            .words
+            .iter()
+            .map(|(key, word)| (key.clone(), self.admin_of(word)))
+            .collect();
+    }
+
+    /// Takes over a new configuration; says what is new.
+    pub fn configure(&mut self, model: Arc<Model>) -> String {
+        let keys = |model: &Model| -> BTreeSet<BackendKey> {
+            let services = model.services.iter();
+            services
+                .flat_map(|s| s.backends.iter().map(|backend| s.key(backend)))
+                .collect()
+        };
+        let (old, new) = (keys(&self.model), keys(&model));
+        self.model = model;
+        self.engine
+            .configure(&self.model.services, &BTreeMap::new(), self.clock.now());
+        self.forget_words();
+        self.dirty = true;
+        let (added, removed): (Vec<_>, Vec<_>) = (
+            new.difference(&old).collect(),
+            old.difference(&new).collect(),
+        );
+        for (kind, keys, what) in [
+            (Kind::Added, &added, "new in the configuration"),
+            (Kind::Removed, &removed, "no longer in the configuration"),
+        ] {
+            for key in keys {
+                self.record(Change::backend(kind, key, Origin::Config, what));
+            }
+        }
+        self.save_soon();
+        format!(
+            "{} services, {} backends ({} added, {} removed)",
+            self.model.services.len(),
+            new.len(),
+            added.len(),
+            removed.len()
+        )
+    }
+
+    /// A reload was done.
+    pub fn reloaded(&mut self, origin: Origin, what: &str) {
+        info!("configuration loaded: {what}");
+        self.reload_error = None;
+        self.record(Change::node(Kind::Reload, origin, what));
+    }
+
+    /// A reload was refused.
+    pub fn reload_refused(&mut self, origin: Origin, why: &str) {
+        self.reload_error = Some(why.to_owned());
+        self.record(Change::node(Kind::ReloadRefused, origin, why));
+    }
+
+    fn save_soon(&mut self) {
+        self.save_at = Duration::ZERO;
+    }
+
+    /// Writes the state file if there is something new, or if the last one grows old.
+    pub fn save_if_due(&mut self) {
+        if self.clock.now() < self.save_at {
+            return;
+        }
+        if let Err(error) = self.save() {
+            error!("{error}");
+        }
+    }
+
+    /// Writes the state file.
+    pub fn save(&mut self) -> Result<(), SavedError> {
+        self.save_at = self.clock.now() + SAVE_INTERVAL;
+        Saved::new(self.agent_id, Timestamp::now())
+            .with(&self.words, self.engine.snapshot())
+            .write(&self.model.node.state_dir)
+    }
+}
+
+/// The verdicts to start from: those saved, and where there is none, what the data plane does with
+/// the backend, so that a restart empties no table.
+fn restore(
+    model: &Model,
+    contents: &Contents,
+    mut saved: BTreeMap<BackendKey, Restored>,
+) -> BTreeMap<BackendKey, Restored> {
+    for service in &model.services {
+        let id = contents.services.iter().find(|(_, known)| {
+            (known.address, known.protocol) == (service.address, service.protocol)
+        });
+        let Some((id, _)) = id else { continue };
+        for backend in &service.backends {
+            let known = contents
+                .backends
+                .values()
+                .find(|known| (known.service, known.address) == (*id, backend.address));
+            let Some(known) = known else { continue };
+            saved
+                .entry(service.key(backend))
+                .or_insert_with(|| Restored {
+                    health: match known.state {
+                        BackendState::Active => Health::Healthy,
+                        BackendState::Draining | BackendState::Out | BackendState::Unset => {
+                            Health::Unhealthy
+                        }
+                    },
+                    gone: known.state == BackendState::Out,
+                    reason: "as the data plane had it".to_owned(),
+                    address: backend.address,
+                });
+        }
+    }
+    saved
+}

@@ -1,0 +1,76 @@
+//! The probes in flight.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::health::Start;
+use crate::model::{BackendKey, ProbeSpec};
+use crate::probe::{Outcome, Prober};
+
+/// Probes in flight at a time; what is due beyond that waits, those longest due first.
+const IN_FLIGHT: usize = 2048;
+
+/// A probe's end.
+pub struct Finished {
+    pub key: BackendKey,
+    pub seq: u64,
+    pub outcome: Outcome,
+}
+
+/// Starts probes, each in a task of its own, and reports their ends.
+pub struct Probes {
+    prober: Arc<Prober>,
+    report: mpsc::UnboundedSender<Finished>,
+    in_flight: usize,
+}
+
+impl Probes {
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Finished>) {
+        let (report, finished) = mpsc::unbounded_channel();
+        (
+            Self {
+                prober: Arc::new(Prober::new()),
+                report,
+                in_flight: 0,
+            },
+            finished,
+        )
+    }
+
+    /// How many more may be started.
+    pub const fn room(&self) -> usize {
+        IN_FLIGHT.saturating_sub(self.in_flight)
+    }
+
+    pub fn start(&mut self, start: Start) {
+        self.in_flight += 1;
+        let prober = self.prober.clone();
+        let report = self.report.clone();
+        tokio::spawn(async move {
+            let outcome = prober.run(&start.spec).await;
+            let finished = Finished {
+                key: start.key,
+                seq: start.seq,
+                outcome,
+            };
+            if report.send(finished).is_err() {
+                tracing::debug!("a probe ended after the agent");
+            }
+        });
+    }
+
+    /// Notes that one has ended.
+    pub const fn ended(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// One probe beside the schedule, for `lb probe`.
+    pub async fn once(prober: Arc<Prober>, spec: ProbeSpec) -> Outcome {
+        prober.run(&spec).await
+    }
+
+    pub fn prober(&self) -> Arc<Prober> {
+        self.prober.clone()
+    }
+}

@@ -1,0 +1,322 @@
+//! Start, loop and end.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+use tracing::{error, info, warn};
+
+use super::clock::Clock;
+use super::core::Core;
+use super::probes::{Finished, Probes};
+use super::saved::Saved;
+use super::{RunError, RunOptions, calls};
+use crate::api::event::{Change, Kind, Origin};
+use crate::api::{self, Call, Journal, Listener, Status, server};
+use crate::config;
+use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Writer};
+use crate::model::{Model, OnExit};
+use crate::neighbor::{self, Paths};
+
+/// How often the status that everybody may read is put together, while anybody may.
+const PUBLISH: Duration = Duration::from_secs(1);
+/// Requests from the control socket on their way to the loop.
+const CALLS: usize = 64;
+
+/// Everything that the loop listens to.
+struct Inbox {
+    calls: mpsc::Receiver<Call>,
+    notices: mpsc::UnboundedReceiver<Notice>,
+    probes: mpsc::UnboundedReceiver<Finished>,
+    paths: mpsc::UnboundedReceiver<Arc<Paths>>,
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// Everything that the loop acts by.
+pub struct Agent {
+    pub options: RunOptions,
+    pub core: Core,
+    pub probes: Probes,
+    pub writer: Writer,
+    pub attached: Vec<Attached>,
+    pub counters: Counters,
+    targets: watch::Sender<Arc<BTreeSet<IpAddr>>>,
+    snapshot: watch::Sender<Arc<Status>>,
+    /// The generation that the datapath was last told.
+    told: u64,
+}
+
+/// How the loop ends.
+pub enum End {
+    /// Told to by a signal.
+    Signal,
+    /// Everything has been taken off the interfaces.
+    Detached,
+}
+
+pub async fn run(options: &RunOptions) -> Result<(), RunError> {
+    let loaded = config::load(&options.config)?;
+    let model = Arc::new(loaded.model);
+    let node = model.node.clone();
+    let listener = Listener::bind(&node.control_socket)?;
+    let http = match node.http {
+        Some(address) => Some(api::http::bind(address).await?),
+        None => None,
+    };
+    let journal = Journal::open(&node.state_dir)?;
+    let saved = Saved::read(&node.state_dir)?;
+    let clock = Clock::start();
+    let (mut inbox, senders) = inbox()?;
+    let (writer, contents) = Writer::start(
+        PinDirectory::of(&node.control_socket),
+        node.flow_entries,
+        senders.notices,
+    )
+    .await?;
+    let attached = attach(&writer, &model, options.replace).await?;
+    let followers = journal.followers();
+    let core = Core::new(clock, model.clone(), journal, saved, contents);
+    let (targets, watched) = watch::channel(Arc::new(addresses(&model)));
+    let (snapshot, published) = watch::channel(Arc::new(Status::default()));
+    let (probes, finished) = Probes::new();
+    inbox.probes = finished;
+    let mut agent = Agent {
+        options: options.clone(),
+        core,
+        probes,
+        writer,
+        attached,
+        counters: Counters::default(),
+        targets,
+        snapshot,
+        told: 0,
+    };
+    agent.started();
+    let mut tasks = tokio::task::JoinSet::new();
+    let api = server::Agent {
+        calls: senders.calls,
+        events: followers,
+        snapshot: published.clone(),
+    };
+    tasks.spawn(async move {
+        server::serve(listener, api).await;
+        Ok(())
+    });
+    if let Some(http) = http {
+        tasks.spawn(async move {
+            api::http::serve(http, published).await;
+            Ok(())
+        });
+    }
+    tasks.spawn(async move { Ok(neighbor::watch(watched, senders.paths).await?) });
+    let result = agent.serve(&mut inbox, &mut tasks).await;
+    agent.end(result).await
+}
+
+struct Senders {
+    calls: mpsc::Sender<Call>,
+    notices: mpsc::UnboundedSender<Notice>,
+    paths: mpsc::UnboundedSender<Arc<Paths>>,
+}
+
+fn inbox() -> Result<(Inbox, Senders), RunError> {
+    let listen = |kind| {
+        signal(kind).map_err(|source| RunError::System {
+            what: "listening to signals",
+            source,
+        })
+    };
+    let (calls, call_receiver) = mpsc::channel(CALLS);
+    let (notices, notice_receiver) = mpsc::unbounded_channel();
+    let (paths, path_receiver) = mpsc::unbounded_channel();
+    let inbox = Inbox {
+        calls: call_receiver,
+        notices: notice_receiver,
+        probes: mpsc::unbounded_channel().1,
+        paths: path_receiver,
+        hangup: listen(SignalKind::hangup())?,
+        terminate: listen(SignalKind::terminate())?,
+        interrupt: listen(SignalKind::interrupt())?,
+    };
+    Ok((
+        inbox,
+        Senders {
+            calls,
+            notices,
+            paths,
+        },
+    ))
+}
+
+async fn attach(writer: &Writer, model: &Model, replace: bool) -> Result<Vec<Attached>, RunError> {
+    let attach = |reply| Command::Attach {
+        interfaces: model.node.interfaces.clone(),
+        mode: model.node.xdp_mode,
+        replace,
+        reply,
+    };
+    let attached = writer.ask(attach).await?;
+    for interface in &attached {
+        let mode = if interface.native {
+            "native"
+        } else {
+            "generic"
+        };
+        info!(
+            interface = interface.name,
+            mode,
+            adopted = !interface.new,
+            "attached"
+        );
+    }
+    Ok(attached)
+}
+
+fn addresses(model: &Model) -> BTreeSet<IpAddr> {
+    let backends = model.services.iter().flat_map(|service| &service.backends);
+    backends.map(|backend| backend.address.ip()).collect()
+}
+
+impl Agent {
+    fn started(&mut self) {
+        let names: Vec<&str> = self.attached.iter().map(|on| on.name.as_str()).collect();
+        let what = format!("lb {} on {}", env!("CARGO_PKG_VERSION"), names.join(", "));
+        self.core
+            .record(Change::node(Kind::Started, Origin::Agent, what));
+        self.publish();
+    }
+
+    async fn serve(
+        &mut self,
+        inbox: &mut Inbox,
+        tasks: &mut tokio::task::JoinSet<Result<(), RunError>>,
+    ) -> Result<End, RunError> {
+        let mut publish = tokio::time::interval(PUBLISH);
+        publish.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.act()?;
+            let wake = self.core.wake();
+            tokio::select! {
+                Some(finished) = inbox.probes.recv() => {
+                    self.probes.ended();
+                    self.core.finished(&finished);
+                    while let Ok(finished) = inbox.probes.try_recv() {
+                        self.probes.ended();
+                        self.core.finished(&finished);
+                    }
+                }
+                Some(notice) = inbox.notices.recv() => self.core.noticed(notice),
+                Some(paths) = inbox.paths.recv() => self.core.moved(paths),
+                Some(call) = inbox.calls.recv() => {
+                    if calls::answer(self, call).await {
+                        return Ok(End::Detached);
+                    }
+                }
+                _ = inbox.hangup.recv() => {
+                    if let Err(error) = self.reload(Origin::Agent).await {
+                        error!("reload refused, the old configuration stays:\n{error}");
+                    }
+                }
+                _ = inbox.terminate.recv() => return Ok(End::Signal),
+                _ = inbox.interrupt.recv() => return Ok(End::Signal),
+                _ = publish.tick() => self.publish_counted().await?,
+                Some(ended) = tasks.join_next() => match ended {
+                    Ok(Err(error)) => return Err(error),
+                    Ok(Ok(())) => warn!("a task of the agent has ended"),
+                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                },
+                () = sleep_until(self.core.clock.instant(wake)) => {}
+            }
+        }
+    }
+
+    /// Starts the probes that are due, and tells the datapath what has changed.
+    fn act(&mut self) -> Result<(), RunError> {
+        for start in self.core.probes_due(self.probes.room()) {
+            self.probes.start(start);
+        }
+        self.core.save_if_due();
+        let (contents, generation) = self.core.contents();
+        if generation != self.told {
+            self.told = generation;
+            self.writer.send(Command::Want {
+                contents,
+                generation,
+            })?;
+            self.writer.send(Command::Gone(self.core.gone()))?;
+        }
+        Ok(())
+    }
+
+    /// Reads the configuration again. A bad one changes nothing.
+    pub async fn reload(&mut self, origin: Origin) -> Result<String, RunError> {
+        let result = self.try_reload().await;
+        match &result {
+            Ok(what) => self.core.reloaded(origin, what),
+            Err(error) => self.core.reload_refused(origin, &error.to_string()),
+        }
+        result
+    }
+
+    async fn try_reload(&mut self) -> Result<String, RunError> {
+        let loaded = config::load(&self.options.config)?;
+        let model = Arc::new(loaded.model);
+        calls::check_reload(&self.core.model.node, &model.node)?;
+        let (old, new) = (&self.core.model.node, &model.node);
+        if (&old.interfaces, old.xdp_mode) != (&new.interfaces, new.xdp_mode) {
+            self.attached = attach(&self.writer, &model, self.options.replace).await?;
+        }
+        let what = self.core.configure(model);
+        // The watcher ends only with the agent.
+        self.targets
+            .send_replace(Arc::new(addresses(&self.core.model)));
+        Ok(what)
+    }
+
+    async fn publish_counted(&mut self) -> Result<(), RunError> {
+        self.count().await?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Reads the counters.
+    pub async fn count(&mut self) -> Result<(), RunError> {
+        self.counters = self.writer.ask(Command::Count).await?;
+        self.core.counted(&self.counters);
+        Ok(())
+    }
+
+    /// Puts together the status as it is now.
+    pub fn publish(&mut self) -> Arc<Status> {
+        let status = Arc::new(self.core.status(self));
+        self.snapshot.send_replace(status.clone());
+        status
+    }
+
+    async fn end(mut self, result: Result<End, RunError>) -> Result<(), RunError> {
+        self.core.ending();
+        self.publish();
+        let what = match &result {
+            Ok(End::Signal) if self.core.model.node.on_exit == OnExit::Detach => {
+                self.writer.ask(Command::Detach).await?;
+                "told to end; the data plane was taken off (on_exit = \"detach\")".to_owned()
+            }
+            Ok(End::Signal) => {
+                "told to end; the data plane goes on by the last verdicts".to_owned()
+            }
+            Ok(End::Detached) => "the data plane was taken off".to_owned(),
+            Err(error) => format!("{error}; the data plane goes on by the last verdicts"),
+        };
+        info!("ended: {what}");
+        self.core
+            .record(Change::node(Kind::Stopped, Origin::Agent, what));
+        self.core.save()?;
+        result.map(drop)
+    }
+}

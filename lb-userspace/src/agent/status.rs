@@ -1,0 +1,210 @@
+//! What `lb status` shows, put together from what the agent knows.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lb_common::abi::Forwarding;
+use lb_common::verdict::Verdict;
+
+use super::core::Core;
+use super::run::Agent;
+use super::saved;
+use crate::api::status::{
+    self, BackendStatus, FlowTable, Interface, LastProbe, Mode, Node, Prober, ServiceStatus, Status,
+};
+use crate::health::{Health, TargetView};
+use crate::model::{Backend, Service};
+use crate::probe;
+use crate::routing::Routing;
+use crate::table::count_current;
+
+impl Core {
+    /// The status as it is now.
+    pub fn status(&self, agent: &Agent) -> Status {
+        let services = self
+            .model
+            .services
+            .iter()
+            .map(|service| self.service(agent, service));
+        Status {
+            node: self.node(agent),
+            services: services.collect(),
+        }
+    }
+
+    fn node(&self, agent: &Agent) -> Node {
+        let now = self.clock.now();
+        let behind = self.applied != self.generation() || self.datapath_error.is_some();
+        let age = if behind {
+            now.saturating_sub(self.applied_at)
+        } else {
+            Duration::ZERO
+        };
+        let skipped = self.engine.view().map(|(_, view)| view.skipped).sum();
+        Node {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            interfaces: agent
+                .attached
+                .iter()
+                .map(|on| Interface {
+                    name: on.name.clone(),
+                    mode: if on.native {
+                        Mode::Native
+                    } else {
+                        Mode::Generic
+                    },
+                })
+                .collect(),
+            uptime_seconds: now.as_secs_f64(),
+            draining: self.ending,
+            at: crate::api::now(),
+            pid: std::process::id(),
+            config: agent.options.config.display().to_string(),
+            verdict_age_seconds: age.as_secs_f64(),
+            attached: agent.attached.len() == self.model.node.interfaces.len(),
+            first_round_done: self.first_round_done(now),
+            reload_error: self.reload_error.clone(),
+            datapath_error: self.datapath_error.clone(),
+            verdicts: verdicts(agent, 0),
+            flows: FlowTable {
+                used: self.sweep.entries,
+                capacity: self.model.node.flow_entries.into(),
+            },
+            prober: Prober {
+                skipped,
+                ..self.prober
+            },
+        }
+    }
+
+    /// Whether every backend has its first verdict, or has had the time for one.
+    fn first_round_done(&self, now: Duration) -> bool {
+        self.applied > 0
+            && self.model.services.iter().all(|service| {
+                let round = service
+                    .health
+                    .as_ref()
+                    .map(|policy| policy.interval + policy.timeout);
+                round.is_none_or(|round| now >= round)
+                    || service.backends.iter().all(|backend| {
+                        let view = self.engine.get(&service.key(backend));
+                        view.is_some_and(|view| view.health != Health::Unknown)
+                    })
+            })
+    }
+
+    fn service(&self, agent: &Agent, service: &Service) -> ServiceStatus {
+        let routing = self.routing.services.get(&service.name);
+        let id = self.builder.service(service);
+        let table = id.and_then(|id| self.builder.contents().services.get(&id));
+        let slots = table
+            .map(|table| count_current(&table.slots))
+            .unwrap_or_default();
+        ServiceStatus {
+            name: service.name.to_string(),
+            address: service.address.to_string(),
+            protocol: service.protocol.name().to_owned(),
+            forwarding: match service.forwarding {
+                Forwarding::Nat => "nat".to_owned(),
+                Forwarding::Dsr => "dsr".to_owned(),
+            },
+            panic: routing.is_some_and(|routing| routing.panic),
+            generation: id
+                .and_then(|id| self.generations.get(&id).copied())
+                .unwrap_or(0),
+            healthy_percent: routing.map_or(0.0, |routing| routing.healthy_percent),
+            panic_threshold: service.panic_threshold,
+            active_tier: routing
+                .and_then(|routing| routing.tiers.last().copied())
+                .unwrap_or(0),
+            table_size: table.map_or(0, |table| table.slots.len() as u32),
+            verdicts: id.map(|id| verdicts(agent, id)).unwrap_or_default(),
+            backends: service
+                .backends
+                .iter()
+                .map(|backend| self.backend(agent, service, backend, &slots))
+                .collect(),
+        }
+    }
+
+    fn backend(
+        &self,
+        agent: &Agent,
+        service: &Service,
+        backend: &Backend,
+        slots: &[u32],
+    ) -> BackendStatus {
+        let key = service.key(backend);
+        let index = self.builder.index(service, backend);
+        let view = self.engine.get(&key);
+        let decision = self.routing.get(&key);
+        let word = self.words.get(&key);
+        let entry = index.and_then(|index| self.builder.contents().backends.get(&index));
+        let traffic = index.and_then(|index| agent.counters.traffic.get(&index));
+        let traffic = traffic.copied().unwrap_or_default();
+        let weight = word.and_then(|word| word.weight);
+        let routing = decision.map_or(Routing::Out, |decision| decision.routing);
+        BackendStatus {
+            name: backend.name.to_string(),
+            address: backend.address.to_string(),
+            weight: weight.unwrap_or(backend.weight),
+            tier: backend.tier,
+            health: match view.map_or(Health::Unknown, |view| view.health) {
+                Health::Unknown => status::Health::Unknown,
+                Health::Healthy => status::Health::Healthy,
+                Health::Unhealthy => status::Health::Unhealthy,
+            },
+            admin: match word.map(|word| word.admin) {
+                None | Some(saved::Admin::Enabled) => status::Admin::Enabled,
+                Some(saved::Admin::Drain { .. }) => status::Admin::Drain,
+                Some(saved::Admin::Disabled { .. }) => status::Admin::Disabled,
+            },
+            routing: match routing {
+                Routing::Active => status::Routing::Active,
+                Routing::Draining { .. } => status::Routing::Draining,
+                Routing::Out => status::Routing::Out,
+                Routing::Standby => status::Routing::Standby,
+                Routing::Panic => status::Routing::Panic,
+            },
+            slots: index
+                .and_then(|index| slots.get(usize::from(index)).copied())
+                .unwrap_or(0),
+            active_flows: index
+                .and_then(|index| self.sweep.active.get(&index).copied())
+                .unwrap_or(0),
+            packets: traffic.packets,
+            bytes: traffic.bytes,
+            since: self
+                .clock
+                .wall(decision.map_or(Duration::ZERO, |decision| decision.since)),
+            reason: decision.map_or("", |decision| &decision.reason).to_owned(),
+            last_probe: view.and_then(TargetView::last).map(|last| LastProbe {
+                outcome: match last.verdict {
+                    probe::Verdict::Success => "success",
+                    probe::Verdict::Failure => "failure",
+                    probe::Verdict::Internal => "internal",
+                }
+                .to_owned(),
+                detail: last.detail.clone(),
+                latency_ms: last.latency.as_secs_f64() * 1e3,
+                at: self.clock.wall(last.at),
+                class: last.class.name().to_owned(),
+            }),
+            new_flows: traffic.flows,
+            drain_until: match routing {
+                Routing::Draining { until } => Some(self.clock.wall(until)),
+                _ => None,
+            },
+            configured_weight: weight.map(|_| backend.weight),
+            unresolved: entry.is_some_and(|entry| entry.path.is_none()),
+            probes: self.counts.get(&key).copied().unwrap_or_default(),
+        }
+    }
+}
+
+/// A service's verdict counters that are not zero.
+fn verdicts(agent: &Agent, service: u16) -> BTreeMap<String, u64> {
+    let counted = agent.counters.verdicts.get(&service).into_iter().flatten();
+    let label = |(verdict, count): &(Verdict, u64)| (verdict.label().to_owned(), *count);
+    counted.filter(|(_, count)| *count > 0).map(label).collect()
+}
