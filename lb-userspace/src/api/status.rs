@@ -102,7 +102,7 @@ pub struct ServiceStatus {
     pub address: String,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// `nat`, `dsr`, `ipip` or `gue`.
+    /// `nat` or `dsr`.
     pub forwarding: String,
     /// Too few are healthy, so health is ignored.
     pub panic: bool,

@@ -1,0 +1,194 @@
+//! Words of the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::api::{BackendName, DEFAULT_SOCKET};
+
+const EXAMPLES: &str = "\
+Examples:
+  lb check /etc/lb/lb.toml             is the configuration valid, and how fast will it eject?
+  lb doctor --config /etc/lb/lb.toml   is this host ready?
+  lb run --config /etc/lb/lb.toml      the agent, in the foreground
+  lb status                            what is routed where, and why
+  lb drain web/web-1 --deadline 2m     take a backend out gently
+  lb events --follow                   watch what changes
+
+Exit codes: 0 done, 2 wrong usage or config, 3 no agent, 1 anything else.";
+
+/// A layer-4 load balancer in XDP, with health checks.
+#[derive(Debug, Parser)]
+#[command(name = "lb", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Args {
+    /// The agent's control socket
+    #[arg(long, global = true, env = "LB_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    pub socket: PathBuf,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent in the foreground: attach, probe, serve the control socket
+    #[command(after_help = "\
+The control socket is that of the configuration (node.control_socket). SIGHUP reloads the
+configuration, SIGTERM ends the agent. LB_LOG sets what is logged to stderr (error, warn, info,
+debug, or a filter such as lb_userspace::probe=debug).
+
+Example: lb run --config /etc/lb/lb.toml")]
+    Run {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Replace another XDP program that is on an interface
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Validate a configuration; say how fast it ejects and what it costs
+    #[command(after_help = "\
+Exit codes: 0 valid, 1 valid but with warnings and --strict, 2 invalid.
+
+Example: lb check --strict /etc/lb/lb.toml")]
+    Check {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Take warnings for errors
+        #[arg(long)]
+        strict: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what is routed where, and why
+    #[command(after_help = "\
+Examples:
+  lb status
+  lb status web
+  lb status --json | jq '.services[].backends[] | select(.routing == \"out\")'")]
+    Status {
+        /// Only this service
+        service: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a backend no new flows; established ones go on until the deadline
+    #[command(after_help = "\
+Kept over restarts, until `lb enable`. After the deadline what is left is reset.
+
+Example: lb drain web/web-1 --deadline 2m")]
+    Drain {
+        /// Which backend
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: BackendName,
+        /// How long established flows may go on; default: the service's drain_deadline
+        #[arg(long, value_name = "DURATION", value_parser = super::pending::duration)]
+        deadline: Option<Duration>,
+    },
+    /// Take back a drain or a disable
+    Enable {
+        /// Which backend
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: BackendName,
+    },
+    /// Take a backend out at once; its flows are reset
+    #[command(after_help = "\
+Kept over restarts, until `lb enable`. To let flows end first, use `lb drain`.
+
+Example: lb disable web/web-1")]
+    Disable {
+        /// Which backend
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: BackendName,
+    },
+    /// Set a backend's weight; 0: no new flows
+    #[command(after_help = "\
+Kept over restarts, until it is set back to the configured one.
+
+Example: lb weight web/web-1 50")]
+    Weight {
+        /// Which backend
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: BackendName,
+        /// Share of new flows, relative to the other backends'
+        weight: u32,
+    },
+    /// Show what changed, when, by whom, and on what evidence
+    #[command(after_help = "\
+Examples:
+  lb events --limit 20
+  lb events --follow
+  lb events --follow --json | jq 'select(.kind == \"ejected\")'")]
+    Events {
+        /// Go on with those that come, until Ctrl-C
+        #[arg(long, short)]
+        follow: bool,
+        /// Only those after the event of this number
+        #[arg(long, value_name = "ID")]
+        since: Option<u64>,
+        /// At most this many of the past; 0: all that are remembered
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// Print JSON, an event a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Probe a backend once, now, step by step; changes nothing
+    #[command(after_help = "\
+With --config it needs no agent and probes from this process. Exit code 0 whatever the outcome.
+
+Examples:
+  lb probe web/web-1
+  lb probe --config lb.toml web/web-1 --json")]
+    Probe {
+        /// Which backend
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: BackendName,
+        /// Take the backend and its probe from this file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the agent read its configuration again; a bad one is refused whole
+    Reload,
+    /// Take the program off the interfaces, remove what is pinned and end the agent
+    #[command(after_help = "\
+Traffic for the VIPs is no longer forwarded afterwards. Works without an agent too.")]
+    Detach,
+    /// Tell what on this host keeps lb from working or makes it slow, with the mend
+    #[command(after_help = "\
+Exit codes: 0 nothing keeps lb from working (there may be warnings), 1 something does.
+
+Example: lb doctor --config /etc/lb/lb.toml")]
+    Doctor {
+        /// Check against this configuration; without it, every interface that is up
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        for command in Args::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Commands that ask the agent.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::output::{self, Palette};
+use super::{Failure, events, status};
+use crate::api::client::{self, ClientError};
+use crate::api::request::Frame;
+use crate::api::{self, ApiError, BackendName, Request};
+use crate::datapath::{self, PinDirectory};
+
+/// `lb status`.
+pub fn status(socket: &Path, service: Option<String>, json: bool) -> Result<u8, Failure> {
+    match ask(socket, &Request::Status { service })? {
+        Frame::Status(status) if json => output::print_json(&*status)?,
+        Frame::Status(status) => {
+            output::print(&status::render(&status, api::now(), Palette::of_stdout()))?;
+        }
+        other => return Err(unexpected(&other)),
+    }
+    Ok(0)
+}
+
+/// `lb drain`.
+pub fn drain(
+    socket: &Path,
+    backend: BackendName,
+    deadline: Option<Duration>,
+) -> Result<u8, Failure> {
+    let deadline_ms = match deadline {
+        None => None,
+        Some(deadline) => Some(
+            u64::try_from(deadline.as_millis())
+                .map_err(|_| Failure::Usage("--deadline is too long".to_owned()))?,
+        ),
+    };
+    tell(
+        socket,
+        &Request::Drain {
+            backend,
+            deadline_ms,
+        },
+    )
+}
+
+/// `lb enable`.
+pub fn enable(socket: &Path, backend: BackendName) -> Result<u8, Failure> {
+    tell(socket, &Request::Enable { backend })
+}
+
+/// `lb disable`.
+pub fn disable(socket: &Path, backend: BackendName) -> Result<u8, Failure> {
+    tell(socket, &Request::Disable { backend })
+}
+
+/// `lb weight`.
+pub fn weight(socket: &Path, backend: BackendName, weight: u32) -> Result<u8, Failure> {
+    tell(socket, &Request::Weight { backend, weight })
+}
+
+/// `lb reload`.
+pub fn reload(socket: &Path) -> Result<u8, Failure> {
+    tell(socket, &Request::Reload)
+}
+
+/// `lb detach`: by the agent, or without one in its place.
+pub fn detach(socket: &Path) -> Result<u8, Failure> {
+    match tell(socket, &Request::Detach) {
+        Err(Failure::Client(ClientError::NoAgent(_))) => {}
+        result => return result,
+    }
+    datapath::enter_bpffs().context("detaching without an agent; run as root")?;
+    let existed = datapath::detach(&PinDirectory::of(socket)).context("detaching")?;
+    output::print(if existed {
+        "detached: the program is off all interfaces and nothing is pinned (no agent was running)\n"
+    } else {
+        "nothing to detach: nothing is pinned, and no agent runs\n"
+    })?;
+    Ok(0)
+}
+
+/// `lb probe` by the agent.
+pub fn probe(socket: &Path, backend: BackendName, json: bool) -> Result<u8, Failure> {
+    match ask(socket, &Request::Probe { backend })? {
+        Frame::Probe(report) if json => output::print_json(&report.json)?,
+        Frame::Probe(report) => output::print(&report.text)?,
+        other => return Err(unexpected(&other)),
+    }
+    Ok(0)
+}
+
+/// `lb events`. Ends well on Ctrl-C, and when the agent ends.
+pub fn events(
+    socket: &Path,
+    follow: bool,
+    since: Option<u64>,
+    limit: usize,
+    json: bool,
+) -> Result<u8, Failure> {
+    let request = Request::Events {
+        follow,
+        since,
+        limit: (limit > 0).then_some(limit),
+    };
+    let palette = Palette::of_stdout();
+    block_on(async {
+        let print_all = async {
+            let mut answers = client::send(socket, &request).await?;
+            while let Some(frame) = answers.next().await? {
+                match frame {
+                    Frame::Event(event) if json => {
+                        let mut line = serde_json::to_string(&*event)
+                            .context("an event does not become JSON")?;
+                        line.push('\n');
+                        output::print(&line)?;
+                    }
+                    Frame::Event(event) => output::print(&events::render(&event, palette))?,
+                    Frame::Missed(count) => output::complain(&format!(
+                        "{count} events were left out: this reader was too slow. They are in \
+                         `lb events` still"
+                    )),
+                    Frame::Error(error) => return Err(Failure::Api(error)),
+                    other => return Err(unexpected(&other)),
+                }
+            }
+            Ok(0)
+        };
+        tokio::select! {
+            result = print_all => result,
+            result = tokio::signal::ctrl_c() => {
+                result.context("waiting for Ctrl-C")?;
+                Ok(0)
+            }
+        }
+    })
+}
+
+/// Asks for something to be done and prints what was.
+fn tell(socket: &Path, request: &Request) -> Result<u8, Failure> {
+    match ask(socket, request)? {
+        Frame::Done(done) => output::print(&format!("{}\n", output::tame(&done.message)))?,
+        other => return Err(unexpected(&other)),
+    }
+    Ok(0)
+}
+
+/// The agent's one answer.
+fn ask(socket: &Path, request: &Request) -> Result<Frame, Failure> {
+    let frame = block_on(async { Ok(client::send(socket, request).await?.one().await?) })?;
+    match frame {
+        Frame::Error(error) => Err(Failure::Api(error)),
+        frame => Ok(frame),
+    }
+}
+
+fn unexpected(frame: &Frame) -> Failure {
+    let kind = match frame {
+        Frame::Status(_) => "a status",
+        Frame::Event(_) => "an event",
+        Frame::Missed(_) => "a gap",
+        Frame::Probe(_) => "a probe's result",
+        Frame::Done(_) => "a confirmation",
+        Frame::Error(error) => return Failure::Api(ApiError::clone(error)),
+    };
+    Failure::Other(anyhow::anyhow!(
+        "the agent answered with {kind}, which was not asked for; are both of one version?"
+    ))
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(work)
+}

@@ -1,0 +1,362 @@
+//! Judgements on [`Facts`]: pure.
+
+use super::drivers;
+use super::facts::{BPFFS, Facts};
+use super::links::Link;
+use super::{Finding, Level};
+use crate::model::{Node, XdpMode};
+
+/// Capabilities lb needs (linux/capability.h).
+const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+const OLDEST: (u32, u32) = (6, 1);
+
+/// All checks. `node`: the configuration's, if there is one.
+pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
+    let mut findings = vec![
+        kernel(facts),
+        capabilities(facts),
+        jit(facts),
+        bpffs(facts),
+        memlock(facts),
+    ];
+    findings.extend(node.map(|node| source_ports(facts, node)));
+    for name in &facts.missing {
+        findings.push(
+            fail("interface", "The agent does not start without it.")
+                .what("does not exist")
+                .mend(
+                    "correct node.interfaces in the configuration; `ip link` lists those there are",
+                )
+                .on(name),
+        );
+    }
+    if facts.links.is_empty() && facts.missing.is_empty() {
+        findings.push(
+            warn("interface", "There is nothing to attach to.")
+                .what("no interface is up besides loopback")
+                .mend("ip link set dev IF up"),
+        );
+    }
+    for link in &facts.links {
+        findings.extend(interface(facts, node, link));
+    }
+    findings
+}
+
+fn kernel(facts: &Facts) -> Finding {
+    let mut numbers = facts.kernel.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|text| text.parse::<u32>().ok());
+    let what = format!("Linux {}", facts.kernel);
+    match (number(), number()) {
+        (Some(major), Some(minor)) if (major, minor) >= OLDEST => ok("kernel").what(what),
+        (Some(_), Some(_)) => fail("kernel", "lb needs helpers and links of Linux 6.1.")
+            .what(what)
+            .mend("upgrade the kernel to 6.1 or later"),
+        _ => warn(
+            "kernel",
+            "lb needs Linux 6.1 or later; this version is not understood.",
+        )
+        .what(what),
+    }
+}
+
+fn capabilities(facts: &Facts) -> Finding {
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(_, bit)| facts.capabilities & (1 << bit) == 0)
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        return ok("capabilities").what("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are held");
+    }
+    fail("capabilities", "The program can be neither loaded nor attached without them.")
+        .what(format!("this process lacks {}", missing.join(", ")))
+        .mend("run lb (and this check) as root, or give its unit AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON")
+}
+
+fn jit(facts: &Facts) -> Finding {
+    match facts.jit {
+        None => ok("jit").what("BPF JIT: no switch to read, the kernel compiles by default"),
+        Some(0) => warn("jit", "The program is interpreted, several times slower.")
+            .what("BPF JIT is off")
+            .mend("sysctl -w net.core.bpf_jit_enable=1"),
+        Some(_) => ok("jit").what("BPF JIT is on"),
+    }
+}
+
+fn bpffs(facts: &Facts) -> Finding {
+    if facts.bpffs {
+        return ok("bpffs").what(format!("bpffs is mounted on {BPFFS}"));
+    }
+    warn(
+        "bpffs",
+        "The agent mounts it itself, which needs CAP_SYS_ADMIN.",
+    )
+    .what(format!("no bpffs on {BPFFS}"))
+    .mend(format!("mount -t bpf bpf {BPFFS}"))
+}
+
+fn memlock(facts: &Facts) -> Finding {
+    // Since 5.11 BPF memory is charged to the cgroup (cap on memory.max), not to RLIMIT_MEMLOCK.
+    let what = match facts.memlock {
+        None => "locked memory is unlimited".to_owned(),
+        Some(bytes) => {
+            format!(
+                "the locked memory limit ({bytes} bytes) does not count for BPF since Linux 5.11"
+            )
+        }
+    };
+    ok("memlock").what(what)
+}
+
+/// Ports that the host gives to its own connections must not be those lb uses for NAT.
+fn source_ports(facts: &Facts, node: &Node) -> Finding {
+    let (first, last) = (*node.snat_ports.start(), *node.snat_ports.end());
+    let (low, high) = facts.local_ports;
+    let clash = first.max(low)..=last.min(high);
+    let what = format!("NAT source ports {first}-{last}, ip_local_port_range {low}-{high}");
+    if clash.is_empty() || clash.clone().all(|port| reserved(facts, port)) {
+        return ok("snat_ports").what(what);
+    }
+    let mut ranges: Vec<String> = facts
+        .reserved_ports
+        .iter()
+        .map(|(first, last)| format!("{first}-{last}"))
+        .collect();
+    ranges.push(format!("{first}-{last}"));
+    fail(
+        "snat_ports",
+        "Replies to the host's own connections would be taken for those of NAT flows.",
+    )
+    .what(format!("{what}: they overlap"))
+    .mend(format!(
+        "sysctl -w net.ipv4.ip_local_reserved_ports={}",
+        ranges.join(",")
+    ))
+}
+
+fn reserved(facts: &Facts, port: u16) -> bool {
+    let ranges = &facts.reserved_ports;
+    ranges
+        .iter()
+        .any(|(first, last)| (*first..=*last).contains(&port))
+}
+
+fn interface(facts: &Facts, node: Option<&Node>, link: &Link) -> Vec<Finding> {
+    let mut findings = vec![state(link), native(node, link), other_program(facts, link)];
+    findings.extend(lro(link));
+    findings.extend(mtu(link));
+    findings.extend(queues(facts, link));
+    findings.extend(reverse_path(facts, link));
+    if link.kind.as_deref() == Some("veth") {
+        findings.push(veth_napi(facts, link));
+        findings.push(veth_checksum(facts, link));
+    }
+    findings
+        .into_iter()
+        .map(|finding| finding.on(&link.name))
+        .collect()
+}
+
+fn state(link: &Link) -> Finding {
+    if !link.up {
+        return fail("interface", "No packet comes in.")
+            .what("is down")
+            .mend(format!("ip link set dev {} up", link.name));
+    }
+    if !link.carrier {
+        return warn("interface", "No packet comes in.")
+            .what("is up but has no carrier")
+            .mend("check the cable or the switch's port");
+    }
+    ok("interface").what(format!("is up, MTU {}", link.mtu))
+}
+
+fn native(node: Option<&Node>, link: &Link) -> Finding {
+    let (driver, kind) = (link.driver.as_deref(), link.kind.as_deref());
+    let name = driver.or(kind).unwrap_or("unknown");
+    if drivers::is_native(driver, kind) {
+        return ok("native_xdp").what(format!("driver {name} has native XDP"));
+    }
+    let what = format!("driver {name} is not known for native XDP");
+    match node.map(|node| node.xdp_mode) {
+        Some(XdpMode::Native) => fail(
+            "native_xdp",
+            "With xdp_mode = \"native\" the agent does not start if the driver refuses.",
+        )
+        .what(what)
+        .mend("set node.xdp_mode = \"auto\", or use a NIC with native XDP"),
+        Some(XdpMode::Generic) => ok("native_xdp").what(format!("{what}; generic is configured")),
+        Some(XdpMode::Auto) | None => warn(
+            "native_xdp",
+            "lb tries, and else uses generic XDP: correct, but several times slower.",
+        )
+        .what(what)
+        .mend("use a NIC whose driver has native XDP"),
+    }
+}
+
+fn other_program(facts: &Facts, link: &Link) -> Finding {
+    match link.xdp {
+        None => ok("other_xdp").what("no XDP program is on it"),
+        Some(xdp) if facts.agent => ok("other_xdp").what(format!(
+            "XDP program {} is on it, and an lb agent runs",
+            xdp.id
+        )),
+        Some(xdp) => warn(
+            "other_xdp",
+            "Unless it is lb's own, kept from an agent before, the agent will not replace it.",
+        )
+        .what(format!(
+            "XDP program {} is on it ({})",
+            xdp.id,
+            if xdp.native { "native" } else { "generic" }
+        ))
+        .mend(format!(
+            "look with `bpftool prog show id {}`; take it off with `ip link set dev {} xdp off`, \
+             or run `lb run --replace`",
+            xdp.id, link.name
+        )),
+    }
+}
+
+fn lro(link: &Link) -> Option<Finding> {
+    match link.offloads.lro? {
+        false => Some(ok("lro").what("LRO is off")),
+        true => Some(
+            fail(
+                "lro",
+                "It merges packets before XDP: drivers refuse XDP beside it.",
+            )
+            .what("LRO is on")
+            .mend(format!("ethtool -K {} lro off", link.name)),
+        ),
+    }
+}
+
+/// Most drivers give a native XDP program one page a packet.
+fn mtu(link: &Link) -> Option<Finding> {
+    // A page of 4096 less headroom (256), skb_shared_info (320) and the Ethernet and VLAN headers.
+    const ONE_PAGE: u32 = 3498;
+    (link.mtu > ONE_PAGE && link.driver.is_some()).then(|| {
+        warn(
+            "mtu",
+            "Many drivers refuse native XDP above about 3500 bytes: a packet must fit in a page.",
+        )
+        .what(format!("MTU is {}", link.mtu))
+        .mend(format!(
+            "ip link set dev {} mtu 1500, if lb reports that native mode was refused",
+            link.name
+        ))
+    })
+}
+
+fn queues(facts: &Facts, link: &Link) -> Option<Finding> {
+    (link.driver.is_some() && link.rx_queues == 1 && facts.cpus > 1).then(|| {
+        warn("queues", "One CPU does all the work.")
+            .what(format!("1 receive queue for {} CPUs", facts.cpus))
+            .mend(format!(
+                "ethtool -L {} combined {}, if the NIC has more",
+                link.name, facts.cpus
+            ))
+    })
+}
+
+fn reverse_path(facts: &Facts, link: &Link) -> Option<Finding> {
+    // XDP comes before the check: only what is left to the host meets it.
+    (link.rp_filter == 1 && facts.links.len() > 1).then(|| {
+        warn(
+            "rp_filter",
+            "A probe that leaves by one interface and is answered on another is dropped: the \
+             backend looks dead.",
+        )
+        .what("strict reverse path filter, and lb uses several interfaces")
+        .mend(format!(
+            "sysctl -w net.ipv4.conf.{0}.rp_filter=2 (loose; also net.ipv4.conf.all.rp_filter)",
+            link.name.replace('.', "/")
+        ))
+    })
+}
+
+fn peer<'f>(facts: &'f Facts, link: &Link) -> Option<&'f Link> {
+    let index = link.peer?;
+    facts.all.iter().find(|other| other.index == index)
+}
+
+/// Frames sent back or redirected into a veth are taken by its peer only through NAPI.
+fn veth_napi(facts: &Facts, link: &Link) -> Finding {
+    const WHY: &str = "Packets that XDP sends out through a veth are dropped unless the other end \
+                       has NAPI: GRO on, or an XDP program of its own.";
+    match peer(facts, link) {
+        Some(peer) if peer.xdp.is_some() || peer.offloads.gro == Some(true) => {
+            ok("veth_napi").what(format!("its other end {} has NAPI", peer.name))
+        }
+        Some(peer) => fail("veth_napi", WHY)
+            .what(format!("its other end {} has no NAPI", peer.name))
+            .mend(format!("ethtool -K {} gro on", peer.name)),
+        None => warn("veth_napi", WHY)
+            .what("its other end is in another namespace and cannot be looked at")
+            .mend("there: ethtool -K PEER gro on"),
+    }
+}
+
+/// A checksum left to hardware that a veth does not have is lost when XDP sends the packet on.
+fn veth_checksum(facts: &Facts, link: &Link) -> Finding {
+    const WHY: &str = "A veth's other end leaves checksums undone; what XDP forwards of it then \
+                       arrives with a wrong checksum and is dropped.";
+    match peer(facts, link) {
+        Some(peer) if peer.offloads.tx_checksum == Some(false) => {
+            ok("veth_checksum").what(format!("its other end {} does its checksums", peer.name))
+        }
+        Some(peer) => warn("veth_checksum", WHY)
+            .what(format!("its other end {} offloads checksums", peer.name))
+            .mend(format!("ethtool -K {} tx off", peer.name)),
+        None => warn("veth_checksum", WHY)
+            .what("its other end is in another namespace and cannot be looked at")
+            .mend("there: ethtool -K PEER tx off"),
+    }
+}
+
+fn ok(check: &'static str) -> Finding {
+    finding(check, Level::Ok, "")
+}
+
+fn warn(check: &'static str, why: &'static str) -> Finding {
+    finding(check, Level::Warn, why)
+}
+
+fn fail(check: &'static str, why: &'static str) -> Finding {
+    finding(check, Level::Fail, why)
+}
+
+fn finding(check: &'static str, level: Level, why: &'static str) -> Finding {
+    Finding {
+        check,
+        interface: None,
+        level,
+        what: String::new(),
+        why,
+        mend: None,
+    }
+}
+
+impl Finding {
+    fn what(mut self, what: impl Into<String>) -> Self {
+        self.what = what.into();
+        self
+    }
+
+    fn mend(mut self, mend: impl Into<String>) -> Self {
+        self.mend = Some(mend.into());
+        self
+    }
+
+    fn on(mut self, interface: &str) -> Self {
+        self.interface = Some(interface.to_owned());
+        self
+    }
+}
+
+#[cfg(test)]
+#[path = "checks_tests.rs"]
+mod tests;

@@ -1,0 +1,24 @@
+//! `lb run`.
+
+use std::path::PathBuf;
+
+use tracing_subscriber::EnvFilter;
+
+use super::{Failure, pending};
+
+/// Runs the agent until it is told to end.
+pub fn run(config: PathBuf, replace: bool) -> Result<u8, Failure> {
+    let filter = match std::env::var("LB_LOG") {
+        Ok(text) => EnvFilter::try_new(&text)
+            .map_err(|error| Failure::Usage(format!("LB_LOG={text:?}: {error}")))?,
+        Err(std::env::VarError::NotPresent) => EnvFilter::new("info"),
+        Err(error) => return Err(Failure::Usage(format!("LB_LOG: {error}"))),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
+    pending::agent(config, replace)
+}

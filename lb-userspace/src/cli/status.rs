@@ -1,0 +1,297 @@
+//! `lb status` for people: what matters at night first, aligned, with the reason beside it.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::output::{Palette, span, tame};
+use crate::api::status::{Admin, BackendStatus, Health, Node, Routing, ServiceStatus, Status};
+
+/// A status or verdict older than this is worth a warning, seconds.
+const STALE: f64 = 5.0;
+
+/// The status as seen at `now`.
+pub fn render(status: &Status, now: Timestamp, palette: Palette) -> String {
+    let mut lines = Vec::new();
+    node(&mut lines, &status.node, now, palette);
+    if status.services.is_empty() {
+        lines.push(String::new());
+        lines.push("no services are configured".to_owned());
+    }
+    for service in &status.services {
+        lines.push(String::new());
+        render_service(&mut lines, service, now, palette);
+    }
+    let mut text = lines.join("\n");
+    text.push('\n');
+    text
+}
+
+fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) {
+    let state = match node {
+        node if node.ready() => palette.good("ready"),
+        node if node.draining => palette.soft("shutting down"),
+        node if !node.attached => palette.bad("not attached"),
+        node if !node.first_round_done => palette.soft("starting: first probes are under way"),
+        _ => palette.bad("not ready"),
+    };
+    let interfaces: Vec<String> = node
+        .interfaces
+        .iter()
+        .map(|interface| format!("{} ({})", tame(&interface.name), interface.mode.name()))
+        .collect();
+    let interfaces = if interfaces.is_empty() {
+        "no interfaces".to_owned()
+    } else {
+        interfaces.join(", ")
+    };
+    lines.push(format!(
+        "lb {}  {state}  up {}  on {interfaces}  flows {}/{}  pid {}",
+        tame(&node.version),
+        span(node.uptime_seconds),
+        node.flows.used,
+        node.flows.capacity,
+        node.pid,
+    ));
+    if !node.config.is_empty() {
+        lines.push(format!("config {}", tame(&node.config)));
+    }
+    let age = seconds(node.at, now);
+    let mut warn = |text: String| lines.push(palette.shout(&format!("!! {text}")));
+    if age > STALE {
+        warn(format!(
+            "this status is {} old: the agent's loop does not answer",
+            span(age)
+        ));
+    }
+    if let Some(error) = &node.datapath_error {
+        warn(format!(
+            "the data plane does not follow the verdicts: {}",
+            tame(error)
+        ));
+    }
+    if node.verdict_age_seconds > STALE {
+        warn(format!(
+            "packets go by verdicts that are {} old",
+            span(node.verdict_age_seconds)
+        ));
+    }
+    if let Some(error) = &node.reload_error {
+        warn(format!(
+            "the last reload was refused, the old configuration runs on: {}",
+            tame(error)
+        ));
+    }
+    if let Some(text) = counters(&node.verdicts) {
+        lines.push(palette.faint(&format!("dropped, of no service: {text}")));
+    }
+}
+
+const HEADER: [&str; 12] = [
+    "BACKEND",
+    "ADDRESS",
+    "ROUTING",
+    "HEALTH",
+    "ADMIN",
+    "WEIGHT",
+    "SLOTS",
+    "FLOWS",
+    "PACKETS",
+    "LAST PROBE",
+    "SINCE",
+    "REASON",
+];
+/// Columns of numbers, aligned to the right.
+const NUMBERS: std::ops::Range<usize> = 5..9;
+const ROUTING: usize = 2;
+const HEALTH: usize = 3;
+const ADMIN: usize = 4;
+
+fn render_service(
+    lines: &mut Vec<String>,
+    service: &ServiceStatus,
+    now: Timestamp,
+    palette: Palette,
+) {
+    let active = service
+        .backends
+        .iter()
+        .filter(|backend| matches!(backend.routing, Routing::Active | Routing::Panic));
+    let threshold = match service.panic_threshold {
+        0 => "never panics".to_owned(),
+        percent => format!("panics under {percent} %"),
+    };
+    lines.push(format!(
+        "{}  {} {}  {}  {:.1} % healthy ({threshold})  {} of {} backends take new flows",
+        palette.strong(&tame(&service.name)),
+        tame(&service.protocol),
+        tame(&service.address),
+        tame(&service.forwarding),
+        service.healthy_percent,
+        active.clone().count(),
+        service.backends.len(),
+    ));
+    if service.panic {
+        lines.push(palette.shout(
+            "!! PANIC: too few backends are healthy, so health is ignored and all that are not \
+             administratively out get traffic",
+        ));
+    } else if active.count() == 0 && !service.backends.is_empty() {
+        lines.push(palette.shout("!! NO BACKEND takes new flows: clients are dropped"));
+    }
+    let rows: Vec<[String; 12]> = service
+        .backends
+        .iter()
+        .map(|backend| row(backend, now))
+        .collect();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([HEADER[column].len()]).max().unwrap_or(0)
+    };
+    let widths: [usize; 12] = std::array::from_fn(width);
+    let header = HEADER.map(str::to_owned);
+    lines.push(palette.faint(&line(&header, &widths, |_, cell| cell)));
+    for (row, backend) in rows.iter().zip(&service.backends) {
+        lines.push(line(row, &widths, |column, cell| match column {
+            ROUTING => paint_routing(palette, backend.routing, &cell),
+            HEALTH => paint_health(palette, backend.health, &cell),
+            ADMIN if backend.admin != Admin::Enabled => palette.soft(&cell),
+            _ => cell,
+        }));
+    }
+    if let Some(text) = counters(&service.verdicts) {
+        lines.push(palette.faint(&format!("  dropped or reset: {text}")));
+    }
+}
+
+fn line(
+    cells: &[String; 12],
+    widths: &[usize; 12],
+    paint: impl Fn(usize, String) -> String,
+) -> String {
+    let mut line = " ".to_owned();
+    for (column, cell) in cells.iter().enumerate() {
+        let width = widths[column];
+        let padded = if NUMBERS.contains(&column) {
+            format!("{cell:>width$}")
+        } else if column == cells.len() - 1 {
+            cell.clone()
+        } else {
+            format!("{cell:<width$}")
+        };
+        line.push_str(if column == 0 { " " } else { "  " });
+        line.push_str(&paint(column, padded));
+    }
+    line
+}
+
+fn row(backend: &BackendStatus, now: Timestamp) -> [String; 12] {
+    let weight = match backend.configured_weight {
+        None => backend.weight.to_string(),
+        Some(configured) => format!("{} (config {configured})", backend.weight),
+    };
+    let probe = match &backend.last_probe {
+        None => "none yet".to_owned(),
+        Some(probe) => format!(
+            "{} in {:.1} ms, {} ago",
+            tame(&probe.detail),
+            probe.latency_ms,
+            span(seconds(probe.at, now))
+        ),
+    };
+    let mut reason = tame(&backend.reason);
+    if let Some(until) = backend.drain_until {
+        reason.push_str(&format!("; drains for {} more", span(seconds(now, until))));
+    }
+    if backend.unresolved {
+        reason.push_str("; NO NEXT HOP: packets to it are dropped");
+    }
+    [
+        tame(&backend.name),
+        tame(&backend.address),
+        backend.routing.name().to_owned(),
+        backend.health.name().to_owned(),
+        backend.admin.name().to_owned(),
+        weight,
+        backend.slots.to_string(),
+        backend.active_flows.to_string(),
+        backend.packets.to_string(),
+        probe,
+        format!("{} ago", span(seconds(backend.since, now))),
+        reason,
+    ]
+}
+
+fn paint_routing(palette: Palette, routing: Routing, text: &str) -> String {
+    match routing {
+        Routing::Active => palette.good(text),
+        Routing::Draining | Routing::Standby => palette.soft(text),
+        Routing::Out | Routing::Panic => palette.bad(text),
+    }
+}
+
+fn paint_health(palette: Palette, health: Health, text: &str) -> String {
+    match health {
+        Health::Healthy => palette.good(text),
+        Health::Unknown => palette.soft(text),
+        Health::Unhealthy => palette.bad(text),
+    }
+}
+
+/// The counters of packets that somebody may miss.
+fn counters(verdicts: &BTreeMap<String, u64>) -> Option<String> {
+    let counted: Vec<String> = verdicts
+        .iter()
+        .filter(|(name, count)| {
+            **count > 0 && (name.starts_with("drop_") || name.starts_with("reset_"))
+        })
+        .map(|(name, count)| format!("{} {count}", tame(name)))
+        .collect();
+    (!counted.is_empty()).then(|| counted.join(", "))
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::status::tests::sample;
+
+    fn shown(status: &Status) -> String {
+        render(status, status.node.at, Palette::PLAIN)
+    }
+
+    #[test]
+    fn one_backend_is_out() {
+        insta::assert_snapshot!(shown(&sample()));
+    }
+
+    #[test]
+    fn everything_is_wrong() {
+        let mut status = sample();
+        status.node.datapath_error = Some("updating a map: EPERM".into());
+        status.node.verdict_age_seconds = 75.0;
+        status.node.reload_error = Some("line 3: unknown key `nam`".into());
+        status.node.verdicts.insert("drop_malformed".into(), 2);
+        let service = &mut status.services[0];
+        service.panic = true;
+        service.backends[0].admin = Admin::Drain;
+        service.backends[0].routing = Routing::Draining;
+        service.backends[0].drain_until = Some("2026-01-01T00:02:00Z".parse().unwrap());
+        service.backends[0].configured_weight = Some(50);
+        service.backends[1].routing = Routing::Panic;
+        service.backends[1].unresolved = true;
+        service.backends[1].last_probe = None;
+        let now = "2026-01-01T00:01:50Z".parse().unwrap();
+        insta::assert_snapshot!(render(&status, now, Palette::PLAIN));
+    }
+
+    #[test]
+    fn a_service_without_a_backend_to_take_flows_is_shouted() {
+        let mut status = sample();
+        status.services[0].backends.remove(0);
+        assert!(shown(&status).contains("!! NO BACKEND takes new flows"));
+    }
+}
