@@ -13,8 +13,8 @@ const LB_VARIABLE: &str = "LB_BIN";
 fn folder() -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell where this program is")?;
     let folder = own.parent().unwrap_or(Path::new("/"));
-    // Test programs are one deeper.
-    let folder = if folder.ends_with("deps") {
+    // Test programs and examples are one deeper.
+    let folder = if folder.ends_with("deps") || folder.ends_with("examples") {
         folder.parent()
     } else {
         Some(folder)

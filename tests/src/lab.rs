@@ -87,7 +87,8 @@ impl Lab {
             .prefix("lb-lab-")
             .tempdir()
             .context("cannot make a temporary folder")?;
-        let switch = Namespace::new("net")?;
+        let mut switch = Namespace::new("net")?;
+        switch.isolate_mounts()?;
         // No multicast snooping: IPv6's neighbour discovery must not wait for a querier.
         switch.ip("link add br0 type bridge stp_state 0 mcast_snooping 0\nlink set br0 up")?;
         quiet(&switch)?;
@@ -99,6 +100,9 @@ impl Lab {
         ])?;
         let mut lb = host(&switch, "lb", LB)?;
         lb.namespace.isolate_mounts()?;
+        // Frames that `lb` sends back with XDP_TX wait in the other end's ring until that polls,
+        // and the kernel (seen: 6.18) wakes it only if it has an XDP program of its own.
+        switch.attach_passing_xdp("lb")?;
         let backend = |index| {
             let mut host = host(&switch, &format!("b{}", index + 1), FIRST_BACKEND + index)?;
             own_dsr_vips(&host.namespace)?;
@@ -177,8 +181,8 @@ fn host(switch: &Namespace, name: &str, last: u8) -> Result<Host> {
         "link add eth0 type veth peer name {name} netns {}",
         switch.name()
     ))?;
-    // Sender's checksum offload would hand XDP frames with half-made checksums; and frames that
-    // XDP sends through a veth arrive only where the other end polls (NAPI), which GRO brings.
+    // Sender's checksum offload would hand XDP frames with half-made checksums; and what XDP sends
+    // through a veth is only taken where the other end can poll (NAPI), which GRO brings.
     for (side, interface) in [(&namespace, "eth0"), (switch, name)] {
         side.run("ethtool", &["-K", interface, "tx", "off", "gro", "on"])?;
     }

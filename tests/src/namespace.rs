@@ -152,12 +152,13 @@ impl Namespace {
         finish(self.command(program).args(args))
     }
 
-    /// Attaches an XDP program that is not `lb`'s to `eth0`; needs mounts of its own.
-    pub fn attach_foreign_xdp(&self) -> Result<()> {
-        const PATH: &str = "/sys/fs/bpf/foreign";
-        self.within(|| sys::pin_foreign_xdp(PATH))?
-            .context("cannot load a foreign XDP program")?;
-        self.run("ip", &["link", "set", "eth0", "xdpdrv", "pinned", PATH])?;
+    /// Attaches an XDP program that passes all packets, and is not `lb`'s, to an interface; needs
+    /// mounts of its own.
+    pub fn attach_passing_xdp(&self, interface: &str) -> Result<()> {
+        const PATH: &str = "/sys/fs/bpf/passing";
+        self.within(|| sys::pin_passing_xdp(PATH))?
+            .context("cannot load an XDP program")?;
+        self.run("ip", &["link", "set", interface, "xdpdrv", "pinned", PATH])?;
         self.run("rm", &[PATH]).map(drop)
     }
 

@@ -6,6 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+/// Number of the capability in include/uapi/linux/capability.h.
+const CAP_SYS_CHROOT: libc::c_ulong = 18;
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result == -1 {
         Err(io::Error::last_os_error())
@@ -61,7 +64,8 @@ pub fn mount(
 }
 
 /// Makes `command` start in these namespaces, as leader of its own process group, and die with the
-/// thread that spawned it.
+/// thread that spawned it. In a mount namespace of its own it gets no CAP_SYS_CHROOT, without which
+/// nobody can go back to the host's mounts, as `lb` would to pin where its successor looks.
 pub fn place(command: &mut Command, net: RawFd, mounts: Option<RawFd>) {
     let parent = std::process::id();
     let enter = move || {
@@ -77,6 +81,7 @@ pub fn place(command: &mut Command, net: RawFd, mounts: Option<RawFd>) {
             check(libc::setns(net, libc::CLONE_NEWNET))?;
             if let Some(mounts) = mounts {
                 check(libc::setns(mounts, libc::CLONE_NEWNS))?;
+                check(libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_CHROOT))?;
             }
         }
         Ok(())
@@ -128,8 +133,8 @@ pub fn ping_socket(v6: bool) -> io::Result<std::net::UdpSocket> {
 }
 
 /// Loads an XDP program that passes every packet and pins it at `path`, in a BPF file system that
-/// the calling thread sees: a stand-in for somebody else's program.
-pub fn pin_foreign_xdp(path: &str) -> io::Result<()> {
+/// the calling thread sees.
+pub fn pin_passing_xdp(path: &str) -> io::Result<()> {
     // Numbers of include/uapi/linux/bpf.h.
     const PROG_LOAD: libc::c_long = 5;
     const OBJ_PIN: libc::c_long = 6;

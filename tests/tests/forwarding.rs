@@ -4,10 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lb_tests::agent::SOON;
 use lb_tests::lab::{DSR_VIP, NAT_VIP};
 use lb_tests::load::download::Download;
+use lb_tests::load::flows::Flows;
 use lb_tests::load::{Amount, Load, Tally, udp};
-use lb_tests::server_handle::{HTTP, UDP_ECHO};
+use lb_tests::server_handle::{HTTP, TCP_ECHO, UDP_ECHO};
 use lb_tests::{Agent, Config, Lab, Server, Service, with_lab};
 
 const GIB: u64 = 1 << 30;
@@ -156,6 +158,34 @@ fn what_is_not_for_a_vip_passes() -> Result<()> {
             ensure!(tally.of("lb") == 400, "{tally:?}");
         }
         drop(own);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_flood_of_new_flows_breaks_no_established_one() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let [echo, flooded] = [TCP_ECHO, 53].map(|port| at(NAT_VIP[0], port));
+        let direct = at(DSR_VIP[0], TCP_ECHO);
+        let mut config = Config::new(vec![
+            Service::tcp(lab, "echo", echo, TCP_ECHO),
+            Service::tcp(lab, "direct", direct, TCP_ECHO).dsr(),
+            Service::tcp(lab, "flooded", flooded, UDP_ECHO).udp(),
+        ]);
+        config.node = "flow_entries = 16384".into();
+        let _agent = Agent::start(lab, &config)?;
+        let flows = [
+            Flows::open(&lab.client, echo, 20)?,
+            Flows::open(&lab.client, direct, 20)?,
+        ];
+        // Each datagram opens a flow of two entries: several times what the table holds.
+        let sent = udp::flood(&lab.client, flooded, 50_000)?;
+        ensure!(sent > 40_000, "only {sent} datagrams could be sent");
+        for flows in &flows {
+            flows.exchange(5, SOON)?;
+            let broken = flows.broken_except("");
+            ensure!(broken.is_empty(), "the flood broke {broken:?}");
+        }
         Ok(())
     })
 }

@@ -114,7 +114,7 @@ fn a_foreign_program_and_pins_stay_inside() -> Result<()> {
     }
     let lab = Lab::new(1)?;
     let lb = &lab.lb.namespace;
-    lb.attach_foreign_xdp()?;
+    lb.attach_passing_xdp("eth0")?;
     ensure!(
         lb.run("ip", &["link", "show", "eth0"])?
             .contains("prog/xdp id"),

@@ -205,7 +205,7 @@ fn detach_leaves_nothing_with_and_without_an_agent() -> Result<()> {
 #[test]
 fn a_foreign_program_is_only_replaced_when_asked() -> Result<()> {
     with_lab(|lab, _servers| {
-        lab.lb.namespace.attach_foreign_xdp()?;
+        lab.lb.namespace.attach_passing_xdp("eth0")?;
         let foreign = program_id(lab)?;
         let mut agent = Agent::prepare(lab, &config(lab))?;
         agent.run(&[], &[])?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::Requester;
+use crate::lab::Host;
 
 /// A lost datagram is not sent again, so there is no reason to wait for long.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -59,4 +60,14 @@ fn open(to: SocketAddr) -> Result<UdpSocket> {
     socket.connect(to).context("connecting a UDP socket")?;
     socket.set_read_timeout(Some(TIMEOUT))?;
     Ok(socket)
+}
+
+/// Sends datagrams that nobody waits for, each from a socket of its own: a flood of new flows.
+/// Gives how many were sent.
+pub fn flood(host: &Host, to: SocketAddr, datagrams: u32) -> Result<u32> {
+    host.namespace.within(|| {
+        let sent =
+            (0..datagrams).filter(|_| open(to).is_ok_and(|socket| socket.send(b"flood").is_ok()));
+        u32::try_from(sent.count()).unwrap_or(u32::MAX)
+    })
 }
