@@ -88,3 +88,5 @@ impl Base {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transition_tests;

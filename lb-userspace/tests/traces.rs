@@ -1,0 +1,362 @@
+//! Traces recorded from other health checkers, replayed through the engine and the routing.
+//!
+//! `cases/traces.json` holds sequences of outcomes and what Envoy, HAProxy, keepalived and others
+//! made of them. Those whose semantics are the engine's must come out the same; each of the others
+//! is printed with the reason why it is left out.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lb_userspace::health::{Change, Engine, Health, Restored};
+use lb_userspace::model::{
+    Affinity, Backend, BackendKey, Forwarding, HealthPolicy, ProbeKind, ProbeSpec, Protocol,
+    Service,
+};
+use lb_userspace::probe::{Class, Outcome, Verdict};
+use lb_userspace::routing::{Input, RoutingState, decide};
+use serde_json::Value;
+
+const TIMEOUT: Duration = Duration::from_millis(50);
+
+fn traces() -> Vec<Value> {
+    let file: Value = serde_json::from_str(include_str!("cases/traces.json")).unwrap();
+    file["traces"].as_array().unwrap().clone()
+}
+
+fn policy(unhealthy: u64, healthy: u64) -> HealthPolicy {
+    HealthPolicy {
+        interval: Duration::from_millis(600),
+        timeout: TIMEOUT,
+        unhealthy_threshold: u32::try_from(unhealthy).unwrap(),
+        healthy_threshold: u32::try_from(healthy).unwrap(),
+        fast_interval: Duration::from_millis(100),
+        down_interval: Duration::from_millis(300),
+        jitter: 0,
+    }
+}
+
+fn service(policy: HealthPolicy, backends: Vec<Backend>) -> Service {
+    Service {
+        name: "web".into(),
+        address: "203.0.113.10:80".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        forwarding: Forwarding::Dsr,
+        affinity: Affinity::Flow,
+        panic_threshold: 50,
+        drain_deadline: Duration::from_secs(30),
+        slow_start: Duration::ZERO,
+        health: Some(policy),
+        backends,
+    }
+}
+
+fn backend(n: u16, tier: u8) -> Backend {
+    let address = SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 80));
+    Backend {
+        name: format!("b{n}").into(),
+        address,
+        weight: 1,
+        tier,
+        probe: Some(ProbeSpec {
+            target: address,
+            timeout: TIMEOUT,
+            kind: ProbeKind::Tcp,
+        }),
+    }
+}
+
+fn restored(health: Health, backend: &Backend) -> Restored {
+    Restored {
+        health,
+        gone: health == Health::Unhealthy,
+        reason: "before".to_owned(),
+        address: backend.address,
+    }
+}
+
+/// A lone backend.
+struct Single {
+    engine: Engine,
+    key: BackendKey,
+}
+
+impl Single {
+    fn new(policy: HealthPolicy, initial: Health) -> Self {
+        let backend = backend(1, 0);
+        let key = BackendKey::new("web", "b1");
+        let restored = [(key.clone(), restored(initial, &backend))].into();
+        let mut engine = Engine::new(1);
+        engine.configure(&[service(policy, vec![backend])], &restored, Duration::ZERO);
+        Self { engine, key }
+    }
+
+    /// The next probe ends like this. Tells when it began, and what it changed.
+    fn step(&mut self, class: Class) -> (Duration, Option<Change>) {
+        let at = self.engine.next_due().unwrap();
+        let start = self.engine.start_due(at).pop().unwrap();
+        let outcome = Outcome {
+            verdict: if class == Class::Ok {
+                Verdict::Success
+            } else {
+                Verdict::Failure
+            },
+            class,
+            detail: class.name().to_owned(),
+            latency: Duration::from_millis(1),
+            steps: Vec::new(),
+        };
+        let ended = at + Duration::from_millis(1);
+        let change = self.engine.finish(&self.key, start.seq, &outcome, ended);
+        (at, change)
+    }
+
+    fn is_up(&self) -> bool {
+        self.engine.get(&self.key).unwrap().health == Health::Healthy
+    }
+}
+
+fn letter(letter: char) -> Class {
+    match letter {
+        'P' => Class::Ok,
+        'F' => Class::Status,
+        'R' => Class::Reset,
+        'T' => Class::Timeout,
+        other => panic!("outcome {other}"),
+    }
+}
+
+/// HAProxy starts a server UP and one failure from DOWN: the first check decides, as it does for an
+/// unknown backend. `states` has the state before each check, and after the last.
+fn haproxy(trace: &Value) -> Result<(), &'static str> {
+    let config = &trace["config"];
+    if config["disable_on_404"] == true {
+        return Err("drain on 404 is not offered");
+    }
+    let policy = policy(
+        config["fall"].as_u64().unwrap(),
+        config["rise"].as_u64().unwrap(),
+    );
+    let mut single = Single::new(policy, Health::Unknown);
+    let states = trace["states"].as_array().unwrap();
+    let outcomes = trace["outcomes"].as_str().unwrap();
+    assert_eq!(states.len(), outcomes.len() + 1);
+    for (n, (outcome, after)) in outcomes.chars().zip(&states[1..]).enumerate() {
+        single.step(letter(outcome));
+        let id = &trace["id"];
+        assert_eq!(single.is_up(), *after == "UP", "{id}: after outcome {n}");
+    }
+    Ok(())
+}
+
+/// keepalived: N retries after the first failure, one success brings it back, initially up.
+fn keepalived(trace: &Value) -> Result<(), &'static str> {
+    let retry = trace["config"]["retry"].as_u64().unwrap();
+    let mut single = Single::new(policy(retry + 1, 1), Health::Healthy);
+    let expected = trace["expect_up"].as_array().unwrap();
+    let outcomes = trace["outcomes"].as_str().unwrap();
+    assert_eq!(expected.len(), outcomes.len());
+    for (n, (outcome, up)) in outcomes.chars().zip(expected).enumerate() {
+        single.step(letter(outcome));
+        let id = &trace["id"];
+        assert_eq!(single.is_up(), *up == true, "{id}: after outcome {n}");
+    }
+    Ok(())
+}
+
+/// Envoy: a host that starts failed is admitted by its first success, as an unknown one is.
+fn envoy(trace: &Value) -> Result<(), &'static str> {
+    let config = &trace["config"];
+    let unhealthy = config["unhealthy_threshold"].as_u64().unwrap();
+    let policy = policy(unhealthy, config["healthy_threshold"].as_u64().unwrap());
+    let initial = &trace["initial"];
+    assert_eq!(initial["first_check"], true);
+    let initial = match initial["state"].as_str().unwrap() {
+        "healthy" => Health::Healthy,
+        "unhealthy" | "pending" => Health::Unknown,
+        other => panic!("state {other}"),
+    };
+    let mut single = Single::new(policy, initial);
+    for (n, step) in trace["steps"].as_array().unwrap().iter().enumerate() {
+        let class = match step["event"].as_str().unwrap() {
+            "pass" => Class::Ok,
+            "fail_network" => Class::Reset,
+            "fail_timeout" => Class::Timeout,
+            "fail_retriable" => Class::Status,
+            "fail_application" if single.is_up() && unhealthy > 1 => {
+                return Err("a bad answer is counted, it does not eject at once");
+            }
+            "fail_application" => Class::Application,
+            "fail_application_immediate" => return Err("immediate failure is not offered"),
+            "pass_degraded" => return Err("degraded is not offered"),
+            "first_traffic_seen" => continue,
+            other => panic!("event {other}"),
+        };
+        let was_unknown = single.engine.get(&single.key).unwrap().health == Health::Unknown;
+        let (_, change) = single.step(class);
+        let (id, expect) = (&trace["id"], &step["expect"]);
+        assert_eq!(
+            single.is_up(),
+            expect["state"] == "healthy",
+            "{id}: step {n}"
+        );
+        if !was_unknown {
+            let changed = change.is_some_and(|change| change.from != change.to);
+            assert_eq!(changed, expect["transition"] == "changed", "{id}: step {n}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn consecutive_counting_as_others_do_it() {
+    let mut replayed = BTreeMap::<String, usize>::new();
+    for trace in traces().iter().filter(|trace| trace["family"] == "active") {
+        let semantics = trace["semantics"].as_str().unwrap();
+        let result = match semantics {
+            "haproxy" => haproxy(trace),
+            "keepalived" => keepalived(trace),
+            "envoy" => envoy(trace),
+            other => panic!("semantics {other}"),
+        };
+        match result {
+            Ok(()) => *replayed.entry(semantics.to_owned()).or_default() += 1,
+            Err(why) => println!("{} left out: {why}", trace["id"]),
+        }
+    }
+    println!("replayed: {replayed:?}");
+    assert_eq!(replayed["haproxy"], 18);
+    assert_eq!(replayed["keepalived"], 3);
+    assert!(replayed["envoy"] >= 28, "{replayed:?}");
+}
+
+/// Every family of the file is replayed above, or named here with the reason why it is not.
+#[test]
+fn no_family_is_forgotten() {
+    for trace in &traces() {
+        let why = match trace["family"].as_str().unwrap() {
+            "active" | "schedule" => continue,
+            "panic" if trace["semantics"] == "envoy" => continue,
+            "panic" => "panic of other semantics (zones; none at all)",
+            "outlier" | "passive" => "passive checks are not offered",
+            "agent" => "agent checks are not offered",
+            "admin" => "HAProxy's runtime commands are not offered",
+            "quorum" => "a quorum that withdraws the VIP is not offered",
+            other => panic!("unknown family {other}"),
+        };
+        println!("{} left out: {why}", trace["id"]);
+    }
+}
+
+/// HAProxy's inter, fastinter and downinter, as observed. Going back to the steady state the engine
+/// returns to its grid, which may be sooner than a whole interval.
+#[test]
+fn intervals_as_haproxy_has_them() {
+    let traces = traces();
+    let trace = traces
+        .iter()
+        .find(|trace| trace["id"] == "haproxy-intervals")
+        .unwrap();
+    assert_eq!(
+        trace["config"],
+        "inter 600 fastinter 100 downinter 300 rise 3 fall 3"
+    );
+    let mut single = Single::new(policy(3, 3), Health::Unknown);
+    let outcomes = trace["outcomes"].as_str().unwrap();
+    let checks = trace["checks"].as_array().unwrap();
+    let mut last: Option<Duration> = None;
+    for (n, (outcome, check)) in outcomes.chars().zip(checks).enumerate() {
+        let (at, _) = single.step(letter(outcome));
+        if let (Some(last), Some(theirs)) = (last, check["gap_ms"].as_u64()) {
+            let ours = u64::try_from((at - last).as_millis()).unwrap();
+            if check["view"] == "UP" {
+                assert!(ours <= theirs, "check {n}: {ours} against {theirs} ms");
+            } else {
+                assert!(
+                    ours.abs_diff(theirs) <= 3,
+                    "check {n}: {ours} against {theirs} ms"
+                );
+            }
+        }
+        last = Some(at);
+    }
+}
+
+/// Envoy's priorities: which tiers get load, and whether there is panic.
+#[test]
+fn tiers_and_panic_as_envoy_has_them() {
+    let mut replayed = 0;
+    for trace in traces()
+        .iter()
+        .filter(|t| t["family"] == "panic" && t["semantics"] == "envoy")
+    {
+        match priority(trace) {
+            Ok(()) => replayed += 1,
+            Err(why) => println!("{} left out: {why}", trace["id"]),
+        }
+    }
+    println!("replayed: {replayed}");
+    assert!(replayed >= 18, "{replayed}");
+}
+
+fn priority(trace: &Value) -> Result<(), &'static str> {
+    let (config, expect) = (&trace["config"], &trace["expect"]);
+    let levels = trace["levels"].as_array().unwrap();
+    if config["overprovisioning_factor"] != 1.4 {
+        return Err("the overprovisioning factor is fixed");
+    }
+    if levels.iter().any(|level| level["degraded"] != 0) {
+        return Err("degraded is not offered");
+    }
+    let panics = expect["panic"].as_array();
+    if panics.is_some_and(|panics| panics.iter().any(|p| p != &panics[0])) {
+        return Err("panic is of the whole service, not of a tier");
+    }
+
+    let (mut backends, mut known) = (Vec::new(), BTreeMap::new());
+    for (tier, level) in (0u8..).zip(levels) {
+        let of = |what: &str| level[what].as_u64().unwrap();
+        for n in 0..of("hosts") {
+            let backend = backend(u16::try_from(backends.len()).unwrap() + 1, tier);
+            let key = BackendKey::new("web", backend.name.clone());
+            // Those excluded are not yet checked.
+            let health = if n < of("healthy") {
+                Health::Healthy
+            } else if n < of("healthy") + of("excluded") {
+                Health::Unknown
+            } else {
+                Health::Unhealthy
+            };
+            known.insert(key, restored(health, &backend));
+            backends.push(backend);
+        }
+    }
+    let mut service = service(policy(3, 2), backends);
+    service.panic_threshold =
+        u8::try_from(config["panic_threshold_percent"].as_u64().unwrap()).unwrap();
+    let mut engine = Engine::new(1);
+    engine.configure(std::slice::from_ref(&service), &known, Duration::ZERO);
+    let (admin, removed) = (BTreeMap::new(), BTreeMap::new());
+    let input = Input {
+        services: std::slice::from_ref(&service),
+        health: &|key| engine.get(key),
+        admin: &admin,
+        removed: &removed,
+    };
+    let decided = decide(&input, &RoutingState::default(), Duration::ZERO);
+    let routing = &decided.state.services["web"];
+
+    let id = &trace["id"];
+    let mut loaded: Vec<bool> = vec![false; levels.len()];
+    for backend in &service.backends {
+        let decision = &routing.backends[&service.key(backend)];
+        loaded[usize::from(backend.tier)] |= decision.routing.takes_new_flows();
+    }
+    let loads = expect["load_percent"].as_array().unwrap();
+    let expected: Vec<bool> = loads.iter().map(|load| load != 0).collect();
+    assert_eq!(loaded, expected, "{id}: tiers with load");
+    if let Some(panics) = panics {
+        assert_eq!(routing.panic, panics[0] == 1, "{id}: panic");
+    }
+    Ok(())
+}
