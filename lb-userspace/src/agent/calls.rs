@@ -11,7 +11,7 @@ use super::saved::{Admin, Word};
 use crate::api::event::{Change, Kind, Origin};
 use crate::api::request::ProbeReport;
 use crate::api::{ApiError, BackendName, Call, Reply, Request, Responder};
-use crate::cli::probe::{to_json, to_text};
+use crate::cli::probe::{to_json, to_text, unknown};
 use crate::datapath::Command;
 use crate::model::{BackendKey, Node};
 
@@ -87,18 +87,10 @@ async fn status(agent: &mut Agent) -> Result<Reply, ApiError> {
 
 /// The backend of that name.
 fn find(agent: &Agent, name: &BackendName) -> Result<BackendKey, ApiError> {
-    let model = &agent.core.model;
-    let Some(service) = model.service(&name.service) else {
-        let known = model.services.iter().map(|service| &*service.name);
-        return Err(ApiError::unknown_service(&name.service, known));
-    };
     let key = name.key();
-    match model.backend(&key) {
+    match agent.core.model.backend(&key) {
         Some(_) => Ok(key),
-        None => {
-            let known = service.backends.iter().map(|backend| &*backend.name);
-            Err(ApiError::unknown_backend(name, known))
-        }
+        None => Err(unknown(&agent.core.model, name)),
     }
 }
 

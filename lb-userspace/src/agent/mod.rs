@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use thiserror::Error;
-use tracing_subscriber::EnvFilter;
 
 mod calls;
 mod clock;
@@ -56,36 +55,11 @@ pub enum RunError {
     },
 }
 
-impl RunError {
-    /// Exit code of `lb run`: 2 for a wrong configuration, 1 for anything else.
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) => 2,
-            Self::Socket(_)
-            | Self::Saved(_)
-            | Self::Journal(_)
-            | Self::Datapath(_)
-            | Self::Neighbor(_)
-            | Self::Full(_)
-            | Self::Http(_)
-            | Self::NeedsRestart { .. }
-            | Self::System { .. } => 1,
-        }
-    }
-}
-
 /// Runs the agent until it is told to end.
 ///
 /// # Errors
 /// When it cannot start, or cannot go on. The data plane then stays as it is.
 pub fn run(options: &RunOptions) -> Result<(), RunError> {
-    let filter = EnvFilter::try_from_env("LB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // Fails only if a logger is set already, which then serves as well.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .try_init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

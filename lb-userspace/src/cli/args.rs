@@ -84,7 +84,7 @@ Example: lb drain web/web-1 --deadline 2m")]
         #[arg(value_name = "SERVICE/BACKEND")]
         backend: BackendName,
         /// How long established flows may go on; default: the service's drain_deadline
-        #[arg(long, value_name = "DURATION", value_parser = super::pending::duration)]
+        #[arg(long, value_name = "DURATION", value_parser = crate::config::duration::parse)]
         deadline: Option<Duration>,
     },
     /// Take back a drain or a disable

@@ -34,7 +34,9 @@ fn paint(palette: Palette, kind: Kind) -> String {
     // As wide as the longest name in common use; a longer one shifts its own line only.
     let name = format!("{:<13}", kind.name());
     match kind {
-        Kind::Ejected | Kind::PanicEntered | Kind::ReloadRefused => palette.bad(&name),
+        Kind::Ejected | Kind::PanicEntered | Kind::Panicked | Kind::ReloadRefused => {
+            palette.bad(&name)
+        }
         Kind::Readmitted | Kind::PanicLeft => palette.good(&name),
         Kind::Draining
         | Kind::Drained

@@ -18,6 +18,7 @@ mod status;
 
 use crate::api::ApiError;
 use crate::api::client::ClientError;
+use crate::config::ConfigError;
 use args::{Args, Command};
 
 /// What ends a command other than well. Its exit code is part of the contract.
@@ -27,7 +28,9 @@ enum Failure {
     Client(#[from] ClientError),
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// Wrong usage or configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Wrong usage.
     #[error("{0}")]
     Usage(String),
     #[error("{0:#}")]
@@ -49,7 +52,7 @@ impl Failure {
                 | ClientError::Version { .. },
             ) => 1,
             Self::Api(error) => error.kind.exit_code(),
-            Self::Usage(_) => 2,
+            Self::Config(_) | Self::Usage(_) => 2,
             Self::Other(_) => 1,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Output(_) => 1,
@@ -71,8 +74,11 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             let code = failure.exit_code();
-            if code != 0 {
-                output::complain(&failure.to_string());
+            match &failure {
+                _ if code == 0 => {}
+                // Complete in itself, excerpts and all.
+                Failure::Config(error) => eprintln!("{}", error.to_string().trim_end()),
+                _ => output::complain(&failure.to_string()),
             }
             ExitCode::from(code)
         }
@@ -99,7 +105,7 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
             backend,
             config: Some(config),
             json,
-        } => pending::probe(&config, &backend, json),
+        } => probe::run(&config, &backend, json),
         Command::Probe {
             backend,
             config: None,

@@ -1,12 +1,51 @@
 //! `lb probe`: one outcome, for a program and for a person.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::model::ProbeSpec;
-use crate::probe::{Outcome, Verdict};
+use super::{Failure, output};
+use crate::api::{ApiError, BackendName};
+use crate::config;
+use crate::model::{Model, ProbeSpec};
+use crate::probe::{Outcome, Prober, Verdict};
+
+/// `lb probe --config`: one probe without an agent.
+pub(super) fn run(config: &Path, name: &BackendName, json: bool) -> Result<u8, Failure> {
+    let model = config::load(config)?.model;
+    let key = name.key();
+    let (_, backend) = model.backend(&key).ok_or_else(|| unknown(&model, name))?;
+    let spec = backend
+        .probe
+        .as_ref()
+        .ok_or_else(|| Failure::Usage(format!("{name} has no probe (health.probe = \"none\")")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(Prober::new().run(spec));
+    if json {
+        output::print_json(&to_json(&outcome))?;
+    } else {
+        output::print(&to_text(&name.to_string(), spec, &outcome))?;
+    }
+    Ok(0)
+}
+
+/// Why there is no such backend.
+pub fn unknown(model: &Model, name: &BackendName) -> ApiError {
+    match model.service(&name.service) {
+        None => {
+            let known = model.services.iter().map(|service| &*service.name);
+            ApiError::unknown_service(&name.service, known)
+        }
+        Some(service) => {
+            let known = service.backends.iter().map(|backend| &*backend.name);
+            ApiError::unknown_backend(name, known)
+        }
+    }
+}
 
 /// `{"outcome", "class", "detail", "latency_ms", "steps": [{"name", "at_ms", "detail"}]}`; all
 /// times in milliseconds from the probe's start.

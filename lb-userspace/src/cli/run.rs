@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Failure, pending};
+use super::Failure;
+use crate::agent::{self, RunError, RunOptions};
 
 /// Runs the agent until it is told to end.
 pub fn run(config: PathBuf, replace: bool) -> Result<u8, Failure> {
@@ -20,5 +21,9 @@ pub fn run(config: PathBuf, replace: bool) -> Result<u8, Failure> {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .init();
-    pending::agent(config, replace)
+    match agent::run(&RunOptions { config, replace }) {
+        Ok(()) => Ok(0),
+        Err(RunError::Config(error)) => Err(error.into()),
+        Err(error) => Err(Failure::Other(error.into())),
+    }
 }

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::Failure;
 use super::output::{self, Palette, tame};
-use super::{Failure, pending};
+use crate::config;
 
 mod checks;
 mod drivers;
@@ -55,7 +56,9 @@ struct Report<'a> {
 
 /// Runs the command.
 pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
-    let model = config.map(pending::load).transpose()?;
+    let model = config
+        .map(|path| config::load(path).map(|loaded| loaded.model))
+        .transpose()?;
     let node = model.as_ref().map(|model| &model.node);
     let facts = facts::gather(Path::new("/"), node.map(|node| node.interfaces.as_slice()))?;
     let findings = checks::judge(&facts, node);
