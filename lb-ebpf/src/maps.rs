@@ -49,12 +49,20 @@ pub static TRAFFIC: PerCpuArray<Traffic, { MAX_BACKENDS as usize }> = PerCpuArra
 pub static VERDICTS: PerCpuArray<u64, { (MAX_SERVICES * VERDICT_STRIDE) as usize }> =
     PerCpuArray::new();
 
-/// A NAT flow being opened: too large for the stack, and what the verifier need not follow.
+/// A flow being opened: too large for the stack, and what the verifier need not follow.
 #[repr(C)]
 pub struct Opening {
     pub reply: FlowKey,
     pub entry: Flow,
+    /// State of the generator that ports are drawn from.
+    pub random: u64,
+    /// Whether a port was found.
+    pub reserved: u64,
 }
 
 #[btf_map]
 pub static OPENING: PerCpuArray<Opening, 1> = PerCpuArray::new();
+
+/// An offset on its way through memory; see [`crate::packet::unknown`].
+#[btf_map]
+pub static OFFSET: PerCpuArray<u32, 1> = PerCpuArray::new();

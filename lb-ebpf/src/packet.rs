@@ -1,12 +1,28 @@
 //! The only raw access to packet bytes.
 //!
-//! A [`Window`] is a run of bytes that was checked once against the end of the packet; its reads
+//! Places are kept as pointers, not as offsets: the verifier forgets what it knows of a place that is
+//! computed anew. A [`Window`] is a run of bytes that was checked once against the end of the packet; its reads
 //! and writes are at constant offsets that are checked when this compiles. Words are accessed as
 //! words: a byte-wise copy would make LLVM emit memcpy calls, which lose the verifier's bounds.
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::bpf_xdp_adjust_tail;
 use aya_ebpf::programs::XdpContext;
+
+use crate::maps::OFFSET;
+
+/// Passes an offset through memory, so that the verifier no longer knows which way the parser came
+/// to it, and goes through what follows once, instead of once for each combination of VLAN tags and
+/// extension headers. `MASK` is all it knows then, and all it needs.
+#[inline(always)]
+pub fn unknown<const MASK: usize>(offset: usize) -> Option<usize> {
+    let memory = OFFSET.get_ptr_mut(0)?;
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    unsafe {
+        memory.write_volatile(offset as u32);
+        Some(memory.read_volatile() as usize & MASK)
+    }
+}
 
 /// A packet as XDP sees it.
 pub struct Packet {
@@ -48,10 +64,15 @@ impl Packet {
         unsafe { (*self.ctx).ingress_ifindex }
     }
 
-    /// `N` bytes from `offset` on; `None` where the packet is shorter.
+    /// The place of the Ethernet header.
     #[inline(always)]
-    pub fn window<const N: usize>(&self, offset: usize) -> Option<Window<N>> {
-        let at = self.start + offset;
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// `N` bytes from the place `at` on; `None` where the packet ends before.
+    #[inline(always)]
+    pub fn window<const N: usize>(&self, at: usize) -> Option<Window<N>> {
         if at + N > self.end {
             None
         } else {
@@ -59,11 +80,11 @@ impl Packet {
         }
     }
 
-    /// Cuts or extends the packet to `len` bytes and looks at it anew; every window from before
+    /// Ends the packet at the place `end` and looks at it anew; every place and window from before
     /// is void.
     #[inline(always)]
-    pub fn resize(&self, len: usize) -> Option<Self> {
-        let delta = len as i64 - self.len() as i64;
+    pub fn cut(&self, end: usize) -> Option<Self> {
+        let delta = end as i64 - self.end as i64;
         // SAFETY: the helper checks the new length itself.
         if unsafe { bpf_xdp_adjust_tail(self.ctx, delta as i32) } != 0 {
             return None;

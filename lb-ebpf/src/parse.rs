@@ -13,7 +13,7 @@ use network_types::udp::UdpHdr;
 use network_types::vlan::VlanHdr;
 
 use crate::maps::FILTER;
-use crate::packet::{Packet, Window};
+use crate::packet::{Packet, Window, unknown};
 
 pub const IPV4: u16 = EtherType::Ipv4 as u16;
 pub const IPV6: u16 = EtherType::Ipv6 as u16;
@@ -36,7 +36,9 @@ pub const TCP_FLAGS: usize = 13;
 
 /// What the packet path needs of a packet for an address of ours.
 pub struct Headers<const V6: bool> {
+    /// Place of the IP header.
     pub l3: usize,
+    /// Place of the TCP or UDP header.
     pub l4: usize,
     pub src: Addr,
     pub dst: Addr,
@@ -62,25 +64,41 @@ impl<const V6: bool> Headers<V6> {
     }
 }
 
-/// Ethernet header and up to two VLAN tags (802.1Q, 802.1ad): the type, and the offset behind.
+/// Ethernet header and up to two VLAN tags (802.1Q, 802.1ad): the type, and the place behind.
 #[inline(always)]
 pub fn ethernet(packet: &Packet) -> Result<(u16, usize), Verdict> {
     let eth = packet
-        .window::<{ EthHdr::LEN }>(0)
+        .window::<{ EthHdr::LEN }>(packet.start())
         .ok_or(Verdict::PassNotIp)?;
-    let mut ethertype = eth.u16::<{ offset_of!(EthHdr, ether_type) }>();
-    let mut offset = EthHdr::LEN;
-    for _ in 0..2 {
-        if ethertype != EtherType::Ieee8021q as u16 && ethertype != EtherType::Ieee8021ad as u16 {
-            break;
-        }
-        let tag = packet
-            .window::<{ VlanHdr::LEN }>(offset)
-            .ok_or(Verdict::PassNotIp)?;
-        ethertype = tag.u16::<{ offset_of!(VlanHdr, ether_type) }>();
-        offset += VlanHdr::LEN;
+    let ethertype = eth.u16::<{ offset_of!(EthHdr, ether_type) }>();
+    let behind = packet.start() + EthHdr::LEN;
+    if is_tag(ethertype) {
+        tags(packet, behind)
+    } else {
+        Ok((ethertype, behind))
     }
-    Ok((ethertype, offset))
+}
+
+#[inline(always)]
+fn is_tag(ethertype: u16) -> bool {
+    ethertype == EtherType::Ieee8021q as u16 || ethertype == EtherType::Ieee8021ad as u16
+}
+
+#[inline(always)]
+fn tags(packet: &Packet, start: usize) -> Result<(u16, usize), Verdict> {
+    let tag = |at| {
+        packet
+            .window::<{ VlanHdr::LEN }>(at)
+            .ok_or(Verdict::PassNotIp)
+    };
+    let mut length = VlanHdr::LEN;
+    let mut ethertype = tag(start)?.u16::<{ offset_of!(VlanHdr, ether_type) }>();
+    if is_tag(ethertype) {
+        ethertype = tag(start + VlanHdr::LEN)?.u16::<{ offset_of!(VlanHdr, ether_type) }>();
+        length += VlanHdr::LEN;
+    }
+    let length = unknown::<0xf>(length).ok_or(Verdict::PassNotIp)?;
+    Ok((ethertype, start + length))
 }
 
 #[inline(always)]
@@ -141,27 +159,30 @@ pub fn ipv6(packet: &Packet, l3: usize) -> Result<Headers<true>, Verdict> {
     if next == TCP || next == UDP {
         return transport(packet, l3, l3 + Ipv6Hdr::LEN, src, dst, next);
     }
-    let (l4, protocol) = extension_headers(packet, l3 + Ipv6Hdr::LEN, next)?;
-    transport(packet, l3, l4, src, dst, protocol)
+    let (length, protocol) = extension_headers(packet, l3 + Ipv6Hdr::LEN, next)?;
+    let length = unknown::<0x3fff>(length).ok_or(Verdict::DropMalformed)?;
+    transport(packet, l3, l3 + Ipv6Hdr::LEN + length, src, dst, protocol)
 }
 
-/// Walks the extension headers (RFC 8200, section 4) to the transport header.
+/// Length of the extension headers (RFC 8200, section 4) from `start` on, and the protocol behind.
 #[inline(always)]
 fn extension_headers(packet: &Packet, start: usize, first: u8) -> Result<(usize, u8), Verdict> {
-    let (mut offset, mut next) = (start, first);
+    let (mut length, mut next) = (0, first);
     for _ in 0..MAX_EXTENSION_HEADERS {
-        let unit = match next {
-            HOP_BY_HOP | ROUTING | DESTINATION => 8,
+        match next {
+            HOP_BY_HOP | ROUTING | DESTINATION => {}
             FRAGMENT => return Err(Verdict::DropFragment),
-            _ => return Ok((offset, next)),
-        };
-        let header = packet.window::<8>(offset).ok_or(Verdict::DropMalformed)?;
+            _ => return Ok((length, next)),
+        }
+        let header = packet
+            .window::<8>(start + length)
+            .ok_or(Verdict::DropMalformed)?;
         next = header.u8::<0>();
-        offset += (header.u8::<1>() as usize + 1) * unit;
+        length += (header.u8::<1>() as usize + 1) * 8;
     }
     match next {
         HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => Err(Verdict::DropExtensionHeaders),
-        _ => Ok((offset, next)),
+        _ => Ok((length, next)),
     }
 }
 

@@ -8,7 +8,7 @@ use lb_common::verdict::Verdict;
 
 use crate::count::{self, Kind};
 use crate::forward::{decrement_ttl, hop, send};
-use crate::maps::{FLOWS, PARAMS};
+use crate::maps::{FLOWS, OPENING, PARAMS};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
 use crate::select;
@@ -108,14 +108,16 @@ fn see<const V6: bool>(record: &mut Flow, headers: &Headers<V6>) {
 
 #[inline(always)]
 fn record(flow: &FlowKey, service: &Service, backend: BackendIndex) -> Result<(), Verdict> {
-    let record = Flow {
-        kind: FlowKind::Tracked as u8,
-        backend,
-        service: service.id,
-        last_seen: PARAMS.get(0).map_or(0, |params| params.tick),
-        ..Flow::default()
-    };
+    let opening = OPENING.get_ptr_mut(0).ok_or(Verdict::DropFlowTable)?;
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    let record = unsafe { &mut (*opening).entry };
+    // The rest of the entry means nothing in a record, and keeps what it held.
+    record.kind = FlowKind::Tracked as u8;
+    record.tcp = 0;
+    record.backend = backend;
+    record.service = service.id;
+    record.last_seen = PARAMS.get(0).map_or(0, |params| params.tick);
     FLOWS
-        .insert(flow, &record, BPF_ANY as u64)
+        .insert(flow, &*record, BPF_ANY as u64)
         .map_err(|_| Verdict::DropFlowTable)
 }

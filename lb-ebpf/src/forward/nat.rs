@@ -5,8 +5,9 @@
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use lb_common::abi::{Addr, Flow, FlowKey, FlowKind, Hop, Params, Service, tcp_seen};
+use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
+use lb_common::abi::{Addr, Flow, FlowKey, FlowKind, Hop, Service, tcp_seen};
 use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
 use lb_common::{checksum, flow as policy, hash};
@@ -135,12 +136,19 @@ fn see<const V6: bool>(entry: &mut Flow, headers: &Headers<V6>, fin: u8, always:
     }
 }
 
+/// Copies word by word. Left to itself LLVM calls memmove, a loop over bytes.
+#[inline(always)]
+fn copy(addr: &Addr) -> Addr {
+    // SAFETY: a reference is valid to read from.
+    Addr([0, 1, 2, 3].map(|word| unsafe { (&raw const addr.0[word]).read_volatile() }))
+}
+
 /// Key of the other direction's entry.
 #[inline(always)]
 fn opposite(entry: &Flow, protocol: u32) -> FlowKey {
     FlowKey {
-        src: entry.dst,
-        dst: entry.src,
+        src: copy(&entry.dst),
+        dst: copy(&entry.src),
         sport: entry.dport,
         dport: entry.sport,
         protocol,
@@ -180,7 +188,7 @@ fn follow_client(packet: &Packet, entry: &mut Flow, flow: &FlowKey) {
 
 #[inline(always)]
 fn way_back(packet: &Packet) -> Option<Hop> {
-    let eth = packet.window::<{ EthHdr::LEN }>(0)?;
+    let eth = packet.window::<{ EthHdr::LEN }>(packet.start())?;
     Some(Hop {
         dst_mac: [eth.u16::<6>(), eth.u16::<8>(), eth.u16::<10>()],
         src_mac: [eth.u16::<0>(), eth.u16::<2>(), eth.u16::<4>()],
@@ -212,7 +220,12 @@ fn open(
     }
     let opening = OPENING.get_ptr_mut(0).ok_or(Verdict::DropNoPort)?;
     // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
-    let Opening { reply: key, entry } = unsafe { &mut *opening };
+    let Opening {
+        reply: key,
+        entry,
+        random,
+        reserved,
+    } = unsafe { &mut *opening };
     *entry = Flow {
         kind: FlowKind::Reply as u8,
         tcp: 0,
@@ -240,7 +253,13 @@ fn open(
         flow.dport,
         flow.protocol as u8,
     );
-    if !reserve(key, entry, seed ^ params.snat_seed, params) {
+    *random = (seed ^ params.snat_seed) as u64;
+    *reserved = 0;
+    // A helper's loop, because the verifier goes through its body once, and through what follows
+    // an ordinary loop once for each turn.
+    // SAFETY: the function has the form that the helper wants (Linux 5.17), and needs no context.
+    unsafe { bpf_loop(PORT_TRIES, reserve as *mut c_void, core::ptr::null_mut(), 0) };
+    if *reserved == 0 {
         return Err(Verdict::DropNoPort);
     }
     entry.sport = key.dport;
@@ -256,22 +275,28 @@ fn open(
     Ok(entry)
 }
 
-/// Finds a free port for the reply's key and inserts the reply's entry there. A function of its
-/// own: rare, and large.
-#[inline(never)]
-fn reserve(key: &mut FlowKey, entry: &Flow, seed: u32, params: &Params) -> bool {
-    let mut random = seed as u64;
-    for _ in 0..PORT_TRIES {
-        random = hash::mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
-        let offset = hash::slot((random >> 32) as u32, params.snat_count as u32);
-        key.dport = params.snat_first.wrapping_add(offset as u16).to_be();
-        if FLOWS.insert(&*key, entry, BPF_NOEXIST as u64).is_ok()
-            || (evict(key, params.tick) && FLOWS.insert(&*key, entry, BPF_NOEXIST as u64).is_ok())
-        {
-            return true;
-        }
+/// One try to find a port: draws one for the reply's key and inserts the reply's entry there.
+/// Nonzero ends the loop.
+extern "C" fn reserve(_turn: u64, _context: *mut c_void) -> u64 {
+    let (Some(opening), Some(params)) = (OPENING.get_ptr_mut(0), PARAMS.get(0)) else {
+        return 1;
+    };
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    let opening = unsafe { &mut *opening };
+    let key = &mut opening.reply;
+    opening.random = hash::mix(opening.random.wrapping_add(0x9e37_79b9_7f4a_7c15));
+    let offset = hash::slot((opening.random >> 32) as u32, params.snat_count as u32);
+    key.dport = params.snat_first.wrapping_add(offset as u16).to_be();
+    let insert = |key: &FlowKey| {
+        FLOWS
+            .insert(key, &opening.entry, BPF_NOEXIST as u64)
+            .is_ok()
+    };
+    if insert(key) || (evict(key, params.tick) && insert(key)) {
+        opening.reserved = 1;
+        return 1;
     }
-    false
+    0
 }
 
 /// Frees a port whose flow is over: its forward entry is gone or has another port, both ends have

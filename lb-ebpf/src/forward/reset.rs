@@ -53,15 +53,17 @@ fn reset_frame(packet: &Packet) -> Option<()> {
 fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<()> {
     let tcp = packet.window::<{ TcpHdr::LEN }>(headers.l4)?;
     let header = (tcp.u8::<12>() >> 4) as usize * 4;
-    let end = if V6 {
-        let ip = packet.window::<{ Ipv6Hdr::LEN }>(headers.l3)?;
-        let payload = u16::from_be(ip.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>());
-        headers.l3 + Ipv6Hdr::LEN + payload as usize
-    } else {
-        let ip = packet.window::<{ Ipv4Hdr::LEN }>(headers.l3)?;
-        headers.l3 + u16::from_be(ip.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()) as usize
-    };
-    let mut length = end.saturating_sub(headers.l4 + header) as u32;
+    let l3_offset = headers.l3 - packet.start();
+    let l4_offset = headers.l4 - packet.start();
+    let end = l3_offset
+        + if V6 {
+            let ip = packet.window::<{ Ipv6Hdr::LEN }>(headers.l3)?;
+            Ipv6Hdr::LEN + u16::from_be(ip.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>()) as usize
+        } else {
+            let ip = packet.window::<{ Ipv4Hdr::LEN }>(headers.l3)?;
+            u16::from_be(ip.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()) as usize
+        };
+    let mut length = end.saturating_sub(l4_offset + header) as u32;
     length += (headers.flags & flag::FIN != 0) as u32 + (headers.flags & flag::SYN != 0) as u32;
     let (sequence, acknowledgement, flags) = if headers.flags & flag::ACK != 0 {
         (tcp.u32::<8>(), 0, flag::RST)
@@ -70,12 +72,16 @@ fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<()
         (0, next, flag::RST | flag::ACK)
     };
 
-    let packet = packet.resize(headers.l4 + TcpHdr::LEN)?;
+    let packet = packet.cut(headers.l4 + TcpHdr::LEN)?;
+    // What the parser allows at the most, for the verifier, which has lost sight of it.
+    let l3 = packet.start() + (l3_offset & 0x1f);
+    let l4 = packet.start() + (l4_offset & 0x3fff);
+
     // Windows from front to back: a later one implies the earlier, and LLVM would leave out the
     // check that the verifier wants to see.
-    let eth = packet.window::<{ EthHdr::LEN }>(0)?;
-    let ip4 = packet.window::<{ Ipv4Hdr::LEN }>(headers.l3)?;
-    let ip6 = packet.window::<{ Ipv6Hdr::LEN }>(headers.l3);
+    let eth = packet.window::<{ EthHdr::LEN }>(packet.start())?;
+    let ip4 = packet.window::<{ Ipv4Hdr::LEN }>(l3)?;
+    let ip6 = packet.window::<{ Ipv6Hdr::LEN }>(l3);
     let (to, from) = (
         [eth.u16::<0>(), eth.u16::<2>(), eth.u16::<4>()],
         [eth.u16::<6>(), eth.u16::<8>(), eth.u16::<10>()],
@@ -87,7 +93,7 @@ fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<()
     eth.set_u16::<8>(to[1]);
     eth.set_u16::<10>(to[2]);
 
-    let tcp = packet.window::<{ TcpHdr::LEN }>(headers.l4)?;
+    let tcp = packet.window::<{ TcpHdr::LEN }>(l4)?;
     let offset_and_flags = u16::from_be_bytes([5 << 4, flags]).to_be();
     tcp.set_u16::<0>(headers.dport);
     tcp.set_u16::<2>(headers.sport);
@@ -105,7 +111,7 @@ fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<()
         for word in 0..4 {
             sum += headers.src.0[word] as u64 + headers.dst.0[word] as u64;
         }
-        let payload = (headers.l4 + TcpHdr::LEN - headers.l3 - Ipv6Hdr::LEN) as u16;
+        let payload = (l4_offset + TcpHdr::LEN - l3_offset - Ipv6Hdr::LEN) as u16;
         ip.set_u16::<{ offset_of!(Ipv6Hdr, payload_len) }>(payload.to_be());
         ip.set_u8::<{ offset_of!(Ipv6Hdr, hop_limit) }>(TTL);
         ip.set_u32::<8>(headers.dst.0[0]);
@@ -119,7 +125,7 @@ fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<()
     } else {
         let ip = ip4;
         sum += headers.src.0[3] as u64 + headers.dst.0[3] as u64;
-        let total = ((headers.l4 + TcpHdr::LEN - headers.l3) as u16).to_be();
+        let total = ((l4_offset + TcpHdr::LEN - l3_offset) as u16).to_be();
         let old_total = ip.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>();
         let old_word = ip.u16::<{ offset_of!(Ipv4Hdr, ttl) }>();
         ip.set_u16::<{ offset_of!(Ipv4Hdr, tot_len) }>(total);
