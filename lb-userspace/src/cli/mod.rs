@@ -60,6 +60,8 @@ impl Failure {
     }
 }
 
+pub mod check;
+
 /// Entry point of the `lb` binary.
 pub fn main() -> ExitCode {
     let args = match Args::try_parse() {

@@ -354,7 +354,7 @@ fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut
         };
         let names: Vec<String> = users
             .iter()
-            .map(|user| format!("probe = \"{}\"", user.name()))
+            .map(|user| format!("\"{}\"", user.name()))
             .collect();
         errors.add(
             span,
@@ -363,7 +363,7 @@ fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut
                 key.name,
                 probe.name()
             ),
-            format!("remove it, or write {}", names.join(" or ")),
+            format!("remove it, or write probe = {}", names.join(" or ")),
         );
     }
 }

@@ -11,9 +11,12 @@ use toml::de::DeTable;
 
 use crate::model::Model;
 
+pub mod budget;
+pub mod check;
 mod diagnostic;
 pub mod duration;
 mod health;
+mod lint;
 mod node;
 mod places;
 mod reader;
