@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lb_userspace::config::check::{LINTS, check};
+use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
     Affinity, Backend, Forwarding, HealthPolicy, HttpProbe, Model, Node, OnExit, ProbeKind,
@@ -327,4 +328,125 @@ proptest! {
             Err(other) => prop_assert!(false, "{other}"),
         }
     }
+}
+
+fn page_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/config.md")
+}
+
+/// The reference table of a section, from the schema.
+fn key_table(section: &Section) -> String {
+    let mut table = String::from("| key | type | default | meaning |\n| --- | --- | --- | --- |\n");
+    for key in section.keys {
+        let default = match key.default {
+            Fallback::Required => "required".into(),
+            Fallback::Value(value) => format!("`{value}`"),
+            Fallback::Derived(words) | Fallback::Absent(words) => words.into(),
+        };
+        let kind = key.kind.describe();
+        table += &format!("| `{}` | {kind} | {default} | {} |\n", key.name, key.help);
+    }
+    table
+}
+
+#[test]
+fn the_reference_page_tells_what_the_program_does() {
+    let mut wanted: Vec<(String, String)> = SECTIONS
+        .iter()
+        .filter(|section| !section.keys.is_empty())
+        .map(|section| (format!("keys of {}", section.header), key_table(section)))
+        .collect();
+    let mut lints = String::from("| warning | is given when |\n| --- | --- |\n");
+    for (id, help) in LINTS {
+        lints += &format!("| `{id}` | {help} |\n");
+    }
+    wanted.push(("warnings".into(), lints));
+
+    let mut page = std::fs::read_to_string(page_path()).unwrap();
+    for (mark, table) in &wanted {
+        let start = format!("<!-- {mark} -->\n");
+        let from = page.find(&start).unwrap_or_else(|| panic!("no {start}")) + start.len();
+        let to = from + page[from..].find("<!-- end -->").unwrap();
+        if std::env::var_os("LB_BLESS").is_some() {
+            page.replace_range(from..to, table);
+            std::fs::write(page_path(), &page).unwrap();
+        } else {
+            assert_eq!(&page[from..to], table, "docs/config.md, {mark}");
+        }
+    }
+    assert_eq!(page.matches("<!-- end -->").count(), wanted.len());
+}
+
+#[test]
+fn the_example_of_the_reference_page_is_valid_and_free_of_warnings() {
+    let page = std::fs::read_to_string(page_path()).unwrap();
+    let example = page.split("```toml\n").nth(1).unwrap();
+    let example = example.split("```").next().unwrap();
+    let report = check(example, "example").unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(report.warnings, []);
+    assert_eq!(report.model.services.len(), 2);
+    assert_eq!(report.services[1].probe, "grpc");
+}
+
+#[test]
+fn no_key_is_twice_in_a_section() {
+    for section in SECTIONS {
+        let names: BTreeSet<_> = section.keys.iter().map(|key| key.name).collect();
+        assert_eq!(names.len(), section.keys.len(), "{}", section.header);
+        assert!(section.tables.iter().all(|table| !names.contains(table)));
+    }
+}
+
+#[test]
+fn headroom_is_judged_by_what_the_others_must_carry() {
+    // (weight, tier) of each backend, panic_threshold, whether it is warned of
+    for (backends, panic, warned) in [
+        (&[(100, 0), (100, 0)][..], 50, false),
+        (&[(100, 0), (100, 0)], 60, true),
+        (&[(101, 0), (100, 0)], 0, true),
+        (&[(100, 0), (50, 0), (50, 0)], 50, false),
+        (&[(300, 0), (100, 0), (100, 0)], 0, true),
+        (&[(300, 0), (100, 0), (100, 1)], 50, false),
+        (&[(100, 0), (0, 0)], 0, true),
+        (&[(100, 0), (100, 0), (100, 0)], 70, true),
+    ] {
+        let smallest = good("smallest.toml");
+        let (head, _) = smallest.split_once("[[service.backend]]").unwrap();
+        let mut text = format!("{head}panic_threshold = {panic}\n");
+        for (index, (weight, tier)) in backends.iter().enumerate() {
+            text += &format!(
+                "[[service.backend]]\naddress = \"10.0.0.{}:25\"\nweight = {weight}\ntier = {tier}\n",
+                index + 11
+            );
+        }
+        let report = check(&text, "lb.toml").unwrap_or_else(|error| panic!("{error}"));
+        let found = (report.warnings.iter()).any(|warning| warning.id == Some("no-headroom"));
+        assert_eq!(
+            found, warned,
+            "{backends:?} {panic}: {:#?}",
+            report.warnings
+        );
+    }
+}
+
+#[test]
+fn a_file_may_not_have_more_than_the_tables_hold() {
+    let mut text = String::from("[node]\ninterfaces = [\"eth0\"]\n");
+    for index in 0..1024 {
+        text += &format!(
+            "[[service]]\nname = \"s{index}\"\naddress = \"203.0.113.10:{}\"\n\
+             [[service.backend]]\naddress = \"10.0.0.11:80\"\n",
+            index + 1
+        );
+    }
+    let error = config::parse(&text, "lb.toml").unwrap_err().to_string();
+    assert!(
+        error.starts_with("error: 1024 services are more than 1023"),
+        "{error}"
+    );
+    let (fewer, _) = text.rsplit_once("[[service]]").unwrap();
+    assert_eq!(
+        config::parse(fewer, "lb.toml").unwrap().services.len(),
+        1023
+    );
 }

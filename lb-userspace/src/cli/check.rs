@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::config::check::{Report, ServiceReport, check_file};
-use crate::config::{ConfigError, Diagnostic, duration};
+use crate::config::{ConfigError, duration};
 
 /// The file is valid; with `--strict`, also free of warnings.
 const VALID: u8 = 0;
@@ -193,22 +193,10 @@ fn document(name: &str, result: &Result<Report, ConfigError>) -> serde_json::Val
         Err(error) => json!({
             "file": name,
             "valid": false,
-            "errors": errors(error),
+            "errors": error.to_json(),
             "warnings": [],
             "services": [],
             "probes_per_second": 0.0,
         }),
-    }
-}
-
-fn errors(error: &ConfigError) -> serde_json::Value {
-    let unreadable = |message: String| json!([{"severity": "error", "message": message}]);
-    match error {
-        ConfigError::Invalid { errors, .. } => {
-            let errors: &[Diagnostic] = errors;
-            json!(errors)
-        }
-        ConfigError::Read { path, cause } => unreadable(format!("{path} cannot be read: {cause}")),
-        ConfigError::Directory { path } => unreadable(format!("{path} is a directory")),
     }
 }

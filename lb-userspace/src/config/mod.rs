@@ -45,7 +45,7 @@ pub struct Loaded {
 pub enum ConfigError {
     #[error("error: {path} cannot be read: {cause}\n = help: {}", read_help(cause))]
     Read { path: String, cause: io::Error },
-    #[error("error: {path} is a directory\n = help: name the file in it, such as {path}/lb.toml")]
+    #[error("error: {path} is a directory\n = help: name the file in it")]
     Directory { path: String },
     /// The file was read, and is wrong.
     #[error("{}", render(name, errors))]
@@ -54,6 +54,22 @@ pub enum ConfigError {
         /// In the order of the file; at least one.
         errors: Vec<Diagnostic>,
     },
+}
+
+impl ConfigError {
+    /// What is wrong and how to mend it, each time; with places if the file could be read.
+    pub fn to_json(&self) -> serde_json::Value {
+        let unreadable = |message: String, help: &str| serde_json::json!([{"severity": Severity::Error, "message": message, "help": help}]);
+        match self {
+            Self::Read { path, cause } => {
+                unreadable(format!("{path} cannot be read: {cause}"), read_help(cause))
+            }
+            Self::Directory { path } => {
+                unreadable(format!("{path} is a directory"), "name the file in it")
+            }
+            Self::Invalid { errors, .. } => serde_json::json!(errors),
+        }
+    }
 }
 
 fn read_help(cause: &io::Error) -> &'static str {

@@ -14,7 +14,7 @@ pub struct Places {
 /// Places of one service.
 #[derive(Clone, Debug, Default)]
 pub struct ServicePlaces {
-    /// Its `[[service]]`.
+    /// Its name, else its `[[service]]`.
     pub header: Range<usize>,
     /// Values by key; those of its health checks as `health.path`.
     pub keys: BTreeMap<String, Range<usize>>,

@@ -390,7 +390,7 @@ pub const HEALTH: Section = Section {
             "ca",
             Kind::Path,
             Absent("the system's roots"),
-            "With TLS: PEM file with the roots to trust; needs `verify = true`.",
+            "With TLS: PEM file with the roots to trust instead of the system's.",
         ),
         key(
             "sni",

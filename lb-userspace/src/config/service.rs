@@ -90,7 +90,7 @@ pub fn read<'a>(
         complete: tables.is_some(),
     };
     if draft.complete {
-        rules::within_service(&draft, reader.span.clone(), errors);
+        rules::within_service(&draft, errors);
     }
     draft
 }
@@ -140,7 +140,9 @@ fn places(
         Some((format!("health.{}", key.name), value.span()))
     });
     ServicePlaces {
-        header: reader.span.clone(),
+        header: reader
+            .own("name")
+            .map_or_else(|| reader.span.clone(), Value::span),
         keys: own.chain(health).collect(),
         backends: backends
             .iter()
