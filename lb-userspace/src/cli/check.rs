@@ -18,52 +18,39 @@ const WARNED: u8 = 1;
 const INVALID: u8 = 2;
 
 /// Checks `file` and prints the findings. Gives the exit code: 0 valid, 1 valid with warnings
-/// under `strict` (or the output could not be written), 2 invalid.
+/// under `strict`, or the output could not be written; 2 invalid.
 pub fn run(file: &Path, strict: bool, json: bool) -> u8 {
-    let written = check(
-        file,
-        strict,
-        json,
-        &mut io::stdout().lock(),
-        &mut io::stderr().lock(),
-    );
-    match written {
-        Ok(code) => code,
-        // The reader of a pipe has left: there is nobody to tell.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 1,
+    let name = file.display().to_string();
+    let result = check_file(file);
+    let code = match &result {
+        Err(_) => INVALID,
+        Ok(report) if strict && !report.warnings.is_empty() => WARNED,
+        Ok(_) => VALID,
+    };
+    match print(&name, &result, json) {
+        Ok(()) => code,
+        // The reader (`| head`) has read enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
         Err(error) => {
-            eprintln!("error: the findings cannot be written: {error}");
+            eprintln!("error: writing the output: {error}");
             1
         }
     }
 }
 
-fn check(
-    file: &Path,
-    strict: bool,
-    json: bool,
-    out: &mut impl Write,
-    err: &mut impl Write,
-) -> io::Result<u8> {
-    let name = file.display().to_string();
-    let result = check_file(file);
+fn print(name: &str, result: &Result<Report, ConfigError>, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let mut err = io::stderr().lock();
     if json {
-        let document = document(&name, &result);
-        writeln!(out, "{document:#}")?;
-    } else {
-        match &result {
-            Ok(report) => people(&name, report, out, err)?,
-            Err(error) => {
-                writeln!(err, "{}", error.to_string().trim_end())?;
-                writeln!(err, "\n{}", invalid(&name, error))?;
-            }
+        return writeln!(out, "{:#}", document(name, result));
+    }
+    match result {
+        Ok(report) => people(name, report, &mut out, &mut err),
+        Err(error) => {
+            writeln!(err, "{}", error.to_string().trim_end())?;
+            writeln!(err, "\n{}", invalid(name, error))
         }
     }
-    Ok(match result {
-        Err(_) => INVALID,
-        Ok(report) if strict && !report.warnings.is_empty() => WARNED,
-        Ok(_) => VALID,
-    })
 }
 
 fn invalid(name: &str, error: &ConfigError) -> String {
@@ -87,6 +74,11 @@ fn people(
     for line in table(&report.services) {
         writeln!(out, "  {line}")?;
     }
+    let jitter = (report.services.iter())
+        .filter_map(|service| service.budget)
+        .map(|budget| budget.jitter_ms)
+        .max()
+        .unwrap_or(0);
     if report
         .services
         .iter()
@@ -94,8 +86,9 @@ fn people(
     {
         writeln!(
             out,
-            "\nProbe load while all is well: {:.1} probes/s. Times are worst / expected, without jitter.",
-            report.probes_per_second
+            "\nProbe load while all is well: {:.1} probes/s. Times are worst / expected; jitter may add up to {}.",
+            report.probes_per_second,
+            seconds(jitter)
         )?;
     }
     out.flush()?;

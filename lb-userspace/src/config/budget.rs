@@ -14,11 +14,12 @@
 //! A return is alike, with `down_interval` and `healthy_threshold`; a backend that is well again
 //! answers soon, so the expected time leaves the last probe's own time out.
 //!
-//! Jitter delays a start by up to its share of the interval without shifting the later ones, so
-//! it adds at most [`Budget::jitter`] once.
+//! The worst cases are [`health::Budget`]'s, so that `lb check` promises what the engine keeps and
+//! events are measured by. What jitter adds to them is given apart.
 
 use std::time::Duration;
 
+use crate::health;
 use crate::model::{HealthPolicy, Service};
 
 /// Times and cost of a service's health checks.
@@ -32,7 +33,7 @@ pub struct Budget {
     pub readmit_worst: Duration,
     /// The same on average.
     pub readmit_expected: Duration,
-    /// What jitter may add to each of them.
+    /// The most that jitter may add to any of them.
     pub jitter: Duration,
     /// Probes per second while all backends are healthy.
     pub probes_per_second: f64,
@@ -41,16 +42,18 @@ pub struct Budget {
 impl Budget {
     /// The budget of `policy` for so many backends.
     pub fn new(policy: &HealthPolicy, backends: usize) -> Self {
-        let after_first = |count: u32| policy.fast_interval.saturating_mul(count.saturating_sub(1));
-        let failures = after_first(policy.unhealthy_threshold);
-        let successes = after_first(policy.healthy_threshold);
-        let longest = policy.interval.max(policy.down_interval);
+        let punctual = health::Budget::of(&HealthPolicy {
+            jitter: 0,
+            ..policy.clone()
+        });
+        let late = health::Budget::of(policy);
         Self {
-            eject_worst: policy.interval + failures + policy.timeout,
-            eject_expected: policy.interval / 2 + failures + policy.timeout,
-            readmit_worst: policy.down_interval + successes + policy.timeout,
-            readmit_expected: policy.down_interval / 2 + successes,
-            jitter: longest.saturating_mul(u32::from(policy.jitter)) / 100,
+            eject_worst: punctual.worst_eject,
+            eject_expected: punctual.worst_eject.saturating_sub(policy.interval / 2),
+            readmit_worst: punctual.worst_readmit,
+            readmit_expected: punctual.expected_readmit,
+            jitter: (late.worst_eject.saturating_sub(punctual.worst_eject))
+                .max(late.worst_readmit.saturating_sub(punctual.worst_readmit)),
             probes_per_second: backends as f64 / policy.interval.as_secs_f64(),
         }
     }

@@ -365,7 +365,9 @@ fn users(key: &str) -> &'static [Probe] {
     match key {
         "probe" => &[None, Tcp, Http, Https, Grpc],
         "path" | "method" | "host" | "headers" | "expect_status" | "expect_body" => &[Http, Https],
-        "service" | "authority" | "accept_status" | "tls" => &[Grpc],
+        // The contract's own example has `service` beside an HTTP probe: it is a warning there.
+        "service" => &[Grpc, Http, Https],
+        "authority" | "accept_status" | "tls" => &[Grpc],
         key if TLS_KEYS.contains(&key) => &[Https, Grpc],
         _ => &[Tcp, Http, Https, Grpc],
     }

@@ -30,6 +30,10 @@ pub const LINTS: &[(&str, &str)] = &[
         "tls-short-interval",
         "A probe over TLS runs more often than every 5 s; each makes a full handshake, since connections are not reused.",
     ),
+    (
+        "service-without-grpc",
+        "`[service.health]` names a gRPC `service` for an HTTP probe, which does not ask for it.",
+    ),
     ("single-success", "`healthy_threshold` is 1."),
     ("slow-eject", "The worst-case time to eject is over 30 s."),
     (
@@ -204,6 +208,14 @@ fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &m
         ProbeKind::Tcp => false,
         ProbeKind::Grpc { tls, .. } => tls.is_some(),
         ProbeKind::Http(http) => {
+            if let Some(span) = place.places.grpc_service(place.service) {
+                sink.add(
+                    "service-without-grpc",
+                    span,
+                    format!("`service` has no effect with probe = \"{}\"", kind.name()),
+                    "remove it, or write probe = \"grpc\"",
+                );
+            }
             let path = http.path.split('?').next().unwrap_or_default();
             let bare = path.trim_end_matches('/');
             if bare.is_empty() {
