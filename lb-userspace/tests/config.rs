@@ -4,6 +4,8 @@
 //! `LB_BLESS=1 cargo test -p lb-userspace --test config` writes the expected errors anew; read the
 //! difference before committing it.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -449,4 +451,18 @@ fn a_file_may_not_have_more_than_the_tables_hold() {
         config::parse(fewer, "lb.toml").unwrap().services.len(),
         1023
     );
+}
+
+#[test]
+fn a_file_that_is_wrong_throughout_is_refused_in_short() {
+    let mut text = good("smallest.toml");
+    for _ in 0..20_000 {
+        text += "[[service.backend]]\naddres = 1\n";
+    }
+    let Err(ConfigError::Invalid { errors, more, .. }) = config::parse(&text, "lb.toml") else {
+        panic!("accepted")
+    };
+    assert_eq!(errors.len(), 200);
+    assert!(more > 39_000, "{more}");
+    assert!(errors.is_sorted_by_key(|error| error.line));
 }

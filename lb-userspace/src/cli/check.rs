@@ -55,8 +55,8 @@ fn print(name: &str, result: &Result<Report, ConfigError>, json: bool) -> io::Re
 
 fn invalid(name: &str, error: &ConfigError) -> String {
     match error {
-        ConfigError::Invalid { errors, .. } => {
-            format!("{name}: invalid, {}", count(errors.len(), "error"))
+        ConfigError::Invalid { errors, more, .. } => {
+            format!("{name}: invalid, {}", count(errors.len() + more, "error"))
         }
         ConfigError::Read { .. } | ConfigError::Directory { .. } => {
             format!("{name}: could not be read")

@@ -48,11 +48,13 @@ pub enum ConfigError {
     #[error("error: {path} is a directory\n = help: name the file in it")]
     Directory { path: String },
     /// The file was read, and is wrong.
-    #[error("{}", render(name, errors))]
+    #[error("{}", render(name, errors, *more))]
     Invalid {
         name: String,
         /// In the order of the file; at least one.
         errors: Vec<Diagnostic>,
+        /// How many further ones are left out.
+        more: usize,
     },
 }
 
@@ -82,8 +84,11 @@ fn read_help(cause: &io::Error) -> &'static str {
     }
 }
 
-fn render(name: &str, errors: &[Diagnostic]) -> String {
-    let shown: Vec<String> = errors.iter().map(|error| error.render(name)).collect();
+fn render(name: &str, errors: &[Diagnostic], more: usize) -> String {
+    let mut shown: Vec<String> = errors.iter().map(|error| error.render(name)).collect();
+    if more > 0 {
+        shown.push(format!("and {more} more errors\n"));
+    }
     shown.join("\n")
 }
 
@@ -119,6 +124,7 @@ fn read(path: &Path, name: &str) -> Result<String, ConfigError> {
         let end = at + char::REPLACEMENT_CHARACTER.len_utf8();
         ConfigError::Invalid {
             name: name.into(),
+            more: 0,
             errors: vec![Diagnostic::new(
                 Severity::Error,
                 &text,
@@ -140,17 +146,18 @@ pub fn parse(text: &str, name: &str) -> Result<Model, ConfigError> {
 
 /// As [`parse`], with the places of what was read, for warnings.
 fn parse_with_places(text: &str, name: &str) -> Result<(Model, Places), ConfigError> {
-    let invalid = |errors| ConfigError::Invalid {
+    let invalid = |errors, more| ConfigError::Invalid {
         name: name.into(),
         errors,
+        more,
     };
-    let root = syntax::parse(text).map_err(invalid)?;
+    let root = syntax::parse(text).map_err(|errors| invalid(errors, 0))?;
     let mut errors = Errors::new(text);
     let read = read_root(root.get_ref(), &mut errors);
-    let found = errors.into_sorted();
+    let (found, more) = errors.finish();
     match read {
         Some(read) if found.is_empty() => Ok(read),
-        _ => Err(invalid(found)),
+        _ => Err(invalid(found, more)),
     }
 }
 
