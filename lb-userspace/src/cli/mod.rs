@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod args;
+pub mod check;
 mod control;
 pub mod doctor;
 mod events;
 mod output;
-mod pending;
 pub mod probe;
 mod run;
 mod status;
@@ -89,7 +89,7 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
     let socket = &args.socket;
     match args.command {
         Command::Run { config, replace } => run::run(config, replace),
-        Command::Check { file, strict, json } => pending::check(&file, strict, json),
+        Command::Check { file, strict, json } => Ok(check::run(&file, strict, json)),
         Command::Status { service, json } => control::status(socket, service, json),
         Command::Drain { backend, deadline } => control::drain(socket, backend, deadline),
         Command::Enable { backend } => control::enable(socket, backend),

@@ -324,47 +324,52 @@ fn too_slow(
     );
 }
 
+/// Keys that mean something only to a probe over TLS.
+const TLS_KEYS: [&str; 3] = ["verify", "ca", "sni"];
+
 /// Reports keys of this very table that its kind of probe does not use. Inherited ones may be
 /// meant for other services.
 fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut Errors<'_>) {
     for key in HEALTH.keys {
-        let users: &[Probe] = match key.name {
-            "probe" => continue,
-            "path" | "method" | "host" | "headers" | "expect_status" | "expect_body" => {
-                &[Probe::Http, Probe::Https]
-            }
-            "service" | "authority" | "accept_status" | "tls" => &[Probe::Grpc],
-            "verify" | "ca" | "sni" => &[Probe::Https, Probe::Grpc],
-            _ => &[Probe::Tcp, Probe::Http, Probe::Https, Probe::Grpc],
-        };
-        let Some(span) = reader
-            .key_span(key.name)
-            .filter(|_| !users.contains(&probe))
-        else {
-            if matches!(key.name, "verify" | "ca" | "sni") && probe == Probe::Grpc && !tls {
-                if let Some(span) = reader.key_span(key.name) {
-                    errors.add(
-                        span,
-                        format!("`{}` has no meaning without TLS", key.name),
-                        "add tls = true or remove it",
-                    );
-                }
-            }
+        let Some(span) = reader.key_span(key.name) else {
             continue;
         };
-        let names: Vec<String> = users
-            .iter()
-            .map(|user| format!("probe = \"{}\"", user.name()))
-            .collect();
-        errors.add(
-            span,
-            format!(
-                "`{}` has no meaning with probe = \"{}\"",
-                key.name,
-                probe.name()
-            ),
-            format!("remove it, or write {}", names.join(" or ")),
-        );
+        let users = users(key.name);
+        if !users.contains(&probe) {
+            let names: Vec<String> = users
+                .iter()
+                .map(|user| format!("\"{}\"", user.name()))
+                .collect();
+            errors.add(
+                span,
+                format!(
+                    "`{}` has no meaning with probe = \"{}\"",
+                    key.name,
+                    probe.name()
+                ),
+                format!("remove it, or write probe = {}", names.join(" or ")),
+            );
+        } else if probe == Probe::Grpc && !tls && TLS_KEYS.contains(&key.name) {
+            errors.add(
+                span,
+                format!("`{}` has no meaning without TLS", key.name),
+                "add tls = true or remove it",
+            );
+        }
+    }
+}
+
+/// The kinds of probe that use a key.
+fn users(key: &str) -> &'static [Probe] {
+    use Probe::{Grpc, Http, Https, None, Tcp};
+    match key {
+        "probe" => &[None, Tcp, Http, Https, Grpc],
+        "path" | "method" | "host" | "headers" | "expect_status" | "expect_body" => &[Http, Https],
+        // The contract's own example has `service` beside an HTTP probe: it is a warning there.
+        "service" => &[Grpc, Http, Https],
+        "authority" | "accept_status" | "tls" => &[Grpc],
+        key if TLS_KEYS.contains(&key) => &[Https, Grpc],
+        _ => &[Tcp, Http, Https, Grpc],
     }
 }
 

@@ -11,9 +11,12 @@ use toml::de::DeTable;
 
 use crate::model::Model;
 
+pub mod budget;
+pub mod check;
 mod diagnostic;
 pub mod duration;
 mod health;
+mod lint;
 mod node;
 mod places;
 mod reader;
@@ -42,15 +45,33 @@ pub struct Loaded {
 pub enum ConfigError {
     #[error("error: {path} cannot be read: {cause}\n = help: {}", read_help(cause))]
     Read { path: String, cause: io::Error },
-    #[error("error: {path} is a directory\n = help: name the file in it, such as {path}/lb.toml")]
+    #[error("error: {path} is a directory\n = help: name the file in it")]
     Directory { path: String },
     /// The file was read, and is wrong.
-    #[error("{}", render(name, errors))]
+    #[error("{}", render(name, errors, *more))]
     Invalid {
         name: String,
         /// In the order of the file; at least one.
         errors: Vec<Diagnostic>,
+        /// How many further ones are left out.
+        more: usize,
     },
+}
+
+impl ConfigError {
+    /// What is wrong and how to mend it, each time; with places if the file could be read.
+    pub fn to_json(&self) -> serde_json::Value {
+        let unreadable = |message: String, help: &str| serde_json::json!([{"severity": Severity::Error, "message": message, "help": help}]);
+        match self {
+            Self::Read { path, cause } => {
+                unreadable(format!("{path} cannot be read: {cause}"), read_help(cause))
+            }
+            Self::Directory { path } => {
+                unreadable(format!("{path} is a directory"), "name the file in it")
+            }
+            Self::Invalid { errors, .. } => serde_json::json!(errors),
+        }
+    }
 }
 
 fn read_help(cause: &io::Error) -> &'static str {
@@ -63,8 +84,11 @@ fn read_help(cause: &io::Error) -> &'static str {
     }
 }
 
-fn render(name: &str, errors: &[Diagnostic]) -> String {
-    let shown: Vec<String> = errors.iter().map(|error| error.render(name)).collect();
+fn render(name: &str, errors: &[Diagnostic], more: usize) -> String {
+    let mut shown: Vec<String> = errors.iter().map(|error| error.render(name)).collect();
+    if more > 0 {
+        shown.push(format!("and {more} more errors\n"));
+    }
     shown.join("\n")
 }
 
@@ -100,6 +124,7 @@ fn read(path: &Path, name: &str) -> Result<String, ConfigError> {
         let end = at + char::REPLACEMENT_CHARACTER.len_utf8();
         ConfigError::Invalid {
             name: name.into(),
+            more: 0,
             errors: vec![Diagnostic::new(
                 Severity::Error,
                 &text,
@@ -121,17 +146,18 @@ pub fn parse(text: &str, name: &str) -> Result<Model, ConfigError> {
 
 /// As [`parse`], with the places of what was read, for warnings.
 fn parse_with_places(text: &str, name: &str) -> Result<(Model, Places), ConfigError> {
-    let invalid = |errors| ConfigError::Invalid {
+    let invalid = |errors, more| ConfigError::Invalid {
         name: name.into(),
         errors,
+        more,
     };
-    let root = syntax::parse(text).map_err(invalid)?;
+    let root = syntax::parse(text).map_err(|errors| invalid(errors, 0))?;
     let mut errors = Errors::new(text);
     let read = read_root(root.get_ref(), &mut errors);
-    let found = errors.into_sorted();
+    let (found, more) = errors.finish();
     match read {
         Some(read) if found.is_empty() => Ok(read),
-        _ => Err(invalid(found)),
+        _ => Err(invalid(found, more)),
     }
 }
 

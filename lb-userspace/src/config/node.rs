@@ -85,18 +85,18 @@ fn bad_interface(name: &str) -> Option<(String, &'static str)> {
             "write the interface's name; `ip -br link` lists them",
         ));
     }
-    if name.len() > LONGEST_NAME {
-        return Some((
-            format!("interface name \"{shown}\" is longer than {LONGEST_NAME} characters"),
-            "write the interface's real name; `ip -br link` lists them",
-        ));
-    }
     if matches!(name, "." | "..")
         || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
     {
         return Some((
             format!("\"{shown}\" cannot be an interface name"),
             "write the name only, without path, address or spaces; `ip -br link` lists them",
+        ));
+    }
+    if name.len() > LONGEST_NAME {
+        return Some((
+            format!("interface name \"{shown}\" is longer than {LONGEST_NAME} characters"),
+            "write the interface's real name; `ip -br link` lists them",
         ));
     }
     None

@@ -14,10 +14,12 @@ pub struct Places {
 /// Places of one service.
 #[derive(Clone, Debug, Default)]
 pub struct ServicePlaces {
-    /// Its `[[service]]`.
+    /// Its name, else its `[[service]]`.
     pub header: Range<usize>,
     /// Values by key; those of its health checks as `health.path`.
     pub keys: BTreeMap<String, Range<usize>>,
+    /// The `service` key of its own health table, which is not inherited.
+    pub grpc_service: Option<Range<usize>>,
     /// Addresses of its backends.
     pub backends: Vec<Range<usize>>,
 }
@@ -35,6 +37,11 @@ impl Places {
         self.services.get(service).map_or(0..0, |places| {
             places.keys.get(key).unwrap_or(&places.header).clone()
         })
+    }
+
+    /// Where the service's own health table names a gRPC service.
+    pub fn grpc_service(&self, service: usize) -> Option<Range<usize>> {
+        self.services.get(service)?.grpc_service.clone()
     }
 
     /// Where the address of a backend stands.

@@ -47,35 +47,41 @@ impl Problem {
     }
 }
 
+/// Errors that are shown; a file with more of them is wrong in a way that these tell already.
+const MOST: usize = 200;
+
 /// Collects the errors of one file.
 #[derive(Debug)]
 pub struct Errors<'t> {
     text: &'t str,
-    found: Vec<Diagnostic>,
+    /// Start and end, message and help: so in the order of the file, and the same error at the same
+    /// place, for instance in inherited defaults, is kept once.
+    found: BTreeSet<(usize, usize, String, String)>,
 }
 
 impl<'t> Errors<'t> {
     pub fn new(text: &'t str) -> Self {
         Self {
             text,
-            found: Vec::new(),
+            found: BTreeSet::new(),
         }
     }
 
-    /// Adds an error. The same error at the same place, for instance in inherited defaults, is
-    /// kept once.
+    /// Adds an error about these bytes of the text.
     pub fn add(&mut self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
-        let found = Diagnostic::new(Severity::Error, self.text, span, message, help);
-        if !self.found.contains(&found) {
-            self.found.push(found);
-        }
+        self.found
+            .insert((span.start, span.end, message.into(), help.into()));
     }
 
-    /// In the order of the file.
-    pub fn into_sorted(mut self) -> Vec<Diagnostic> {
-        self.found
-            .sort_by_key(|found| (found.span.start, found.span.end));
-        self.found
+    /// The first errors in the order of the file, and how many there are beyond them.
+    pub fn finish(self) -> (Vec<Diagnostic>, usize) {
+        let more = self.found.len().saturating_sub(MOST);
+        let shown = (self.found.into_iter().take(MOST))
+            .map(|(start, end, message, help)| {
+                Diagnostic::new(Severity::Error, self.text, start..end, message, help)
+            })
+            .collect();
+        (shown, more)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::ops::Range;
 
 use lb_common::abi::{MAX_BACKENDS, MAX_SERVICES};
 
@@ -15,11 +14,11 @@ const MOST_SERVICES: usize = MAX_SERVICES as usize - 1;
 /// Most backends of all services together.
 const MOST_BACKENDS: usize = MAX_BACKENDS as usize - 1;
 
-/// Checks one service whose `[[service]]` is at `header`.
-pub fn within_service(service: &Draft, header: Range<usize>, errors: &mut Errors<'_>) {
+/// Checks one service.
+pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
     if service.backends.is_empty() {
         errors.add(
-            header,
+            service.places.header.clone(),
             "the service has no backends",
             "add [[service.backend]] with address = \"10.0.0.11:8080\" below it",
         );

@@ -83,6 +83,23 @@ impl Kind {
         }
     }
 
+    /// What it is, with its article, for messages.
+    pub const fn noun(self) -> &'static str {
+        match self {
+            Self::Text | Self::Choice(_) => "text",
+            Self::Boolean => "true or false",
+            Self::Integer(..) => "a whole number",
+            Self::Duration => "a duration",
+            Self::Address => "an address with a port, as text",
+            Self::Path => "a path, as text",
+            Self::PortRange => "a range of ports, as text",
+            Self::Texts => "a list of texts",
+            Self::Statuses => "a list of status codes, as texts",
+            Self::GrpcCodes => "a list of gRPC status codes",
+            Self::Headers => "a table of texts",
+        }
+    }
+
     /// A value to write, for mends.
     pub fn example(self) -> &'static str {
         match self {
@@ -94,7 +111,7 @@ impl Kind {
             Self::Address => "\"203.0.113.10:80\" or \"[2001:db8::10]:80\"",
             Self::Path => "\"/some/path\"",
             Self::PortRange => "\"16384-32767\"",
-            Self::Texts => "[\"one\", \"two\"]",
+            Self::Texts => "[\"eth0\"]",
             Self::Statuses => "[\"200\"] or [\"200-299\"]",
             Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
             Self::Headers => "{ \"X-Probe\" = \"lb\" }",
@@ -309,9 +326,11 @@ pub const HEALTH: Section = Section {
         ),
         key(
             "method",
-            Kind::Text,
+            Kind::Choice(&[
+                "GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE",
+            ]),
             Value("\"GET\""),
-            "`http` and `https`: request method, an uppercase token; not `CONNECT`.",
+            "`http` and `https`: request method.",
         ),
         key(
             "host",
@@ -371,7 +390,7 @@ pub const HEALTH: Section = Section {
             "ca",
             Kind::Path,
             Absent("the system's roots"),
-            "With TLS: PEM file with the roots to trust; needs `verify = true`.",
+            "With TLS: PEM file with the roots to trust instead of the system's.",
         ),
         key(
             "sni",

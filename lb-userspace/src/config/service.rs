@@ -90,7 +90,7 @@ pub fn read<'a>(
         complete: tables.is_some(),
     };
     if draft.complete {
-        rules::within_service(&draft, reader.span.clone(), errors);
+        rules::within_service(&draft, errors);
     }
     draft
 }
@@ -128,7 +128,7 @@ fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
 
 fn places(
     reader: &Reader<'_>,
-    health: Option<&Reader<'_>>,
+    health_table: Option<&Reader<'_>>,
     backends: &[BackendDraft],
 ) -> ServicePlaces {
     let own = SERVICE.keys.iter().filter_map(|key| {
@@ -136,12 +136,15 @@ fn places(
         Some((key.name.to_string(), value.span()))
     });
     let health = HEALTH.keys.iter().filter_map(|key| {
-        let value = health?.written(key.name)?;
+        let value = health_table?.written(key.name)?;
         Some((format!("health.{}", key.name), value.span()))
     });
     ServicePlaces {
-        header: reader.span.clone(),
+        header: reader
+            .own("name")
+            .map_or_else(|| reader.span.clone(), Value::span),
         keys: own.chain(health).collect(),
+        grpc_service: health_table.and_then(|health| health.key_span("service")),
         backends: backends
             .iter()
             .map(|backend| backend.address.as_ref().map_or(0..0, |at| at.span.clone()))

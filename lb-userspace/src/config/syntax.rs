@@ -1,5 +1,7 @@
 //! From text to TOML tables.
 
+use std::ops::Range;
+
 use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -7,9 +9,6 @@ use super::diagnostic::{Diagnostic, Severity};
 use super::reader::{Errors, Reader, Value};
 use super::schema::Section;
 use super::value::kind_of;
-
-/// More syntax errors than this are consequences of the first ones.
-const MOST: usize = 5;
 
 /// Parses TOML.
 pub fn parse(text: &str) -> Result<Spanned<DeTable<'_>>, Vec<Diagnostic>> {
@@ -21,24 +20,37 @@ pub fn parse(text: &str) -> Result<Spanned<DeTable<'_>>, Vec<Diagnostic>> {
         .iter()
         .map(|error| {
             let span = error.span().unwrap_or(0..0);
-            let help = mend(text, span.start, error.message());
+            let help = mend(text, span.clone(), error.message());
             let message = format!("this is not TOML: {}", error.message().replace('\n', "; "));
             Diagnostic::new(Severity::Error, text, span, message, help)
         })
         .collect();
     found.sort_by_key(|found| found.span.start);
-    // One error for a line: the others on it follow from the first.
-    found.dedup_by_key(|found| found.line);
-    found.truncate(MOST);
+    // After an error that may have others as its consequence there is nothing to be trusted.
+    let trusted = found
+        .iter()
+        .position(|found| !stands_alone(&found.message))
+        .map_or(found.len(), |last| last + 1);
+    found.truncate(trusted);
     Err(found)
 }
 
+/// Whether what follows an error can be relied on: after an unclosed quote it cannot.
+fn stands_alone(message: &str) -> bool {
+    message.contains("must be quoted") || message.contains("duplicate key")
+}
+
 /// How to mend a syntax error, as far as the line tells.
-fn mend(text: &str, at: usize, message: &str) -> String {
+fn mend(text: &str, span: Range<usize>, message: &str) -> String {
     if message.contains("duplicate key") {
         return "keep one of the two; a further service or backend starts with [[...]]".into();
     }
-    let at = text.floor_char_boundary(at);
+    if message.contains("must be quoted")
+        && let Some(word) = text.get(span.clone())
+    {
+        return format!("put text in double quotes: \"{word}\"");
+    }
+    let at = text.floor_char_boundary(span.start);
     let start = text[..at].rfind('\n').map_or(0, |at| at + 1);
     let line = text[start..].lines().next().unwrap_or_default().trim();
     if line.starts_with('[') {
@@ -47,11 +59,7 @@ fn mend(text: &str, at: usize, message: &str) -> String {
     match line.split_once('=') {
         Some((key, value)) => {
             let (key, value) = (key.trim(), value.trim());
-            let word = value.split('#').next().unwrap_or_default().trim();
-            let bare = !word.is_empty() && !word.contains(['"', '\'', '[', ']', '{', '}', '\\']);
-            if bare {
-                format!("put text in double quotes: {key} = \"{word}\"")
-            } else if word.is_empty() {
+            if value.is_empty() || value.starts_with('#') {
                 format!("give `{key}` a value")
             } else {
                 "check that quotes and brackets are closed and that list entries are parted by commas".into()

@@ -89,7 +89,12 @@ pub fn choice(key: &Key, value: &Value<'_>) -> Result<&'static str, Problem> {
         return Ok(word);
     }
     let list = words.join(", ");
-    let help = match nearest(&written.to_lowercase(), words) {
+    let meant = words
+        .iter()
+        .find(|word| word.eq_ignore_ascii_case(&written))
+        .copied()
+        .or_else(|| nearest(&written, words));
+    let help = match meant {
         Some(meant) => format!("did you mean \"{meant}\"? It can be: {list}"),
         None => format!("write one of: {list}"),
     };
@@ -166,6 +171,13 @@ pub fn address(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
 
 fn bad_address(key: &Key, written: &str) -> Problem {
     let name = key.name;
+    if let Ok(IpAddr::V6(_)) = written.parse() {
+        // Its last group may have been meant as the port.
+        return Problem::new(
+            format!("`{name}` has an IPv6 address without brackets"),
+            "write \"[ADDRESS]:PORT\", for example \"[2001:db8::10]:80\"",
+        );
+    }
     if let Ok(ip) = written.trim_matches(['[', ']']).parse::<IpAddr>() {
         let host = crate::model::host_text(ip);
         return Problem::new(
@@ -429,14 +441,11 @@ pub fn wrong_type(key: &Key, value: &Value<'_>) -> Problem {
         }
         (kind, _) => format!("write {} = {}", key.name, kind.example()),
     };
-    let wanted = match key.kind {
-        Kind::Choice(_) => "text".into(),
-        kind => kind.describe(),
-    };
     Problem::new(
         format!(
-            "`{}` must be: {wanted}; this is {}",
+            "`{}` must be {}, not {}",
             key.name,
+            key.kind.noun(),
             kind_of(value.get_ref())
         ),
         help,

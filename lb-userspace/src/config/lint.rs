@@ -1,0 +1,351 @@
+//! Known mistakes: configurations that are valid and will hurt.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::budget::Budget;
+use super::diagnostic::{Diagnostic, Severity};
+use super::duration::format;
+use super::places::Places;
+use crate::model::{Backend, HealthPolicy, Model, ProbeKind, Protocol, Service};
+
+/// Every warning there is: its id and when it is given.
+pub const LINTS: &[(&str, &str)] = &[
+    ("no-services", "The file has no service."),
+    ("no-probe", "A TCP service has `probe = \"none\"`."),
+    (
+        "probe-root-path",
+        "An HTTP probe asks for `/` instead of a path made for it.",
+    ),
+    (
+        "liveness-path",
+        "An HTTP probe asks for `/livez`, `/healthz` or `/live`, which say that a process runs, not that it can serve.",
+    ),
+    (
+        "wide-status",
+        "`expect_status` accepts codes other than 2xx.",
+    ),
+    ("tcp-probe-http-port", "A TCP probe asks a usual HTTP port."),
+    (
+        "tls-short-interval",
+        "A probe over TLS runs more often than every 5 s; each makes a full handshake, since connections are not reused.",
+    ),
+    (
+        "service-without-grpc",
+        "`[service.health]` names a gRPC `service` for an HTTP probe, which does not ask for it.",
+    ),
+    ("single-success", "`healthy_threshold` is 1."),
+    ("slow-eject", "The worst-case time to eject is over 30 s."),
+    (
+        "short-drain",
+        "`drain_deadline` is under the probe's `timeout`.",
+    ),
+    ("single-backend", "The service has one backend."),
+    (
+        "no-headroom",
+        "Without its largest backend, and with no higher tier to stand in, a service keeps less than half of its weight or less than `panic_threshold` percent of it.",
+    ),
+    (
+        "panic-off",
+        "`panic_threshold` is 0 although backends are probed.",
+    ),
+    (
+        "slow-start-without-effect",
+        "`slow_start` is set; this version reads it and does not act on it.",
+    ),
+    (
+        "loopback-backend",
+        "A backend has a loopback address: probes reach it, forwarded packets do not.",
+    ),
+];
+
+/// Worst-case time to eject beyond which it is a mistake.
+const SLOWEST_EJECT: Duration = Duration::from_secs(30);
+/// Interval under which TLS handshakes are a cost worth a word.
+const TLS_INTERVAL: Duration = Duration::from_secs(5);
+/// Ports on which HTTP is usual.
+const HTTP_PORTS: [u16; 8] = [80, 443, 8000, 8008, 8080, 8081, 8443, 8888];
+/// Paths by which orchestrators ask whether to restart a process.
+const LIVENESS_PATHS: [&str; 4] = ["/livez", "/healthz", "/live", "/liveness"];
+
+/// The warnings on `model`, in the order of the file.
+pub fn warnings(model: &Model, places: &Places, text: &str) -> Vec<Diagnostic> {
+    let mut sink = Sink {
+        text,
+        found: Vec::new(),
+    };
+    if model.services.is_empty() {
+        sink.add(
+            "no-services",
+            text.len()..text.len(),
+            "the file has no service, so nothing is balanced",
+            "add [[service]] with name, address and backends",
+        );
+    }
+    for (index, service) in model.services.iter().enumerate() {
+        let place = Place {
+            places,
+            service: index,
+        };
+        match &service.health {
+            Some(policy) => {
+                rhythm(service, policy, &place, &mut sink);
+                if let Some(probe) = service.backends.iter().find_map(|b| b.probe.as_ref()) {
+                    question(&probe.kind, policy, &place, &mut sink);
+                }
+                tcp_on_http_port(service, &place, &mut sink);
+            }
+            None => unprobed(service, &place, &mut sink),
+        }
+        pool(service, &place, &mut sink);
+    }
+    let mut found = sink.found;
+    found.sort_by_key(|found| found.span.start);
+    found
+}
+
+struct Sink<'t> {
+    text: &'t str,
+    found: Vec<Diagnostic>,
+}
+
+impl Sink<'_> {
+    fn add(
+        &mut self,
+        id: &'static str,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
+        let found = Diagnostic::new(Severity::Warning, self.text, span, message, help).with_id(id);
+        // Inherited from [defaults.health], it is one mistake for all services.
+        if !self.found.contains(&found) {
+            self.found.push(found);
+        }
+    }
+}
+
+/// Finds the keys of one service.
+struct Place<'p> {
+    places: &'p Places,
+    service: usize,
+}
+
+impl Place<'_> {
+    fn key(&self, key: &str) -> Range<usize> {
+        self.places.key(self.service, key)
+    }
+
+    fn backend(&self, backend: usize) -> Range<usize> {
+        self.places.backend(self.service, backend)
+    }
+}
+
+fn unprobed(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
+    match service.protocol {
+        Protocol::Tcp => sink.add(
+            "no-probe",
+            place.key("health.probe"),
+            "nothing is probed: a dead backend keeps its traffic until someone disables it",
+            "use probe = \"tcp\" at least, or \"http\" with a readiness path",
+        ),
+        // A UDP service has no probe of its own protocol; none is its default.
+        Protocol::Udp => {}
+    }
+}
+
+/// Thresholds and times.
+fn rhythm(service: &Service, policy: &HealthPolicy, place: &Place<'_>, sink: &mut Sink<'_>) {
+    if policy.healthy_threshold == 1 {
+        sink.add(
+            "single-success",
+            place.key("health.healthy_threshold"),
+            "one lucky answer readmits a backend that keeps crashing",
+            "use healthy_threshold = 2 or more",
+        );
+    }
+    let worst = Budget::new(policy, service.backends.len()).eject_worst;
+    if worst > SLOWEST_EJECT {
+        sink.add(
+            "slow-eject",
+            place.key("health.interval"),
+            format!(
+                "a dead backend may get traffic for {}: interval {} + {} further failures every {} + timeout {}",
+                format(worst),
+                format(policy.interval),
+                policy.unhealthy_threshold.saturating_sub(1),
+                format(policy.fast_interval),
+                format(policy.timeout)
+            ),
+            "lower interval, fast_interval or unhealthy_threshold so that it stays within 30s",
+        );
+    }
+    if service.drain_deadline < policy.timeout {
+        sink.add(
+            "short-drain",
+            place.key("drain_deadline"),
+            format!(
+                "`drain_deadline` ({}) is under the probe's timeout ({}): flows are reset sooner than one probe may take",
+                format(service.drain_deadline),
+                format(policy.timeout)
+            ),
+            "raise drain_deadline; 30s is usual",
+        );
+    }
+    if service.panic_threshold == 0 {
+        sink.add(
+            "panic-off",
+            place.key("panic_threshold"),
+            "without panic, probes that fail everywhere, for instance after a change of the probed path, take the whole service down",
+            "use panic_threshold = 50 unless no answer is better than a bad one",
+        );
+    }
+}
+
+/// What is asked and accepted.
+fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &mut Sink<'_>) {
+    let tls = match kind {
+        ProbeKind::Tcp => false,
+        ProbeKind::Grpc { tls, .. } => tls.is_some(),
+        ProbeKind::Http(http) => {
+            if let Some(span) = place.places.grpc_service(place.service) {
+                sink.add(
+                    "service-without-grpc",
+                    span,
+                    format!("`service` has no effect with probe = \"{}\"", kind.name()),
+                    "remove it, or write probe = \"grpc\"",
+                );
+            }
+            let path = http.path.split('?').next().unwrap_or_default();
+            let bare = path.trim_end_matches('/');
+            if bare.is_empty() {
+                sink.add(
+                    "probe-root-path",
+                    place.key("health.path"),
+                    "the probe asks for `/`, which says little about whether the application can serve",
+                    "probe a path made for it, for example path = \"/readyz\"",
+                );
+            }
+            if LIVENESS_PATHS.contains(&bare) {
+                sink.add(
+                    "liveness-path",
+                    place.key("health.path"),
+                    format!("`{bare}` by custom says that the process runs, not that it can serve"),
+                    "probe the readiness path, for example path = \"/readyz\"",
+                );
+            }
+            if (http.expect_status.iter()).any(|range| range.first < 200 || range.last > 299) {
+                sink.add(
+                    "wide-status",
+                    place.key("health.expect_status"),
+                    "codes other than 2xx count as healthy: a redirect to a login page or an error page would do",
+                    "use expect_status = [\"200\"] or [\"200-299\"]",
+                );
+            }
+            http.tls.is_some()
+        }
+    };
+    if tls && policy.interval < TLS_INTERVAL {
+        sink.add(
+            "tls-short-interval",
+            place.key("health.interval"),
+            format!(
+                "every {} a full TLS handshake with each backend: about ten times the cost of a plain probe",
+                format(policy.interval)
+            ),
+            "use interval = \"5s\" or more, or a plain port for probes with `port`",
+        );
+    }
+}
+
+fn tcp_on_http_port(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
+    let port = service.backends.iter().find_map(|backend| {
+        let probe = backend.probe.as_ref()?;
+        let port = probe.target.port();
+        (probe.kind == ProbeKind::Tcp && HTTP_PORTS.contains(&port)).then_some(port)
+    });
+    if let Some(port) = port {
+        sink.add(
+            "tcp-probe-http-port",
+            place.key("health.probe"),
+            format!("a TCP probe of port {port} succeeds even if the application answers only errors or hangs"),
+            "use probe = \"http\" (or \"https\") with path = \"/readyz\"",
+        );
+    }
+}
+
+/// The set of backends.
+fn pool(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
+    if !service.slow_start.is_zero() {
+        sink.add(
+            "slow-start-without-effect",
+            place.key("slow_start"),
+            "`slow_start` is not yet in effect: a readmitted backend gets its full share at once",
+            "remove it, or keep it for a later version",
+        );
+    }
+    for (index, backend) in service.backends.iter().enumerate() {
+        if backend.address.ip().is_loopback() {
+            sink.add(
+                "loopback-backend",
+                place.backend(index),
+                "forwarded packets cannot reach a loopback address; only probes can",
+                "write the server's address on the network",
+            );
+        }
+    }
+    if service.backends.len() == 1 {
+        sink.add(
+            "single-backend",
+            place.backend(0),
+            "the service has one backend: without it there is nothing to balance to",
+            "add a second [[service.backend]]",
+        );
+        return;
+    }
+    headroom(service, place, sink);
+}
+
+/// Warns if the loss of one backend is more than the others can be expected to carry: they would
+/// get more than twice their traffic, or the service would be in panic and ignore the loss.
+/// With a higher tier to stand in, there is nothing to say.
+fn headroom(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
+    let carrying = || service.backends.iter().filter(|backend| backend.weight > 0);
+    let Some(tier) = carrying().map(|backend| backend.tier).min() else {
+        return;
+    };
+    if carrying().any(|backend| backend.tier > tier) {
+        return;
+    }
+    let total: u64 = carrying().map(|backend| u64::from(backend.weight)).sum();
+    // The first of the heaviest.
+    let largest = (service.backends.iter().enumerate())
+        .rev()
+        .max_by_key(|(_, backend)| backend.weight);
+    let Some((index, Backend { weight, name, .. })) = largest else {
+        return;
+    };
+    let weight = u64::from(*weight);
+    let rest = total - weight;
+    let panic = service.health.is_some() && rest * 100 < u64::from(service.panic_threshold) * total;
+    if weight * 2 <= total && !panic {
+        return;
+    }
+    let consequence = match (weight * 100).checked_div(rest) {
+        None => "nothing is left to carry traffic".into(),
+        Some(more) if panic => format!(
+            "the others would have to carry {more} % more, and the service would be in panic (panic_threshold {})",
+            service.panic_threshold
+        ),
+        Some(more) => format!("the others would have to carry {more} % more"),
+    };
+    sink.add(
+        "no-headroom",
+        place.backend(index),
+        format!(
+            "backend \"{name}\" has {} % of the weight; without it {consequence}",
+            weight * 100 / total
+        ),
+        "add backends, spread the weight, or let a higher tier stand by",
+    );
+}
