@@ -257,12 +257,13 @@ impl ApiError {
 /// `; did you mean "web"?`, or what there is.
 fn suggestion<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
-    // 0.8 takes one wrong, missing or swapped letter in a short name for a slip.
+    // A third of the letters wrong, missing, too many or swapped is a slip; more is another name.
+    let slips = (name.chars().count() / 3).max(1);
     let near = known
         .iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), *candidate))
-        .filter(|(score, _)| *score > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
+        .filter(|(distance, _)| *distance <= slips)
+        .min_by_key(|(distance, _)| *distance);
     if let Some((_, near)) = near {
         return format!("; did you mean {near:?}?");
     }
