@@ -1,4 +1,5 @@
 //! The `lb` binary beside a made-up agent: what it asks, what it prints, and how it ends.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::event::{Event, Origin};
 use super::status::Status;
+use crate::config::suggest::nearest;
 use crate::model::BackendKey;
 
 /// One request; a connection carries one, as a line of JSON.
@@ -257,14 +258,7 @@ impl ApiError {
 /// `; did you mean "web"?`, or what there is.
 fn suggestion<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
-    // A third of the letters wrong, missing, too many or swapped is a slip; more is another name.
-    let slips = (name.chars().count() / 3).max(1);
-    let near = known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
-        .filter(|(distance, _)| *distance <= slips)
-        .min_by_key(|(distance, _)| *distance);
-    if let Some((_, near)) = near {
+    if let Some(near) = nearest(name, &known) {
         return format!("; did you mean {near:?}?");
     }
     match known.as_slice() {
