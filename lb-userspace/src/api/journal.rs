@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -201,12 +201,22 @@ struct Rotating {
 
 impl Rotating {
     fn open(path: PathBuf, limit: u64) -> io::Result<Self> {
-        let file = OpenOptions::new()
+        let mut file = OpenOptions::new()
             .create(true)
+            .read(true)
             .append(true)
             .mode(0o640)
             .open(&path)?;
-        let size = file.metadata()?.len();
+        let mut size = file.metadata()?.len();
+        let mut last = [b'\n'];
+        if size > 0 {
+            file.read_exact_at(&mut last, size - 1)?;
+        }
+        if last != [b'\n'] {
+            // A crash cut the last line short; the next one must not become part of it.
+            file.write_all(b"\n")?;
+            size += 1;
+        }
         Ok(Self {
             path,
             file,
@@ -263,13 +273,18 @@ mod tests {
         drop(journal);
         let path = directory.path().join("events.jsonl");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
-        file.write_all(b"{\"id\":3,\"at\n").unwrap();
+        file.write_all(b"{\"id\":3,\"at").unwrap();
 
         let mut journal = Journal::open(directory.path()).unwrap();
         let past = journal.past(None, None);
         assert_eq!(past.len(), 2);
         assert_eq!(past[1].change.reason, "two");
         assert_eq!(journal.record(change("three")).id, 3);
+        drop(journal);
+        let journal = Journal::open(directory.path()).unwrap();
+        let past = journal.past(None, None);
+        assert_eq!(past.len(), 3);
+        assert_eq!(past[2].change.reason, "three");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write};
 
+use lb_common::verdict::Verdict;
+
 use super::status::{BackendStatus, Health, Routing, ServiceStatus, Status};
 
 /// Media type of the answer.
@@ -93,14 +95,17 @@ fn node(text: &mut Encoder, status: &Status) {
     text.family(
         "lb_verdicts_total",
         COUNTER,
-        "Packets that went to no backend, by verdict; service is empty for those of no service.",
+        "Packets that were not forwarded to a backend, by verdict; service is empty for those of none.",
     );
     let services = status.services.iter();
     let all = std::iter::once(("", &node.verdicts))
         .chain(services.map(|service| (service.name.as_str(), &service.verdicts)));
     for (service, verdicts) in all {
-        for (verdict, count) in verdicts {
+        // Those that did not happen yet too: a rate needs the zero before the first one.
+        for verdict in Verdict::ALL {
+            let verdict = verdict.label();
             let labels = [("service", service), ("verdict", verdict)];
+            let count = verdicts.get(verdict).copied().unwrap_or(0);
             text.sample("lb_verdicts_total", &labels, count);
         }
     }
@@ -390,6 +395,10 @@ mod tests {
             (
                 r#"lb_verdicts_total{service="web",verdict="reset_backend_out"}"#,
                 3.0,
+            ),
+            (
+                r#"lb_verdicts_total{service="web",verdict="drop_no_backend"}"#,
+                0.0,
             ),
             (r#"lb_service_healthy_ratio{service="web"}"#, 0.5),
             (

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::event::{Event, Origin};
 use super::status::Status;
+use crate::config::suggest::nearest;
 use crate::model::BackendKey;
 
 /// One request; a connection carries one, as a line of JSON.
@@ -257,13 +258,7 @@ impl ApiError {
 /// `; did you mean "web"?`, or what there is.
 fn suggestion<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
-    // 0.8 takes one wrong, missing or swapped letter in a short name for a slip.
-    let near = known
-        .iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), *candidate))
-        .filter(|(score, _)| *score > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    if let Some((_, near)) = near {
+    if let Some(near) = nearest(name, &known) {
         return format!("; did you mean {near:?}?");
     }
     match known.as_slice() {

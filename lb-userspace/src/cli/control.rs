@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{self, Palette};
 use super::{Failure, events, status};
@@ -108,6 +109,8 @@ pub fn events(
     };
     let palette = Palette::of_stdout();
     block_on(async {
+        // From here on Ctrl-C is the way to end well, whenever it comes.
+        let mut interrupt = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
         let print_all = async {
             let mut answers = client::send(socket, &request).await?;
             while let Some(frame) = answers.next().await? {
@@ -131,10 +134,7 @@ pub fn events(
         };
         tokio::select! {
             result = print_all => result,
-            result = tokio::signal::ctrl_c() => {
-                result.context("waiting for Ctrl-C")?;
-                Ok(0)
-            }
+            _ = interrupt.recv() => Ok(0),
         }
     })
 }

@@ -16,9 +16,16 @@ pub fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
     print(&text)
 }
 
-/// Writes an error to stderr. Where that is closed too, nobody listens.
+/// Writes an error to stderr. Those of the configuration are whole reports with a head of their own.
+/// Where stderr is closed too, nobody listens.
 pub fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "lb: {message}");
+    let message = message.trim_end();
+    let head = if message.starts_with("error") {
+        ""
+    } else {
+        "lb: "
+    };
+    let _ = writeln!(io::stderr(), "{head}{message}");
 }
 
 /// Colours, or none.

@@ -77,9 +77,12 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
         ));
     }
     if let Some(error) = &node.reload_error {
+        // The first of what may be many lines; `lb check` has them all.
+        let first = error.lines().next().unwrap_or_default();
+        let first = first.strip_prefix("error: ").unwrap_or(first);
         warn(format!(
-            "the last reload was refused, the old configuration runs on: {}",
-            tame(error)
+            "the last reload was refused, the old configuration runs on: {} (see `lb check`)",
+            tame(first)
         ));
     }
     if let Some(text) = counters(&node.verdicts) {
@@ -137,7 +140,12 @@ fn render_service(
              administratively out get traffic",
         ));
     } else if active.count() == 0 && !service.backends.is_empty() {
-        lines.push(palette.shout("!! NO BACKEND takes new flows: clients are dropped"));
+        let mut states = service.backends.iter().map(|backend| backend.health);
+        lines.push(if states.all(|health| health == Health::Unknown) {
+            palette.soft("waiting for the first verdicts: no backend takes new flows yet")
+        } else {
+            palette.shout("!! NO BACKEND takes new flows: clients are dropped")
+        });
     }
     let rows: Vec<[String; 12]> = service
         .backends
@@ -273,7 +281,7 @@ mod tests {
         let mut status = sample();
         status.node.datapath_error = Some("updating a map: EPERM".into());
         status.node.verdict_age_seconds = 75.0;
-        status.node.reload_error = Some("line 3: unknown key `nam`".into());
+        status.node.reload_error = Some("error: unknown key `nam`\n --> lb.toml:3".into());
         status.node.verdicts.insert("drop_malformed".into(), 2);
         let service = &mut status.services[0];
         service.panic = true;
@@ -293,5 +301,7 @@ mod tests {
         let mut status = sample();
         status.services[0].backends.remove(0);
         assert!(shown(&status).contains("!! NO BACKEND takes new flows"));
+        status.services[0].backends[0].health = Health::Unknown;
+        assert!(shown(&status).contains("\nwaiting for the first verdicts"));
     }
 }

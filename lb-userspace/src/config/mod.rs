@@ -23,7 +23,7 @@ mod reader;
 mod rules;
 pub mod schema;
 mod service;
-mod suggest;
+pub(crate) mod suggest;
 mod syntax;
 mod value;
 

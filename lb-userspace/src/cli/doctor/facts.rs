@@ -6,8 +6,6 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::links::{self, Link};
-use crate::api::socket;
-
 /// Where bpffs belongs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
@@ -34,12 +32,13 @@ pub struct Facts {
     pub links: Vec<Link>,
     /// All interfaces, for the other ends of veths.
     pub all: Vec<Link>,
-    /// Whether an agent holds the default control socket: then programs on interfaces are its own.
+    /// Whether an agent holds the control socket: then programs on interfaces are its own.
     pub agent: bool,
 }
 
-/// Looks at the host. `wanted`: the configured interfaces; absent: all that are up.
-pub fn gather(root: &Path, wanted: Option<&[String]>) -> anyhow::Result<Facts> {
+/// Looks at the host. `wanted`: the configured interfaces; absent: all that are up. `socket`: where
+/// an agent would listen.
+pub fn gather(root: &Path, wanted: Option<&[String]>, socket: &Path) -> anyhow::Result<Facts> {
     let mut facts = files(root)?;
     facts.all = links::all(root)?;
     match wanted {
@@ -56,7 +55,7 @@ pub fn gather(root: &Path, wanted: Option<&[String]>) -> anyhow::Result<Facts> {
             }
         }
     }
-    facts.agent = std::os::unix::net::UnixStream::connect(socket::DEFAULT_SOCKET).is_ok();
+    facts.agent = std::os::unix::net::UnixStream::connect(socket).is_ok();
     Ok(facts)
 }
 
@@ -188,7 +187,13 @@ mod tests {
 
     #[test]
     fn this_host_can_be_looked_at() {
-        let facts = gather(Path::new("/"), Some(&["lo".into(), "nope0".into()])).unwrap();
+        let facts = gather(
+            Path::new("/"),
+            Some(&["lo".into(), "nope0".into()]),
+            Path::new("/nonexistent/lb.sock"),
+        )
+        .unwrap();
+        assert!(!facts.agent);
         assert_eq!(facts.missing, ["nope0"]);
         assert_eq!(facts.links.len(), 1);
     }

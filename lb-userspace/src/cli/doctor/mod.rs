@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::output::{self, Palette, tame};
+use crate::api::DEFAULT_SOCKET;
 use crate::config;
 
 mod checks;
@@ -60,7 +61,11 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
         .map(|path| config::load(path).map(|loaded| loaded.model))
         .transpose()?;
     let node = model.as_ref().map(|model| &model.node);
-    let facts = facts::gather(Path::new("/"), node.map(|node| node.interfaces.as_slice()))?;
+    let facts = facts::gather(
+        Path::new("/"),
+        node.map(|node| node.interfaces.as_slice()),
+        node.map_or(Path::new(DEFAULT_SOCKET), |node| &node.control_socket),
+    )?;
     let findings = checks::judge(&facts, node);
     let ok = findings.iter().all(|finding| finding.level < Level::Fail);
     if json {
