@@ -4,6 +4,8 @@
 //! made of them. Those whose semantics are the engine's must come out the same; each of the others
 //! is printed with the reason why it is left out.
 
+#![expect(clippy::unwrap_used, reason = "a test: a panic is a failure")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
