@@ -380,6 +380,48 @@ fn events_tell_every_change_of_panic() {
     assert_eq!(events, expected);
 }
 
+#[test]
+fn a_returning_backend_is_eased_in() {
+    let mut world = World::healthy(0, &[(100, 0); 3]);
+    world.service.slow_start = s(100);
+    let share = |world: &World, n: usize| world.state.get(&key(n)).unwrap().share;
+    world
+        .probe(0, Class::Refused)
+        .wait(s(7))
+        .probe(0, Class::Ok);
+    let mut seen = Vec::new();
+    for _ in 0..21 {
+        seen.push(share(&world, 0));
+        assert_eq!(share(&world, 1), 100);
+        world.wait(s(5));
+    }
+    let expected: Vec<u8> = (0..=20).map(|step| (step * 5).max(10)).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(world.next, None);
+    // Nobody is held back while there is nobody else.
+    for n in 0..3 {
+        world.probe(n, Class::Refused);
+    }
+    for n in 0..3 {
+        world.probe(n, Class::Ok);
+    }
+    assert_eq!(
+        (0..3).map(|n| share(&world, n)).collect::<Vec<_>>(),
+        [100; 3]
+    );
+    // Neither a start nor a panic makes one.
+    let mut world = World::new(50, &[(100, 0); 2]);
+    world.service.slow_start = s(100);
+    world.probe(0, Class::Ok).probe(1, Class::Ok);
+    assert_eq!((share(&world, 0), share(&world, 1)), (100, 100));
+    world
+        .wait(s(200))
+        .probe(0, Class::Refused)
+        .probe(1, Class::Refused);
+    world.probe(0, Class::Ok).probe(1, Class::Ok);
+    assert_eq!(share(&world, 1), 100);
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Probe(usize, Class),
@@ -433,6 +475,8 @@ fn check(world: &World) -> Result<(), TestCaseError> {
         if let Routing::Draining { until } = decision.routing {
             prop_assert!(world.now < until && until <= world.now + s(30));
         }
+        prop_assert!((10..=100).contains(&decision.share));
+        prop_assert!(decision.routing == Routing::Active || decision.share == 100);
         prop_assert!(decision.since <= world.now && !decision.reason.is_empty());
     }
     // Somebody serves, if anybody may.
@@ -445,6 +489,9 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     };
     let count = world.service.backends.len();
     let active = (0..count).any(|n| world.routing(n) == Routing::Active);
+    let share = |n: usize| service.backends[&key(n)].share;
+    let full = (0..count).any(|n| world.routing(n).takes_new_flows() && share(n) == 100);
+    prop_assert!(full || !active, "somebody carries the load");
     prop_assert!(active || !(0..count).any(healthy));
     Ok(())
 }
@@ -455,10 +502,13 @@ proptest! {
     #[test]
     fn the_rules_hold_whatever_happens(
         threshold in prop_oneof![Just(0u8), Just(50), Just(95), 0u8..=100],
+        slow_start in prop_oneof![Just(0u64), 1u64..40],
         backends in prop::collection::vec((1u32..4, 0u8..3), 6),
         ops in prop::collection::vec(op(), 1..60),
     ) {
         let mut world = World::new(threshold, &backends);
+        world.service.slow_start = s(slow_start);
+        world.decide();
         check(&world)?;
         for op in &ops {
             match *op {
