@@ -4,6 +4,8 @@
 //! made of them. Those whose semantics are the engine's must come out the same; each of the others
 //! is printed with the reason why it is left out.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -25,23 +25,32 @@ pub struct Budget {
 impl Budget {
     pub fn of(policy: &HealthPolicy) -> Self {
         let jitter = |interval: Duration| interval * u32::from(policy.jitter.min(50)) / 100;
-        // Probes of a target do not overlap: a step shorter than a late start and the timeout
-        // becomes the next multiple of it that is not.
         let fast = policy.fast_interval.max(Duration::from_millis(1));
-        let busy = policy.timeout + jitter(fast);
-        let steps = busy.as_nanos().div_ceil(fast.as_nanos()).max(1);
-        let slow_fast = fast * u32::try_from(steps).unwrap_or(u32::MAX);
-        let worst = |first: Duration, threshold: u32| {
-            let last_step = if threshold > 1 { fast } else { first };
-            first + slow_fast * threshold.saturating_sub(1) + policy.timeout + jitter(last_step)
+        let down = policy.down_interval.max(Duration::from_millis(1));
+        // From one probe that takes its whole timeout to the next. Probes of a target do not
+        // overlap: if the one before started late, or takes longer than the interval, starts are
+        // left out.
+        let step = |interval: Duration, late: Duration| {
+            let busy = policy.timeout + late;
+            let steps = busy.as_nanos().div_ceil(interval.as_nanos()).max(1);
+            interval * u32::try_from(steps).unwrap_or(u32::MAX)
+        };
+        let worst = |wait: Duration, first: Duration, threshold: u32| {
+            let steps = match threshold.saturating_sub(1) {
+                0 => jitter(first),
+                more => {
+                    step(fast, jitter(first)) + step(fast, jitter(fast)) * (more - 1) + jitter(fast)
+                }
+            };
+            wait + steps + policy.timeout
         };
         let expected =
             |first: Duration, threshold: u32| first / 2 + fast * threshold.saturating_sub(1);
         Self {
-            worst_eject: worst(policy.interval, policy.unhealthy_threshold),
+            worst_eject: worst(policy.interval, policy.interval, policy.unhealthy_threshold),
             expected_eject: expected(policy.interval, policy.unhealthy_threshold),
-            worst_readmit: worst(policy.down_interval, policy.healthy_threshold),
-            expected_readmit: expected(policy.down_interval, policy.healthy_threshold),
+            worst_readmit: worst(step(down, jitter(down)), down, policy.healthy_threshold),
+            expected_readmit: expected(down, policy.healthy_threshold),
         }
     }
 }

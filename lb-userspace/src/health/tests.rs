@@ -1,3 +1,5 @@
+mod simulated;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,4 +168,181 @@ fn thresholds_table() {
         let mut engine = engine(&[service(1, &policy())]);
         assert_eq!(&feed(&mut engine, classes), expected, "{name}");
     }
+}
+
+/// A stalled agent starts each probe once, not as often as it was due.
+#[test]
+fn late_probes_are_skipped_not_queued() {
+    let mut engine = engine(&[service(10, &policy())]);
+    let late = ms(57_300);
+    let starts = engine.start_due(late);
+    assert_eq!(starts.len(), 10);
+    assert!(engine.start_due(late).is_empty(), "never two in flight");
+    for start in &starts {
+        assert!(start.due < ms(1000), "due in the first interval");
+        assert!(
+            engine
+                .finish(&start.key, start.seq, &outcome(Pass), late)
+                .is_some()
+        );
+        let view = engine.get(&start.key).unwrap();
+        assert!((56..=57).contains(&view.skipped), "{}", view.skipped);
+        let next = view.next_probe.unwrap();
+        assert!(next > late && next <= late + ms(1000));
+        // Still on the grid.
+        assert_eq!(next.subsec_nanos(), start.due.subsec_nanos());
+    }
+    // A bound on those in flight leaves the others due.
+    let now = late + ms(1000);
+    assert_eq!(engine.start_due_up_to(now, 4).len(), 4);
+    assert!(engine.next_due().unwrap() <= now);
+    assert_eq!(engine.start_due_up_to(now, 100).len(), 6);
+}
+
+/// A probe whose outcome never comes is the prober's fault; what comes too late is ignored.
+#[test]
+fn lost_probes_are_internal() {
+    let mut engine = engine(&[service(1, &policy())]);
+    let start = engine.start_due(engine.next_due().unwrap()).pop().unwrap();
+    let wakes = engine.next_due().unwrap();
+    assert!(wakes >= start.due + ms(300 + 1000));
+    assert!(engine.start_due(wakes).is_empty());
+    let view = engine.get(&start.key).unwrap();
+    assert_eq!((view.health, view.internal), (Health::Unknown, 1));
+    assert!(
+        engine
+            .finish(&start.key, start.seq, &outcome(Refused), wakes)
+            .is_none()
+    );
+    assert_eq!(engine.get(&start.key).unwrap().health, Health::Unknown);
+    assert_eq!(engine.start_due(engine.next_due().unwrap()).len(), 1);
+}
+
+#[test]
+fn reasons_are_what_an_operator_reads() {
+    let mut engine = engine(&[service(1, &policy())]);
+    let key = key(0);
+    let reason = |engine: &Engine| engine.get(&key).unwrap().reason.clone();
+    assert_eq!(reason(&engine), "not yet probed");
+    feed(&mut engine, &[Pass]);
+    assert_eq!(reason(&engine), "first probe: ok");
+    feed(&mut engine, &[Status, Status, Status]);
+    assert_eq!(reason(&engine), "3 consecutive failures: status");
+    feed(&mut engine, &[Refused, Refused, Refused]);
+    assert_eq!(
+        reason(&engine),
+        "gone: 3 consecutive failures without an answer: refused"
+    );
+    feed(&mut engine, &[Pass, Pass]);
+    assert_eq!(reason(&engine), "2 consecutive successes");
+    feed(&mut engine, &[Pass; 20]);
+    let view = engine.get(&key).unwrap();
+    assert_eq!((view.history.len(), view.successes), (HISTORY, 22));
+    assert!(
+        view.history
+            .iter()
+            .zip(view.history.iter().skip(1))
+            .all(|(a, b)| a.at < b.at)
+    );
+}
+
+#[test]
+fn a_reload_touches_only_what_it_changes() {
+    let mut services = vec![service(5, &policy())];
+    let mut engine = engine(&services);
+    for start in engine.start_due(ms(1000)) {
+        engine.finish(&start.key, start.seq, &outcome(Pass), ms(1000));
+    }
+    let before: BTreeMap<_, _> = engine.view().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let address = "10.9.9.9:80".parse().unwrap();
+    services[0].backends[1].address = address; // another backend under the same name
+    services[0].backends[2]
+        .probe
+        .as_mut()
+        .unwrap()
+        .target
+        .set_port(81); // another probe
+    services[0].backends[3].probe = None;
+    services[0].backends.remove(4);
+    let mut added = services[0].backends[0].clone();
+    (added.name, added.address) = ("new".into(), address);
+    services[0].backends.push(added);
+    let new = BackendKey::new("web", "new");
+    let restored = Restored {
+        health: Health::Unhealthy,
+        gone: true,
+        reason: "3 consecutive failures: refused".to_owned(),
+        address,
+    };
+    let restored = BTreeMap::from([(new.clone(), restored)]);
+    assert_eq!(engine.configure(&services, &restored, ms(1500)), []);
+
+    assert_eq!(engine.get(&key(0)), before.get(&key(0)), "untouched");
+    assert_eq!(engine.get(&key(1)).unwrap().health, Health::Unknown);
+    let assumed = engine.get(&key(2)).unwrap();
+    assert_eq!((assumed.health, assumed.assumed), (Health::Healthy, true));
+    let unprobed = engine.get(&key(3)).unwrap();
+    assert_eq!(
+        (unprobed.health, unprobed.reason.as_str()),
+        (Health::Healthy, "no probe")
+    );
+    assert_eq!(unprobed.next_probe, None);
+    assert_eq!(engine.get(&key(4)), None);
+    let view = engine.get(&new).unwrap();
+    assert_eq!(
+        (view.health, view.gone, view.assumed),
+        (Health::Unhealthy, true, true)
+    );
+    assert_eq!(view.reason, "3 consecutive failures: refused");
+    // An assumption counts as a verdict: the thresholds hold, and an outcome ends it.
+    assert_eq!(engine.snapshot()[&new].health, Health::Unhealthy);
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        assert!(engine.probe_now(&new, ms(5000)));
+        for start in engine
+            .start_due(ms(5000))
+            .iter()
+            .filter(|start| start.key == new)
+        {
+            engine.finish(&new, start.seq, &outcome(Pass), ms(5001));
+        }
+        let view = engine.get(&new).unwrap();
+        seen.push((view.health, view.assumed));
+    }
+    assert_eq!(seen, [(Health::Unhealthy, false), (Health::Healthy, false)]);
+}
+
+#[test]
+fn a_lost_probe_in_the_configuration_is_a_change() {
+    let mut services = vec![service(1, &policy())];
+    let mut engine = engine(&services);
+    feed(&mut engine, &[Refused]);
+    services[0].health = None;
+    let changes = engine.configure(&services, &BTreeMap::new(), ms(5000));
+    assert_eq!(changes.len(), 1);
+    assert_eq!(
+        (changes[0].from, changes[0].to),
+        (Health::Unhealthy, Health::Healthy)
+    );
+    assert_eq!(engine.next_due(), None);
+    assert!(!engine.probe_now(&key(0), ms(6000)));
+}
+
+/// Changes of thresholds alone keep counts, and do not start a second probe beside one in flight.
+#[test]
+fn other_thresholds_keep_the_counts() {
+    let mut services = vec![service(1, &policy())];
+    let mut engine = engine(&services);
+    feed(&mut engine, &[Pass, Refused, Refused]);
+    let now = engine.next_due().unwrap();
+    let start = engine.start_due(now).pop().unwrap();
+    services[0].health.as_mut().unwrap().unhealthy_threshold = 4;
+    engine.configure(&services, &BTreeMap::new(), now);
+    assert!(engine.start_due(now + ms(1000)).is_empty());
+    assert_eq!(
+        engine.finish(&start.key, start.seq, &outcome(Refused), now),
+        None
+    );
+    assert_eq!(engine.get(&start.key).unwrap().failures, 3);
+    assert_eq!(feed(&mut engine, &[Refused]), [(Health::Unhealthy, true)]);
 }

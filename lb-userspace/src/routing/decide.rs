@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::panic::{Situation, judge};
+use super::slow_start;
 use super::tiers::{Share, in_service, one_is_whole};
 use super::{Admin, Cause, Decided, Decision, Event, EventKind, Routing, RoutingState};
 use super::{RoutingState as Previous, ServiceRouting};
@@ -182,7 +183,7 @@ fn decide_service(
         tiers: &tiers,
         drain_deadline: service.drain_deadline,
     };
-    let backends = subjects
+    let mut backends = subjects
         .iter()
         .map(|subject| {
             let before = before.and_then(|before| before.backends.get(&subject.key));
@@ -190,6 +191,7 @@ fn decide_service(
             (subject.key.clone(), decision)
         })
         .collect();
+    ease_in(&mut backends, before, service, now, next);
     ServiceRouting {
         panic: mood.panic,
         healthy_percent: all.percent(),
@@ -306,6 +308,39 @@ fn decision(
         cause,
         reason,
         since,
+        share: 100,
+        eased_since: None,
+    }
+}
+
+/// Gives the shares of those that come back, if others are there to carry the load.
+fn ease_in(
+    backends: &mut BTreeMap<BackendKey, Decision>,
+    before: Option<&ServiceRouting>,
+    service: &Service,
+    now: Duration,
+    next: &mut Earliest,
+) {
+    let window = service.slow_start;
+    for (key, decision) in backends.iter_mut() {
+        if decision.routing == Routing::Active {
+            let before = before.and_then(|before| before.backends.get(key));
+            decision.eased_since = slow_start::began(before, window, now);
+        }
+    }
+    let others = service.backends.iter().any(|backend| {
+        let decision = backends.get(&service.key(backend));
+        let full = decision.is_some_and(|d| d.routing.takes_new_flows() && d.eased_since.is_none());
+        full && backend.weight > 0
+    });
+    for decision in backends.values_mut() {
+        if let Some(began) = decision.eased_since {
+            let (share, until) = slow_start::share(began, window, now);
+            next.consider(until);
+            if others {
+                decision.share = share;
+            }
+        }
     }
 }
 

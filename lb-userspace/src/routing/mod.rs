@@ -11,10 +11,11 @@
 //! - *Unhealthy* ones that answered badly drain: established flows only, until `drain_deadline`.
 //!   Those that are gone are out at once. One that was out is not drained again: its flows are
 //!   given up already.
-//! - *Panic*, see [`panic`](mod@panic); *tiers*, see [`tiers`].
+//! - *Panic*, see [`panic`](mod@panic); *tiers*, see [`tiers`]; *slow start*, see [`slow_start`].
 
 mod decide;
 pub mod panic;
+pub mod slow_start;
 pub mod tiers;
 
 use std::collections::BTreeMap;
@@ -139,6 +140,10 @@ pub struct Decision {
     pub reason: String,
     /// Since when `routing` is what it is.
     pub since: Duration,
+    /// Percent of its slots that it takes new flows for; 100 unless it is being eased in.
+    pub share: u8,
+    /// When its slow start began, while it lasts.
+    eased_since: Option<Duration>,
 }
 
 /// What was decided for a service, and what must be remembered to decide again.

@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
-use crate::health::Engine;
+use crate::health::{Engine, Health};
 use crate::model::{
     Affinity, Backend, Forwarding, HealthPolicy, ProbeKind, ProbeSpec, Protocol, Service,
 };
@@ -147,6 +149,11 @@ impl World {
         let again = decide(&input, &decided.state, self.now);
         assert_eq!(again.state, decided.state, "deciding twice changes nothing");
         assert_eq!(again.events, []);
+        // Until the deadline time alone changes nothing.
+        assert!(decided.next_deadline.is_none_or(|at| at > self.now));
+        let last = decided.next_deadline.unwrap_or(self.now + s(10_000));
+        let later = decide(&input, &decided.state, last - Duration::from_nanos(1));
+        assert_eq!((later.state, later.events), (decided.state.clone(), vec![]));
         self.events.extend(
             decided
                 .events
@@ -328,4 +335,200 @@ fn tiers_stand_by_and_join() {
     assert_eq!(world.picture(), "AAAOS");
     let switched = |(_, kind): &&(_, EventKind)| *kind == EventKind::TierSwitched;
     assert_eq!(world.events.iter().filter(switched).count(), 2);
+}
+
+#[test]
+fn operators_drains_of_everything_are_no_panic() {
+    let mut world = World::healthy(50, &[(100, 0); 2]);
+    world.admin(0, Admin::Drain { until: s(200) });
+    world.admin(1, Admin::Drain { until: s(200) });
+    assert_eq!((world.picture().as_str(), world.panic()), ("DD", false));
+    assert_eq!(world.state.services["web"].healthy_percent, 0.0);
+}
+
+/// The end of panic gives those that answer badly their drain, for the flows that panic sent them.
+#[test]
+fn after_panic_comes_the_drain() {
+    let mut world = World::healthy(50, &[(100, 0); 2]);
+    world.probe(0, Class::Status).probe(1, Class::Status);
+    assert_eq!(world.picture(), "PP");
+    world.wait(s(100)).probe(0, Class::Ok).wait(s(5));
+    assert_eq!(world.picture(), "AD");
+    assert_eq!(world.routing(1), Routing::Draining { until: s(235) });
+}
+
+#[test]
+fn events_tell_every_change_of_panic() {
+    let mut world = World::healthy(50, &[(100, 0); 2]);
+    world.probe(0, Class::Refused).probe(1, Class::Refused);
+    world.probe(0, Class::Ok).probe(1, Class::Ok);
+    use EventKind::{Ejected, PanicEntered, PanicLeft, Panicked, Readmitted};
+    let expected = [
+        (Some("b0"), Ejected),
+        (None, PanicEntered),
+        (Some("b0"), Panicked),
+        (Some("b1"), Panicked),
+        (Some("b0"), Readmitted),
+        (None, PanicLeft),
+        (Some("b1"), Readmitted),
+    ];
+    let events: Vec<_> = world
+        .events
+        .iter()
+        .map(|(b, kind)| (b.as_deref(), *kind))
+        .collect();
+    assert_eq!(events, expected);
+}
+
+#[test]
+fn a_returning_backend_is_eased_in() {
+    let mut world = World::healthy(0, &[(100, 0); 3]);
+    world.service.slow_start = s(100);
+    let share = |world: &World, n: usize| world.state.get(&key(n)).unwrap().share;
+    world
+        .probe(0, Class::Refused)
+        .wait(s(7))
+        .probe(0, Class::Ok);
+    let mut seen = Vec::new();
+    for _ in 0..21 {
+        seen.push(share(&world, 0));
+        assert_eq!(share(&world, 1), 100);
+        world.wait(s(5));
+    }
+    let expected: Vec<u8> = (0..=20).map(|step| (step * 5).max(10)).collect();
+    assert_eq!(seen, expected);
+    assert_eq!(world.next, None);
+    // Nobody is held back while there is nobody else.
+    for n in 0..3 {
+        world.probe(n, Class::Refused);
+    }
+    for n in 0..3 {
+        world.probe(n, Class::Ok);
+    }
+    assert_eq!(
+        (0..3).map(|n| share(&world, n)).collect::<Vec<_>>(),
+        [100; 3]
+    );
+    // Neither a start nor a panic makes one.
+    let mut world = World::new(50, &[(100, 0); 2]);
+    world.service.slow_start = s(100);
+    world.probe(0, Class::Ok).probe(1, Class::Ok);
+    assert_eq!((share(&world, 0), share(&world, 1)), (100, 100));
+    world
+        .wait(s(200))
+        .probe(0, Class::Refused)
+        .probe(1, Class::Refused);
+    world.probe(0, Class::Ok).probe(1, Class::Ok);
+    assert_eq!(share(&world, 1), 100);
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Probe(usize, Class),
+    Admin(usize, u8),
+    Wait(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let class = prop_oneof![
+        3 => Just(Class::Ok),
+        2 => Just(Class::Status),
+        2 => Just(Class::Refused),
+        1 => Just(Class::Internal)
+    ];
+    prop_oneof![
+        5 => (0usize..6, class).prop_map(|(n, class)| Op::Probe(n, class)),
+        2 => (0usize..6, 0u8..4).prop_map(|(n, word)| Op::Admin(n, word)),
+        2 => (1u64..20).prop_map(Op::Wait),
+    ]
+}
+
+/// What must hold whatever happened.
+fn check(world: &World) -> Result<(), TestCaseError> {
+    let service = &world.state.services["web"];
+    prop_assert!((0.0..=100.0).contains(&service.healthy_percent));
+    for (n, backend) in world.service.backends.iter().enumerate() {
+        let decision = &service.backends[&key(n)];
+        let view = world.engine.get(&key(n)).unwrap();
+        let admin = world.admin.get(&key(n)).copied().unwrap_or_default();
+        let takes = decision.routing.takes_new_flows();
+        match (admin, view.health) {
+            (Admin::Disabled, _) => prop_assert_eq!(decision.routing, Routing::Out),
+            (Admin::Drain { .. }, _) => prop_assert!(!takes),
+            (Admin::Enabled, Health::Unknown) => {
+                prop_assert_eq!(takes, decision.cause == Cause::FailOpen);
+            }
+            (Admin::Enabled, Health::Unhealthy) => {
+                prop_assert_eq!(takes, service.panic);
+                prop_assert!(takes || !view.gone || decision.routing == Routing::Out);
+            }
+            (Admin::Enabled, Health::Healthy) => {
+                let needed = service.tiers.contains(&backend.tier);
+                let expected = if needed {
+                    Routing::Active
+                } else {
+                    Routing::Standby
+                };
+                prop_assert_eq!(decision.routing, expected);
+            }
+        }
+        if let Routing::Draining { until } = decision.routing {
+            prop_assert!(world.now < until && until <= world.now + s(30));
+        }
+        prop_assert!((10..=100).contains(&decision.share));
+        prop_assert!(decision.routing == Routing::Active || decision.share == 100);
+        prop_assert!(decision.since <= world.now && !decision.reason.is_empty());
+    }
+    // Somebody serves, if anybody may.
+    let healthy = |n: usize| {
+        let enabled = world
+            .admin
+            .get(&key(n))
+            .is_none_or(|a| *a == Admin::Enabled);
+        enabled && world.engine.get(&key(n)).unwrap().health == Health::Healthy
+    };
+    let count = world.service.backends.len();
+    let active = (0..count).any(|n| world.routing(n) == Routing::Active);
+    let share = |n: usize| service.backends[&key(n)].share;
+    let full = (0..count).any(|n| world.routing(n).takes_new_flows() && share(n) == 100);
+    prop_assert!(full || !active, "somebody carries the load");
+    prop_assert!(active || !(0..count).any(healthy));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn the_rules_hold_whatever_happens(
+        threshold in prop_oneof![Just(0u8), Just(50), Just(95), 0u8..=100],
+        slow_start in prop_oneof![Just(0u64), 1u64..40],
+        backends in prop::collection::vec((1u32..4, 0u8..3), 6),
+        ops in prop::collection::vec(op(), 1..60),
+    ) {
+        let mut world = World::new(threshold, &backends);
+        world.service.slow_start = s(slow_start);
+        world.decide();
+        check(&world)?;
+        for op in &ops {
+            match *op {
+                Op::Probe(n, class) => world.probe(n, class),
+                Op::Admin(n, 0) => world.admin(n, Admin::Disabled),
+                Op::Admin(n, 1) => {
+                    let until = world.now + s(20);
+                    world.admin(n, Admin::Drain { until })
+                }
+                Op::Admin(n, _) => world.admin(n, Admin::Enabled),
+                Op::Wait(seconds) => world.wait(s(seconds)),
+            };
+            check(&world)?;
+            prop_assert!(threshold > 0 || !world.panic());
+        }
+        // Panic ends by itself when enough are healthy, though only just.
+        world.wait(s(5));
+        if world.state.services["web"].healthy_percent >= f64::from(threshold) {
+            world.wait(s(5));
+            prop_assert!(!world.panic());
+        }
+    }
 }

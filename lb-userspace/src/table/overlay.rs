@@ -24,68 +24,91 @@ const ATTEMPTS: u64 = 64;
 impl Base {
     /// Owner of each slot when only some backends may take new flows; 0 where nobody may.
     pub fn overlay(&self, eligible: impl Fn(BackendIndex) -> bool) -> Vec<BackendIndex> {
-        let eligible: Vec<bool> = self.members.iter().map(|m| eligible(m.index)).collect();
-        if !eligible.contains(&true) {
-            return vec![0; self.size as usize];
-        }
+        self.overlay_shares(|index| if eligible(index) { 100 } else { 0 })
+    }
+
+    /// The same for backends that take only a share, in percent, of what they would (slow start):
+    /// 0 is not eligible, 100 or more is eligible without reserve. Which slots are in the share is
+    /// fixed for each backend and grows with it, so a step moves only the slots it adds. Where
+    /// nobody takes a slot by its share, all who are eligible at all are asked.
+    pub fn overlay_shares(&self, share: impl Fn(BackendIndex) -> u8) -> Vec<BackendIndex> {
         let candidates: Vec<Candidate> = self
             .members
             .iter()
-            .zip(&eligible)
-            .enumerate()
-            .filter(|(_, (_, eligible))| **eligible)
-            .map(|(position, (member, _))| Candidate {
-                position,
+            .map(|member| Candidate {
                 hash: identity_hash(&member.identity),
                 weight: f64::from(member.weight),
+                share: share(member.index),
             })
             .collect();
+        let eligible: Vec<usize> = (0..candidates.len())
+            .filter(|&position| candidates[position].share > 0)
+            .collect();
+        if eligible.is_empty() {
+            return vec![0; self.size as usize];
+        }
+        let position = |owner: usize, slot: u64| {
+            if candidates[owner].takes(slot) {
+                return owner;
+            }
+            let taking = |position: &usize| candidates[*position].takes(slot);
+            self.preferences(slot)
+                .find(taking)
+                .or_else(|| rendezvous(slot, &candidates, eligible.iter().copied().filter(taking)))
+                .or_else(|| rendezvous(slot, &candidates, eligible.iter().copied()))
+                .unwrap_or(owner)
+        };
         self.owners
             .iter()
             .zip(0u64..)
-            .map(|(&owner, slot)| {
-                let owner = usize::from(owner);
-                let position = if eligible[owner] {
-                    owner
-                } else {
-                    self.preferred(slot, &eligible)
-                        .unwrap_or_else(|| rendezvous(slot, &candidates))
-                };
-                self.members[position].index
-            })
+            .map(|(&owner, slot)| self.members[position(usize::from(owner), slot)].index)
             .collect()
     }
 
-    /// First eligible backend of the slot's sequence.
-    fn preferred(&self, slot: u64, eligible: &[bool]) -> Option<usize> {
-        (1..=ATTEMPTS)
-            .map(|attempt| {
-                let hash = mix(mix(slot.wrapping_add(0x006f_7665_726c_6179)) ^ attempt);
-                let at = (u128::from(hash) * u128::from(self.size)) >> 64;
-                usize::from(self.owners[at as usize])
-            })
-            .find(|&position| eligible[position])
+    /// The slot's sequence of preferences.
+    fn preferences(&self, slot: u64) -> impl Iterator<Item = usize> {
+        let seed = mix(slot.wrapping_add(0x006f_7665_726c_6179));
+        (1..=ATTEMPTS).map(move |attempt| {
+            let at = (u128::from(mix(seed ^ attempt)) * u128::from(self.size)) >> 64;
+            usize::from(self.owners[at as usize])
+        })
     }
 }
 
+/// A member of the table, by its position.
 struct Candidate {
-    position: usize,
     hash: u64,
     weight: f64,
+    share: u8,
+}
+
+impl Candidate {
+    /// Whether the slot is in its share.
+    fn takes(&self, slot: u64) -> bool {
+        match self.share {
+            0 => false,
+            100.. => true,
+            share => mix(mix(slot ^ 0x7368_6172_6573) ^ self.hash) % 100 < u64::from(share),
+        }
+    }
 }
 
 /// Weighted rendezvous hashing: the candidate with the least `−ln(u) / weight` for its own uniform
 /// `u` of this slot. (The minimum of exponential variates falls on each in proportion to its rate.)
-fn rendezvous(slot: u64, candidates: &[Candidate]) -> usize {
-    let score = |candidate: &Candidate| {
+fn rendezvous(
+    slot: u64,
+    candidates: &[Candidate],
+    positions: impl Iterator<Item = usize>,
+) -> Option<usize> {
+    let score = |position: usize| {
+        let candidate = &candidates[position];
         let hash = mix(mix(slot ^ 0x7265_6e64_657a) ^ candidate.hash);
         // 53 bits, shifted by half a step: never 0, where the logarithm has no value.
         let uniform = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
         -uniform.ln() / candidate.weight
     };
-    candidates
-        .iter()
-        .map(|candidate| (score(candidate), candidate.position))
+    positions
+        .map(|position| (score(position), position))
         .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
-        .map_or(0, |(_, position)| position)
+        .map(|(_, position)| position)
 }

@@ -295,3 +295,28 @@ fn advance_case_by_case() {
     assert_eq!(settled.closed, [2]);
     assert_eq!(settle(&slots, |_, _| false), None);
 }
+
+/// Easing in: each step only hands the backend slots of its own, in proportion to its share.
+#[test]
+fn a_growing_share_moves_only_its_own_slots() {
+    let base = Base::new(&members(&[100; 20]), 65_537);
+    let all = base.owners();
+    let own = counts(&all)[&7] as f64;
+    let mut before = base.overlay(|index| index != 7);
+    for share in [10u8, 15, 50, 95, 100] {
+        let after = base.overlay_shares(|index| if index == 7 { share } else { 100 });
+        for ((before, after), owner) in before.iter().zip(&after).zip(&all) {
+            assert!(before == after || (*after == 7 && *owner == 7));
+        }
+        let got = counts(&after)[&7] as f64 / own;
+        assert!(
+            (got - f64::from(share) / 100.0).abs() < 0.03,
+            "{share} %: {got}"
+        );
+        before = after;
+    }
+    assert_eq!(before, all);
+    // With shares alone, every slot still has an owner.
+    let thin = base.overlay_shares(|index| if index <= 2 { 10 } else { 0 });
+    assert!(thin.iter().all(|owner| (1..=2).contains(owner)));
+}
