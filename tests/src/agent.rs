@@ -137,7 +137,7 @@ impl<'lab> Agent<'lab> {
         })
     }
 
-    /// Waits until `condition` holds of the status.
+    /// Waits until `condition` holds of the status and the data plane has caught up with it.
     pub fn wait_status(
         &mut self,
         what: &str,
@@ -152,7 +152,8 @@ impl<'lab> Agent<'lab> {
                 return Ok(false);
             }
             last = output.ok()?;
-            condition(&parse(&last)?)
+            let status = parse(&last)?;
+            Ok(condition(&status)? && status.node.verdict_age_seconds == 0.0)
         });
         result.with_context(|| format!("last status: {last}"))
     }
