@@ -214,10 +214,9 @@ impl<'lab> Agent<'lab> {
             .namespace
             .run("ip", &["-oneline", "link", "show"])?;
         let attached = links.lines().filter(|line| line.contains("xdp"));
-        let pins = self
-            .host
-            .namespace
-            .run("find", &["/sys/fs/bpf", "-mindepth", "1"])?;
+        // The kernel itself makes the files named `.debug`.
+        let find = ["/sys/fs/bpf", "-mindepth", "1", "!", "-name", "*.debug"];
+        let pins = self.host.namespace.run("find", &find)?;
         Ok(attached.chain(pins.lines()).map(str::to_owned).collect())
     }
 
