@@ -15,7 +15,7 @@ use crate::status::Status;
 use crate::wait::wait_for;
 
 /// Time for anything the agent does at once; generous, since the machine may be busy.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(40);
 
 /// What a finished command said.
 #[derive(Debug)]
@@ -147,11 +147,13 @@ impl<'lab> Agent<'lab> {
         let result = wait_for(what, SOON, || {
             self.must_run()?;
             let output = self.lb(&["status", "--json"])?;
-            // Exit 3: the socket is not there yet.
-            if output.code == Some(3) {
+            // An agent that starts does not answer before the kernel has verified its program,
+            // which takes seconds on a busy machine.
+            if output.code != Some(0) {
+                last = output.err;
                 return Ok(false);
             }
-            last = output.ok()?;
+            last = output.out;
             let status = parse(&last)?;
             Ok(condition(&status)? && status.node.verdict_age_seconds == 0.0)
         });
