@@ -15,7 +15,7 @@ use crate::status::Status;
 use crate::wait::wait_for;
 
 /// Time for anything the agent does at once; generous, since the machine may be busy.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(40);
 
 /// What a finished command said.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ impl<'lab> Agent<'lab> {
         })
     }
 
-    /// Waits until `condition` holds of the status.
+    /// Waits until `condition` holds of the status and the data plane has caught up with it.
     pub fn wait_status(
         &mut self,
         what: &str,
@@ -147,12 +147,15 @@ impl<'lab> Agent<'lab> {
         let result = wait_for(what, SOON, || {
             self.must_run()?;
             let output = self.lb(&["status", "--json"])?;
-            // Exit 3: the socket is not there yet.
-            if output.code == Some(3) {
+            // An agent that starts does not answer before the kernel has verified its program,
+            // which takes seconds on a busy machine.
+            if output.code != Some(0) {
+                last = output.err;
                 return Ok(false);
             }
-            last = output.ok()?;
-            condition(&parse(&last)?)
+            last = output.out;
+            let status = parse(&last)?;
+            Ok(condition(&status)? && status.node.verdict_age_seconds == 0.0)
         });
         result.with_context(|| format!("last status: {last}"))
     }
@@ -213,10 +216,9 @@ impl<'lab> Agent<'lab> {
             .namespace
             .run("ip", &["-oneline", "link", "show"])?;
         let attached = links.lines().filter(|line| line.contains("xdp"));
-        let pins = self
-            .host
-            .namespace
-            .run("find", &["/sys/fs/bpf", "-mindepth", "1"])?;
+        // The kernel itself makes the files named `.debug`.
+        let find = ["/sys/fs/bpf", "-mindepth", "1", "!", "-name", "*.debug"];
+        let pins = self.host.namespace.run("find", &find)?;
         Ok(attached.chain(pins.lines()).map(str::to_owned).collect())
     }
 

@@ -84,7 +84,7 @@ impl Lab {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         namespace::remove_leftovers()?;
         let folder = tempfile::Builder::new()
-            .prefix("lb-lab-")
+            .prefix(&namespace::prefix())
             .tempdir()
             .context("cannot make a temporary folder")?;
         let mut switch = Namespace::new("net")?;

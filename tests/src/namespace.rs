@@ -29,7 +29,7 @@ impl Namespace {
     /// Makes an empty namespace; `role` ends its name.
     pub fn new(role: &str) -> Result<Self> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{}-{number}-{role}", std::process::id());
+        let name = format!("{}{number}-{role}", prefix());
         tool("ip", &["netns", "add", &name])?;
         let path = Path::new(FOLDER).join(&name);
         let net = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
@@ -204,25 +204,46 @@ fn finish(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Removes the namespaces of laboratories whose process no longer lives.
+/// How the names of this process's things begin.
+pub(crate) fn prefix() -> String {
+    format!("{PREFIX}{}-", std::process::id())
+}
+
+/// Removes the namespaces and folders of laboratories whose process no longer lives.
 pub fn remove_leftovers() -> Result<()> {
-    let Ok(entries) = std::fs::read_dir(FOLDER) else {
-        return Ok(());
+    for name in leftovers(Path::new(FOLDER))? {
+        tool("ip", &["netns", "del", &name])?;
+    }
+    let temporary = std::env::temp_dir();
+    for name in leftovers(&temporary)? {
+        let path = temporary.join(name);
+        std::fs::remove_dir_all(&path)
+            .with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Names in `folder` that begin as those of a process that is gone.
+fn leftovers(folder: &Path) -> Result<Vec<String>> {
+    let listing = || format!("cannot list {}", folder.display());
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(listing),
     };
+    let mut names = Vec::new();
     for entry in entries {
-        let name = entry
-            .with_context(|| format!("cannot list {FOLDER}"))?
-            .file_name();
-        let Some(name) = name.to_str() else { continue };
+        let Ok(name) = entry.with_context(listing)?.file_name().into_string() else {
+            continue;
+        };
         let process = name
             .strip_prefix(PREFIX)
             .and_then(|rest| rest.split_once('-'));
-        let Some(Ok(process)) = process.map(|(process, _)| process.parse::<u32>()) else {
-            continue;
-        };
-        if !Path::new("/proc").join(process.to_string()).exists() {
-            tool("ip", &["netns", "del", name])?;
+        if let Some(Ok(process)) = process.map(|(process, _)| process.parse::<u32>())
+            && !Path::new("/proc").join(process.to_string()).exists()
+        {
+            names.push(name);
         }
     }
-    Ok(())
+    Ok(names)
 }

@@ -24,6 +24,9 @@ pub struct Node {
     pub interfaces: Vec<Interface>,
     pub uptime_seconds: f64,
     pub draining: bool,
+    /// Not in the contract: 0 while the maps hold what the verdicts want.
+    #[serde(default)]
+    pub verdict_age_seconds: f64,
 }
 
 /// An interface the program is attached to.

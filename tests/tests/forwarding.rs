@@ -113,7 +113,13 @@ fn ten_thousand_datagrams_each_answered() -> Result<()> {
             send(true, 10_000)?
                 .must_not_fail()
                 .context(service.name.clone())?;
-            must_be_spread(&send(false, 3000)?).with_context(|| service.name.clone())?;
+            let each = send(false, 3000)?;
+            each.must_not_fail().context(service.name.clone())?;
+            // Without a SYN, a datagram through a slot in transition cannot be told from one of an
+            // older flow, so by DSR the backend that was ready first keeps all for two minutes.
+            if service.forwarding == "nat" {
+                must_be_spread(&each).with_context(|| service.name.clone())?;
+            }
         }
         Ok(())
     })

@@ -1,6 +1,7 @@
 //! The steps between two contents of the maps, in an order in which a packet never sees less than
 //! the old contents or the new: what is added comes first, what is removed comes last, a service
-//! gets its table before it is found, and a backend's slots go to others before its state says so.
+//! gets its table before it is found, a backend may do more before it gets slots, and its slots go
+//! to others before it may do less.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -117,6 +118,13 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
             Some(_) => {}
         }
     }
+    let changes = wanted.backends.iter().filter_map(|(id, backend)| {
+        let known = now.backends.get(id)?.state;
+        (known != backend.state).then_some((known, *id, backend.state))
+    });
+    let (wider, narrower): (Vec<_>, Vec<_>) = changes.partition(|(from, _, to)| widens(*from, *to));
+    let state = |(_, id, to)| Op::State(id, to);
+    ops.extend(wider.into_iter().map(state));
     let mut orphans = Vec::new();
     for (id, service) in &wanted.services {
         let known = now.services.get(id);
@@ -132,15 +140,7 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
             orphans.push(Op::RemoveTable(*id, known.slots.len()));
         }
     }
-    for (id, backend) in &wanted.backends {
-        if now
-            .backends
-            .get(id)
-            .is_some_and(|known| known.state != backend.state)
-        {
-            ops.push(Op::State(*id, backend.state));
-        }
-    }
+    ops.extend(narrower.into_iter().map(state));
     for (id, service) in &now.services {
         if !wanted.services.contains_key(id) {
             ops.push(Op::RemoveService(*id, service.address, service.protocol));
@@ -157,6 +157,15 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
         ops.push(Op::Filter(new));
     }
     ops
+}
+
+/// Whether the change lets a backend do more.
+const fn widens(from: BackendState, to: BackendState) -> bool {
+    match from {
+        BackendState::Unset | BackendState::Out => true,
+        BackendState::Draining => matches!(to, BackendState::Active),
+        BackendState::Active => false,
+    }
 }
 
 fn same_slots(a: &Arc<Vec<Slot>>, b: &Arc<Vec<Slot>>) -> bool {
@@ -181,6 +190,8 @@ fn entry_differs(a: &Service, b: &Service) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use lb_common::abi::{Affinity, Forwarding, Hop};
     use lb_common::slot::TABLE_SIZES;
     use proptest::prelude::*;
@@ -306,6 +317,18 @@ mod tests {
                     let seen = maps.slots(*id);
                     let both = [&old.services[id].slots, &new.services[id].slots];
                     prop_assert!(seen.is_some_and(|seen| both.contains(&seen)), "after {op:?}");
+                    if both[0] == both[1] {
+                        continue;
+                    }
+                    // A table that sends new flows to a backend is only seen while it takes them.
+                    let contents = if seen == Some(both[0]) { &old } else { &new };
+                    let owner = contents.services[id].slots[0].current();
+                    let state = |backends: &BTreeMap<BackendIndex, Backend>| {
+                        backends.get(&owner).map(|backend| backend.state)
+                    };
+                    if state(&contents.backends) == Some(BackendState::Active) {
+                        prop_assert_eq!(state(&maps.backends), Some(BackendState::Active));
+                    }
                 }
                 for id in old.backends.keys().filter(|id| new.backends.contains_key(id)) {
                     let state = maps.backends[id].state;
