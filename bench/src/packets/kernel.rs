@@ -22,7 +22,10 @@ use super::drive::{self, Drive, FRAME_LEN, Target, Tuple};
 use super::frames::CLIENT4;
 
 #[path = "../../../lb-ebpf/toolchain.rs"]
-#[expect(dead_code, reason = "the product's own build script takes a prebuilt object")]
+#[expect(
+    dead_code,
+    reason = "the product's own build script takes a prebuilt object"
+)]
 mod toolchain;
 
 /// VIPs; each service listens on [`PORT`].
@@ -132,14 +135,11 @@ impl Kernel {
         })
     }
 
-    /// Runs a scenario `repeat` times; the number of the next run is kept in it.
-    pub fn run(&mut self, drive: &mut Drive, repeat: u32) -> Result<TestRun> {
+    /// Runs a scenario `repeat` times.
+    pub fn run(&mut self, drive: &Drive, repeat: u32) -> Result<TestRun> {
         self.drive.set(0, *drive, 0).context("map DRIVE")?;
         let program = xdp(&mut self.driver, "bench_drive")?;
-        let result = test_run(program.fd()?.as_fd(), &[0; FRAME_LEN], repeat)
-            .context("BPF_PROG_TEST_RUN")?;
-        drive.next = self.drive.get(&0, 0).context("map DRIVE")?.next;
-        Ok(result)
+        test_run(program.fd()?.as_fd(), &[0; FRAME_LEN], repeat).context("BPF_PROG_TEST_RUN")
     }
 
     /// Packets forwarded so far, in either direction.

@@ -7,6 +7,8 @@ mod drive;
 mod frames;
 mod kernel;
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Result, ensure};
 
 use crate::stats::Spread;
@@ -48,6 +50,8 @@ struct Scenario {
     order: Order,
     v6: bool,
     flows: u32,
+    /// Number of the first flow, where each is new.
+    first_fresh: u64,
     action: u32,
     /// The row that its ratio is to.
     floor: Option<&'static str>,
@@ -81,6 +85,7 @@ fn scenarios(flows: u32) -> Vec<Scenario> {
         order: Order::Random,
         v6: false,
         flows,
+        first_fresh: 0,
         action: TX,
         floor,
     };
@@ -112,22 +117,56 @@ fn scenarios(flows: u32) -> Vec<Scenario> {
     ]
 }
 
-/// Rows whose flows are new with each packet.
-fn openings() -> Vec<Scenario> {
-    let opening = |name, vip, floor| Scenario {
+/// Packets of one measurement of openings: few enough that all fit into the flow table.
+const OPENINGS: u32 = 20_000;
+/// Flow numbers that fill the flow table.
+const FILL: u64 = 1 << 31;
+
+/// A row whose flows are new with each packet, from number `first_fresh` on.
+fn opening(
+    name: &'static str,
+    vip: Ipv4Addr,
+    first_fresh: u64,
+    floor: Option<&'static str>,
+) -> Scenario {
+    Scenario {
         name,
         target: Target::Lb,
         frame: frames::v4(vip, PORT, SYN),
         order: Order::Fresh,
         v6: false,
         flows: 0,
+        first_fresh,
         action: TX,
-        floor: Some(floor),
-    };
+        floor,
+    }
+}
+
+fn openings() -> Vec<Scenario> {
+    let first = 1 << 28;
     vec![
-        opening("lb, DSR, SYN", DSR, FLOOR_DSR),
-        opening("lb, DSR, SYN, in transition", MOVING, FLOOR_DSR),
-        opening("lb, NAT, SYN", NAT, FLOOR_NAT),
+        opening("lb, DSR, SYN", DSR, first, Some(FLOOR_DSR)),
+        opening(
+            "lb, DSR, SYN, in transition",
+            MOVING,
+            first,
+            Some(FLOOR_DSR),
+        ),
+        opening("lb, NAT, SYN", NAT, first, Some(FLOOR_NAT)),
+    ]
+}
+
+/// The same where each new flow pushes out an old one.
+fn full_openings() -> Vec<Scenario> {
+    let first = 2 << 28;
+    vec![
+        opening(
+            "lb, DSR, SYN, in transition, full table",
+            MOVING,
+            first,
+            Some(FLOOR_DSR),
+        ),
+        opening("lb, NAT, SYN, full table", NAT, first, Some(FLOOR_NAT)),
     ]
 }
 
@@ -140,54 +179,52 @@ pub fn run(quick: bool) -> Result<()> {
     }
     let most = effort.flows.iter().copied().max().unwrap_or(1);
     for vip in [NAT, MOVING] {
-        open(&mut kernel, vip, most)?;
+        flood(&mut kernel, vip, 0, most)?;
     }
     kernel.tabulate_replies(most)?;
 
-    let mut rows: Vec<(Scenario, Vec<f64>)> = Vec::new();
-    for flows in effort.flows {
-        rows.extend(scenarios(*flows).into_iter().map(|row| (row, Vec::new())));
-    }
-    rows.extend(openings().into_iter().map(|row| (row, Vec::new())));
-    for (row, _) in &rows {
-        verify(&mut kernel, row)?;
-    }
-    // Fresh flows go on where the opened ones end, and never come twice.
-    let mut fresh = u64::from(most);
-    for round in 0..effort.rounds {
-        for (row, times) in &mut rows {
-            let start = match row.order {
-                Order::Fresh => fresh,
-                Order::Random | Order::Table => (round as u64) << 32,
-            };
-            let base = kernel.run(&mut row.drive(Target::Pass, start), effort.packets)?;
-            let mut drive = row.drive(row.target, start);
-            let full = kernel.run(&mut drive, effort.packets)?;
-            expect(&full, row.action, row.name)?;
-            if row.order == Order::Fresh {
-                fresh = drive.next;
-            }
-            times.push(f64::from(full.duration) - f64::from(base.duration));
-        }
-    }
+    let established = effort.flows.iter().flat_map(|flows| scenarios(*flows));
+    let mut rows = measure(&mut kernel, established.collect(), &effort, effort.packets)?;
+    // New flows come last: the table is an LRU, so many of them push out those that were opened.
+    rows.extend(measure(&mut kernel, openings(), &effort, OPENINGS)?);
+    let fill = effort.flow_entries / 2;
+    flood(&mut kernel, NAT, FILL, fill)?;
+    rows.extend(measure(&mut kernel, full_openings(), &effort, OPENINGS)?);
     print(&rows, &effort);
     Ok(())
 }
 
-/// Opens the first `flows` flows of a service.
-fn open(kernel: &mut Kernel, vip: std::net::Ipv4Addr, flows: u32) -> Result<()> {
-    let scenario = Scenario {
-        name: "opening flows",
-        target: Target::Lb,
-        frame: frames::v4(vip, PORT, SYN),
-        order: Order::Fresh,
-        v6: false,
-        flows,
-        action: TX,
-        floor: None,
-    };
+/// Measures each scenario once a round, so that what else the machine does meets all alike.
+fn measure(
+    kernel: &mut Kernel,
+    scenarios: Vec<Scenario>,
+    effort: &Effort,
+    packets: u32,
+) -> Result<Vec<(Scenario, Vec<f64>)>> {
+    for row in &scenarios {
+        verify(kernel, row)?;
+    }
+    let mut rows: Vec<_> = scenarios.into_iter().map(|row| (row, Vec::new())).collect();
+    for round in 0..effort.rounds as u64 {
+        for (row, times) in &mut rows {
+            let start = match row.order {
+                Order::Fresh => row.first_fresh + round * u64::from(packets),
+                Order::Random | Order::Table => round << 32,
+            };
+            let base = kernel.run(&row.drive(Target::Pass, start), packets)?;
+            let full = kernel.run(&row.drive(row.target, start), packets)?;
+            expect(&full, row.action, row.name)?;
+            times.push(f64::from(full.duration) - f64::from(base.duration));
+        }
+    }
+    Ok(rows)
+}
+
+/// Opens `flows` flows of a service, from number `first` on.
+fn flood(kernel: &mut Kernel, vip: Ipv4Addr, first: u64, flows: u32) -> Result<()> {
+    let scenario = opening("opening flows", vip, first, None);
     let before = kernel.forwarded()?;
-    kernel.run(&mut scenario.drive(Target::Lb, 0), flows)?;
+    kernel.run(&scenario.drive(Target::Lb, first), flows)?;
     let opened = kernel.forwarded()? - before;
     ensure!(
         opened == u64::from(flows),
@@ -199,13 +236,13 @@ fn open(kernel: &mut Kernel, vip: std::net::Ipv4Addr, flows: u32) -> Result<()> 
 /// Each packet of a scenario must really be forwarded, or really be passed: a drop is fast.
 fn verify(kernel: &mut Kernel, row: &Scenario) -> Result<()> {
     const PACKETS: u32 = 1_000;
-    // Far from the flows that are measured as new.
+    // Other flows than those that are measured.
     let start = match row.order {
-        Order::Fresh => 1 << 31,
+        Order::Fresh => row.first_fresh + (1 << 28) - u64::from(PACKETS),
         Order::Random | Order::Table => 1 << 60,
     };
     let before = kernel.forwarded()?;
-    let result = kernel.run(&mut row.drive(row.target, start), PACKETS)?;
+    let result = kernel.run(&row.drive(row.target, start), PACKETS)?;
     expect(&result, row.action, row.name)?;
     let forwarded = kernel.forwarded()? - before;
     let wanted = if row.action == TX {
@@ -229,7 +266,7 @@ fn print(rows: &[(Scenario, Vec<f64>)], effort: &Effort) {
         effort.rounds, effort.packets
     );
     println!(
-        "{:<30}{:>10}{:>8}{:>12}{:>9}",
+        "{:<40}{:>10}{:>8}{:>12}{:>9}",
         "", "flows", "median", "range", "ratio"
     );
     let median_of = |name: &str, flows: u32| {
@@ -250,6 +287,6 @@ fn print(rows: &[(Scenario, Vec<f64>)], effort: &Effort) {
             .floor
             .and_then(|floor| median_of(floor, row.flows))
             .map_or_else(String::new, |floor| format!("{:.2}", spread.median / floor));
-        println!("{:<30}{flows:>10}{spread:>20}{ratio:>9}", row.name);
+        println!("{:<40}{flows:>10}{spread:>20}{ratio:>9}", row.name);
     }
 }
