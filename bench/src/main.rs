@@ -1,6 +1,7 @@
 //! The measurements of `cargo xtask bench`: the time per packet of the real XDP program, and
 //! requests per second through it beside other balancers. Needs root.
 
+mod network;
 mod packets;
 mod stats;
 
@@ -25,6 +26,9 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if !arguments.network {
         packets::run(arguments.quick)?;
+    }
+    if !arguments.packets {
+        network::run(arguments.quick)?;
     }
     Ok(())
 }
