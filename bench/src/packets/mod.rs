@@ -1,0 +1,292 @@
+//! Time per packet: the real program under `BPF_PROG_TEST_RUN`, each run with another flow, above
+//! the time of the same driver with a program that passes everything.
+
+#[path = "../../../lb-ebpf/src/bench/drive.rs"]
+#[allow(dead_code, reason = "the BPF side uses the rest")]
+mod drive;
+mod frames;
+mod kernel;
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Result, ensure};
+
+use crate::stats::Spread;
+use drive::{Drive, FRAME_LEN, Order, Target};
+use frames::{ACK, SYN};
+use kernel::{DSR, DSR6, Kernel, MOVING, NAT, PORT, expect};
+
+const PASS: u32 = 2;
+const TX: u32 = 3;
+
+/// How much is measured.
+struct Effort {
+    rounds: usize,
+    /// Packets of one measurement.
+    packets: u32,
+    /// Numbers of flows.
+    flows: &'static [u32],
+    flow_entries: u32,
+}
+
+const FULL: Effort = Effort {
+    rounds: 9,
+    packets: 1_000_000,
+    flows: &[1, 65_536, 1_000_000],
+    flow_entries: 4_194_304,
+};
+const QUICK: Effort = Effort {
+    rounds: 3,
+    packets: 200_000,
+    flows: &[1, 65_536],
+    flow_entries: 1_048_576,
+};
+
+/// One row of the table.
+struct Scenario {
+    name: &'static str,
+    target: Target,
+    frame: [u8; FRAME_LEN],
+    order: Order,
+    v6: bool,
+    flows: u32,
+    /// Number of the first flow, where each is new.
+    first_fresh: u64,
+    action: u32,
+    /// The row that its ratio is to.
+    floor: Option<&'static str>,
+}
+
+const FLOOR_DSR: &str = "floor, MAC rewrite";
+const FLOOR_NAT: &str = "floor, NAT rewrite";
+
+impl Scenario {
+    fn drive(&self, target: Target, next: u64) -> Drive {
+        let mut words = [0; FRAME_LEN / 4];
+        for (word, bytes) in words.iter_mut().zip(self.frame.chunks_exact(4)) {
+            *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        Drive {
+            next,
+            target: target as u32,
+            order: self.order as u32,
+            flows: self.flows,
+            v6: self.v6.into(),
+            frame: words,
+        }
+    }
+}
+
+fn scenarios(flows: u32) -> Vec<Scenario> {
+    let forward = |name, target, vip, floor| Scenario {
+        name,
+        target,
+        frame: frames::v4(vip, PORT, ACK),
+        order: Order::Random,
+        v6: false,
+        flows,
+        first_fresh: 0,
+        action: TX,
+        floor,
+    };
+    vec![
+        forward(FLOOR_DSR, Target::FloorDsr, DSR, None),
+        forward("lb, DSR", Target::Lb, DSR, Some(FLOOR_DSR)),
+        Scenario {
+            frame: frames::v6(DSR6, PORT, ACK),
+            v6: true,
+            ..forward("lb, DSR, IPv6", Target::Lb, DSR, Some(FLOOR_DSR))
+        },
+        forward(
+            "lb, DSR, in transition",
+            Target::Lb,
+            MOVING,
+            Some(FLOOR_DSR),
+        ),
+        forward(FLOOR_NAT, Target::FloorNat, NAT, None),
+        forward("lb, NAT, request", Target::Lb, NAT, Some(FLOOR_NAT)),
+        Scenario {
+            order: Order::Table,
+            ..forward("lb, NAT, reply", Target::Lb, NAT, Some(FLOOR_NAT))
+        },
+        Scenario {
+            frame: frames::v4([198, 51, 100, 1].into(), PORT, ACK),
+            action: PASS,
+            ..forward("lb, not for a VIP", Target::Lb, NAT, None)
+        },
+    ]
+}
+
+/// Packets of one measurement of openings: few enough that all fit into the flow table.
+const OPENINGS: u32 = 20_000;
+/// Flow numbers that fill the flow table.
+const FILL: u64 = 1 << 31;
+
+/// A row whose flows are new with each packet, from number `first_fresh` on.
+fn opening(
+    name: &'static str,
+    vip: Ipv4Addr,
+    first_fresh: u64,
+    floor: Option<&'static str>,
+) -> Scenario {
+    Scenario {
+        name,
+        target: Target::Lb,
+        frame: frames::v4(vip, PORT, SYN),
+        order: Order::Fresh,
+        v6: false,
+        flows: 0,
+        first_fresh,
+        action: TX,
+        floor,
+    }
+}
+
+fn openings() -> Vec<Scenario> {
+    let first = 1 << 28;
+    vec![
+        opening("lb, DSR, SYN", DSR, first, Some(FLOOR_DSR)),
+        opening(
+            "lb, DSR, SYN, in transition",
+            MOVING,
+            first,
+            Some(FLOOR_DSR),
+        ),
+        opening("lb, NAT, SYN", NAT, first, Some(FLOOR_NAT)),
+    ]
+}
+
+/// The same where each new flow pushes out an old one.
+fn full_openings() -> Vec<Scenario> {
+    let first = 2 << 28;
+    vec![
+        opening(
+            "lb, DSR, SYN, in transition, full table",
+            MOVING,
+            first,
+            Some(FLOOR_DSR),
+        ),
+        opening("lb, NAT, SYN, full table", NAT, first, Some(FLOOR_NAT)),
+    ]
+}
+
+/// Measures, and prints a table.
+pub fn run(quick: bool) -> Result<()> {
+    let effort = if quick { QUICK } else { FULL };
+    let mut kernel = Kernel::load(effort.flow_entries)?;
+    if let Some(instructions) = kernel.datapath.verified_instructions()? {
+        println!("Instructions that the verifier went through: {instructions}");
+    }
+    let most = effort.flows.iter().copied().max().unwrap_or(1);
+    for vip in [NAT, MOVING] {
+        flood(&mut kernel, vip, 0, most)?;
+    }
+    kernel.tabulate_replies(most)?;
+
+    let established = effort.flows.iter().flat_map(|flows| scenarios(*flows));
+    let mut rows = measure(&mut kernel, established.collect(), &effort, effort.packets)?;
+    // New flows come last: the table is an LRU, so many of them push out those that were opened.
+    rows.extend(measure(&mut kernel, openings(), &effort, OPENINGS)?);
+    let fill = effort.flow_entries / 2;
+    flood(&mut kernel, NAT, FILL, fill)?;
+    rows.extend(measure(&mut kernel, full_openings(), &effort, OPENINGS)?);
+    print(&rows, &effort);
+    Ok(())
+}
+
+/// Measures each scenario once a round, so that what else the machine does meets all alike.
+fn measure(
+    kernel: &mut Kernel,
+    scenarios: Vec<Scenario>,
+    effort: &Effort,
+    packets: u32,
+) -> Result<Vec<(Scenario, Vec<f64>)>> {
+    for row in &scenarios {
+        verify(kernel, row)?;
+    }
+    let mut rows: Vec<_> = scenarios.into_iter().map(|row| (row, Vec::new())).collect();
+    for round in 0..effort.rounds as u64 {
+        for (row, times) in &mut rows {
+            let start = match row.order {
+                Order::Fresh => row.first_fresh + round * u64::from(packets),
+                Order::Random | Order::Table => round << 32,
+            };
+            let base = kernel.run(&row.drive(Target::Pass, start), packets)?;
+            let full = kernel.run(&row.drive(row.target, start), packets)?;
+            expect(&full, row.action, row.name)?;
+            times.push(f64::from(full.duration) - f64::from(base.duration));
+        }
+    }
+    Ok(rows)
+}
+
+/// Opens `flows` flows of a service, from number `first` on.
+fn flood(kernel: &mut Kernel, vip: Ipv4Addr, first: u64, flows: u32) -> Result<()> {
+    let scenario = opening("opening flows", vip, first, None);
+    let before = kernel.forwarded()?;
+    kernel.run(&scenario.drive(Target::Lb, first), flows)?;
+    let opened = kernel.forwarded()? - before;
+    ensure!(
+        opened == u64::from(flows),
+        "{opened} of {flows} flows to {vip} were opened"
+    );
+    Ok(())
+}
+
+/// Each packet of a scenario must really be forwarded, or really be passed: a drop is fast.
+fn verify(kernel: &mut Kernel, row: &Scenario) -> Result<()> {
+    const PACKETS: u32 = 1_000;
+    // Other flows than those that are measured.
+    let start = match row.order {
+        Order::Fresh => row.first_fresh + (1 << 28) - u64::from(PACKETS),
+        Order::Random | Order::Table => 1 << 60,
+    };
+    let before = kernel.forwarded()?;
+    let result = kernel.run(&row.drive(row.target, start), PACKETS)?;
+    expect(&result, row.action, row.name)?;
+    let forwarded = kernel.forwarded()? - before;
+    let wanted = if row.action == TX {
+        u64::from(PACKETS)
+    } else {
+        0
+    };
+    ensure!(
+        forwarded == wanted,
+        "{}, {} flows: {forwarded} of {PACKETS} packets forwarded",
+        row.name,
+        row.flows
+    );
+    Ok(())
+}
+
+fn print(rows: &[(Scenario, Vec<f64>)], effort: &Effort) {
+    println!(
+        "\nNanoseconds per packet above a program that passes everything: median of {} rounds of \
+         {} packets, least and greatest; ratio of the medians to the floor's.\n",
+        effort.rounds, effort.packets
+    );
+    println!(
+        "{:<40}{:>10}{:>8}{:>12}{:>9}",
+        "", "flows", "median", "range", "ratio"
+    );
+    let median_of = |name: &str, flows: u32| {
+        let (_, times) = rows.iter().find(|(row, _)| {
+            row.name == name && (row.flows == flows || flows == 0 && row.flows == 65_536)
+        })?;
+        Spread::of(times).map(|spread| spread.median)
+    };
+    for (row, times) in rows {
+        let Some(spread) = Spread::of(times) else {
+            continue;
+        };
+        let flows = match row.order {
+            Order::Fresh => "each new".to_owned(),
+            Order::Random | Order::Table => row.flows.to_string(),
+        };
+        let ratio = row
+            .floor
+            .and_then(|floor| median_of(floor, row.flows))
+            .map_or_else(String::new, |floor| format!("{:.2}", spread.median / floor));
+        println!("{:<40}{flows:>10}{spread:>20}{ratio:>9}", row.name);
+    }
+}
