@@ -111,22 +111,20 @@ fn say(
     let new = change(old.clone());
     let changed = new != old;
     let message = done(name);
-    if changed {
-        agent.core.set_word(&key, new);
-        agent
-            .core
-            .record(Change::backend(Kind::Admin, &key, origin, message.clone()));
-        if let Err(error) = agent.core.save() {
-            let message = format!("{message}, but that would not outlive the agent: {error}");
-            return responder.send(Err(ApiError::failed(message)));
-        }
+    if !changed {
+        return responder.done(false, format!("{message} already"));
     }
-    let message = if changed {
-        message
-    } else {
-        format!("{message} already")
-    };
-    responder.done(changed, message);
+    agent.core.set_word(&key, new);
+    agent
+        .core
+        .record(Change::backend(Kind::Admin, &key, origin, message.clone()));
+    // Answered when the word is where it outlives the agent.
+    agent.core.save(Some(Box::new(move |result| match result {
+        Ok(()) => responder.done(true, message),
+        Err(error) => responder.send(Err(ApiError::failed(format!(
+            "{message}, but that will not outlive the agent: {error}"
+        )))),
+    })));
 }
 
 fn drain(

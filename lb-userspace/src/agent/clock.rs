@@ -4,10 +4,16 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Both clocks, as they stood when the agent started.
+use crate::datapath::sys;
+
+/// Both clocks. The monotonic one counts from the host's boot, so that what follows from it, the
+/// phase of a probe for one, is the same in the next agent.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     origin: Instant,
+    /// CLOCK_MONOTONIC at `origin`.
+    offset: Duration,
+    /// The wall clock at `origin`.
     wall: Timestamp,
 }
 
@@ -15,37 +21,37 @@ impl Clock {
     pub fn start() -> Self {
         Self {
             origin: Instant::now(),
+            offset: sys::monotonic(),
             wall: Timestamp::now(),
         }
     }
 
-    /// Time since the start.
+    /// Time since boot.
     pub fn now(&self) -> Duration {
-        self.origin.elapsed()
+        self.time(Instant::now())
     }
 
-    /// The time of an instant, since the start.
-    pub fn since_start(&self, at: Instant) -> Duration {
-        at.saturating_duration_since(self.origin)
+    /// The time of an instant, since boot.
+    pub fn time(&self, at: Instant) -> Duration {
+        self.offset + at.saturating_duration_since(self.origin)
     }
 
-    /// The instant of a time since the start.
+    /// The instant of a time since boot.
     pub fn instant(&self, at: Duration) -> tokio::time::Instant {
         // Far beyond any process's life, and inside what an instant can hold.
         const FAR: Duration = Duration::from_secs(10 * 365 * 86_400);
-        tokio::time::Instant::from_std(self.origin + at.min(FAR))
+        let ahead = at.saturating_sub(self.offset).min(FAR);
+        tokio::time::Instant::from_std(self.origin + ahead)
     }
 
-    /// The wall clock's reading at a time since the start, to the millisecond.
+    /// The wall clock's reading at a time since boot, to the millisecond.
     pub fn wall(&self, at: Duration) -> Timestamp {
-        let millis = self
-            .wall
-            .as_millisecond()
-            .saturating_add_unsigned(at.as_millis() as u64);
+        let ahead = at.as_millis() as i64 - self.offset.as_millis() as i64;
+        let millis = self.wall.as_millisecond().saturating_add(ahead);
         Timestamp::from_millisecond(millis).unwrap_or(self.wall)
     }
 
-    /// When the wall clock will read `at`, as a time since the start; now, if it did already.
+    /// When the wall clock will read `at`, as a time since boot; now, if it did already.
     pub fn monotonic(&self, at: Timestamp) -> Duration {
         let ahead = at.duration_since(Timestamp::now());
         let ahead = if ahead.is_negative() {

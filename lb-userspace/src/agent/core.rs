@@ -13,13 +13,14 @@ use tracing::{error, info, warn};
 
 use super::clock::Clock;
 use super::probes::Finished;
-use super::saved::{self, Saved, SavedError, Word};
+use super::saved::{self, Saved, Word};
+use super::saver::{Done, Saver};
 use crate::api::event::{Change, Evidence, Kind, Origin};
 use crate::api::status::{ProbeCounts, Prober};
 use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
 use crate::health::{self, Budget, Engine, Health, Restored, Start};
-use crate::model::{BackendKey, Model};
+use crate::model::{BackendKey, Model, Service};
 use crate::neighbor::Paths;
 use crate::plan::{Builder, Contents, Duty};
 use crate::probe::Verdict;
@@ -37,9 +38,12 @@ pub struct Core {
     pub clock: Clock,
     pub model: Arc<Model>,
     pub(super) journal: Journal,
+    saver: Saver,
     pub(super) engine: Engine,
     pub(super) routing: RoutingState,
     pub(super) words: BTreeMap<BackendKey, Word>,
+    /// The services with the operator's weights.
+    weighed: Vec<Service>,
     /// The same words with their deadlines on the agent's clock.
     admin: BTreeMap<BackendKey, Admin>,
     pub(super) builder: Builder,
@@ -66,6 +70,8 @@ pub struct Core {
     pub(super) datapath_error: Option<String>,
     pub(super) ending: bool,
     agent_id: u64,
+    /// When it began to decide.
+    pub(super) started: Duration,
     save_at: Duration,
 }
 
@@ -82,6 +88,7 @@ impl Core {
         clock: Clock,
         model: Arc<Model>,
         journal: Journal,
+        saver: Saver,
         saved: Option<Saved>,
         contents: Contents,
     ) -> Self {
@@ -111,9 +118,11 @@ impl Core {
             clock,
             model: model.clone(),
             journal,
+            saver,
             engine: Engine::new(agent_id),
             routing: RoutingState::default(),
             words,
+            weighed: Vec::new(),
             admin: BTreeMap::new(),
             built: Arc::new(contents.clone()),
             builder: Builder::new(contents),
@@ -134,6 +143,7 @@ impl Core {
             datapath_error: None,
             ending: false,
             agent_id,
+            started: clock.now(),
             save_at: Duration::ZERO,
         };
         core.engine
@@ -224,7 +234,7 @@ impl Core {
                 contents,
             } => {
                 self.applied = generation;
-                self.applied_at = self.clock.since_start(at);
+                self.applied_at = self.clock.time(at);
                 if self.datapath_error.take().is_some() {
                     let what = "the datapath follows the verdicts again";
                     self.record(Change::node(Kind::Datapath, Origin::Agent, what));
@@ -241,7 +251,8 @@ impl Core {
                 }
                 self.datapath_error = Some(text);
             }
-            Notice::Swept(sweep) => {
+            Notice::Swept { sweep, generation } => {
+                let current = generation == self.generation;
                 self.dirty |= self.builder.release(&sweep.gone);
                 let now = self.clock.now();
                 let idle = Duration::from_secs(TCP_IDLE.into());
@@ -251,7 +262,10 @@ impl Core {
                         .get(&index)
                         .is_some_and(|(_, since)| now.saturating_sub(*since) >= idle)
                 };
-                self.dirty |= self.builder.settle(silent, &sweep.held, now);
+                // What was found in other slots than the present ones proves nothing.
+                if current {
+                    self.dirty |= self.builder.settle(silent, &sweep.held, now);
+                }
                 self.sweep = sweep;
             }
         }
@@ -288,7 +302,7 @@ impl Core {
         let engine = &self.engine;
         let decided = routing::decide(
             &Input {
-                services: &self.model.services,
+                services: &self.weighed,
                 health: &|key| engine.get(key),
                 admin: &self.admin,
                 removed: &BTreeMap::new(),
@@ -323,30 +337,29 @@ impl Core {
     }
 
     fn duties(&self) -> BTreeMap<BackendKey, Duty> {
-        let backends = self.model.services.iter().flat_map(|service| {
-            service
-                .backends
-                .iter()
-                .map(|backend| (service.key(backend), backend))
+        let backends = self.weighed.iter().flat_map(|service| {
+            let backends = service.backends.iter();
+            backends.map(|backend| (service.key(backend), backend.weight))
         });
-        let duty = |(key, backend): (BackendKey, &crate::model::Backend)| {
-            let routing = self
-                .routing
-                .get(&key)
-                .map_or(Routing::Out, |decision| decision.routing);
-            let state = if routing.takes_new_flows() {
-                BackendState::Active
+        let duty = |(key, weight)| {
+            let decision = self.routing.get(&key);
+            let routing = decision.map_or(Routing::Out, |decision| decision.routing);
+            let (state, share) = if routing.takes_new_flows() {
+                (
+                    BackendState::Active,
+                    decision.map_or(0, |decision| decision.share),
+                )
             } else if routing.serves_established() {
-                BackendState::Draining
+                (BackendState::Draining, 0)
             } else {
-                BackendState::Out
+                (BackendState::Out, 0)
             };
-            let weight = self.words.get(&key).and_then(|word| word.weight);
             (
                 key,
                 Duty {
                     state,
-                    weight: weight.unwrap_or(backend.weight),
+                    weight,
+                    share,
                 },
             )
         };
@@ -484,8 +497,20 @@ impl Core {
     pub fn set_word(&mut self, key: &BackendKey, word: Word) {
         self.admin.insert(key.clone(), self.admin_of(&word));
         self.words.insert(key.clone(), word);
+        self.weigh();
         self.dirty = true;
         self.save_soon();
+    }
+
+    fn weigh(&mut self) {
+        self.weighed = self.model.services.clone();
+        for service in &mut self.weighed {
+            for backend in &mut service.backends {
+                let key = BackendKey::new(service.name.clone(), backend.name.clone());
+                let word = self.words.get(&key);
+                backend.weight = word.and_then(|word| word.weight).unwrap_or(backend.weight);
+            }
+        }
     }
 
     fn admin_of(&self, word: &Word) -> Admin {
@@ -508,6 +533,7 @@ impl Core {
             .iter()
             .map(|(key, word)| (key.clone(), self.admin_of(word)))
             .collect();
+        self.weigh();
     }
 
     /// Takes over a new configuration; says what is new.
@@ -563,22 +589,19 @@ impl Core {
         self.save_at = Duration::ZERO;
     }
 
-    /// Writes the state file if there is something new, or if the last one grows old.
+    /// Has the state file written if there is something new, or if the last one grows old.
     pub fn save_if_due(&mut self) {
-        if self.clock.now() < self.save_at {
-            return;
-        }
-        if let Err(error) = self.save() {
-            error!("{error}");
+        if self.clock.now() >= self.save_at {
+            self.save(None);
         }
     }
 
-    /// Writes the state file.
-    pub fn save(&mut self) -> Result<(), SavedError> {
+    /// Has the state file written.
+    pub fn save(&mut self, done: Option<Done>) {
         self.save_at = self.clock.now() + SAVE_INTERVAL;
-        Saved::new(self.agent_id, Timestamp::now())
-            .with(&self.words, self.engine.snapshot())
-            .write(&self.model.node.state_dir)
+        let saved = Saved::new(self.agent_id, Timestamp::now());
+        self.saver
+            .save(saved.with(&self.words, self.engine.snapshot()), done);
     }
 }
 

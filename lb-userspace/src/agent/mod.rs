@@ -11,6 +11,7 @@ mod core;
 mod probes;
 mod run;
 mod saved;
+mod saver;
 mod status;
 
 use crate::api::socket::SocketError;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +15,12 @@ use super::clock::Clock;
 use super::core::Core;
 use super::probes::{Finished, Probes};
 use super::saved::Saved;
+use super::saver::Saver;
 use super::{RunError, RunOptions, calls};
 use crate::api::event::{Change, Kind, Origin};
 use crate::api::{self, Call, Journal, Listener, Status, server};
 use crate::config;
-use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Writer};
+use crate::datapath::{Attached, Command, Counters, DatapathError, Notice, PinDirectory, Writer};
 use crate::model::{Model, OnExit};
 use crate::neighbor::{self, Paths};
 
@@ -61,8 +63,7 @@ pub enum End {
 }
 
 pub async fn run(options: &RunOptions) -> Result<(), RunError> {
-    let loaded = config::load(&options.config)?;
-    let model = Arc::new(loaded.model);
+    let model = Arc::new(load(&options.config)?);
     let node = model.node.clone();
     let listener = Listener::bind(&node.control_socket)?;
     let http = match node.http {
@@ -71,6 +72,10 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     };
     let journal = Journal::open(&node.state_dir)?;
     let saved = Saved::read(&node.state_dir)?;
+    let saver = Saver::start(node.state_dir.clone()).map_err(|source| RunError::System {
+        what: "starting the thread for the state file",
+        source,
+    })?;
     let clock = Clock::start();
     let (mut inbox, senders) = inbox()?;
     let (writer, contents) = Writer::start(
@@ -81,7 +86,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     .await?;
     let attached = attach(&writer, &model, options.replace).await?;
     let followers = journal.followers();
-    let core = Core::new(clock, model.clone(), journal, saved, contents);
+    let core = Core::new(clock, model.clone(), journal, saver, saved, contents);
     let (targets, watched) = watch::channel(Arc::new(addresses(&model)));
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
     let (probes, finished) = Probes::new();
@@ -117,6 +122,16 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     tasks.spawn(async move { Ok(neighbor::watch(watched, senders.paths).await?) });
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
+}
+
+/// Reads the configuration, and logs what `lb check` would warn of.
+fn load(path: &Path) -> Result<Model, RunError> {
+    let loaded = config::load(path)?;
+    let report = config::check::check(&loaded.text, &path.display().to_string())?;
+    for warning in report.warnings {
+        warn!("{}:{}: {}", path.display(), warning.line, warning.message);
+    }
+    Ok(loaded.model)
 }
 
 struct Senders {
@@ -265,8 +280,7 @@ impl Agent {
     }
 
     async fn try_reload(&mut self) -> Result<String, RunError> {
-        let loaded = config::load(&self.options.config)?;
-        let model = Arc::new(loaded.model);
+        let model = Arc::new(load(&self.options.config)?);
         calls::check_reload(&self.core.model.node, &model.node)?;
         let (old, new) = (&self.core.model.node, &model.node);
         if (&old.interfaces, old.xdp_mode) != (&new.interfaces, new.xdp_mode) {
@@ -285,9 +299,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Reads the counters.
+    /// Reads the counters. Where they cannot be read the last ones stay, and the status says why.
     pub async fn count(&mut self) -> Result<(), RunError> {
-        self.counters = self.writer.ask(Command::Count).await?;
+        match self.writer.ask(Command::Count).await {
+            Ok(counters) => self.counters = counters,
+            Err(DatapathError::Ended) => return Err(DatapathError::Ended.into()),
+            Err(error) => self.core.noticed(Notice::Failed(error)),
+        }
         self.core.counted(&self.counters);
         Ok(())
     }
@@ -316,7 +334,7 @@ impl Agent {
         info!("ended: {what}");
         self.core
             .record(Change::node(Kind::Stopped, Origin::Agent, what));
-        self.core.save()?;
+        self.core.save(None);
         result.map(drop)
     }
 }

@@ -55,7 +55,7 @@ impl Core {
                     },
                 })
                 .collect(),
-            uptime_seconds: now.as_secs_f64(),
+            uptime_seconds: now.saturating_sub(self.started).as_secs_f64(),
             draining: self.ending,
             at: crate::api::now(),
             pid: std::process::id(),
@@ -85,7 +85,7 @@ impl Core {
                     .health
                     .as_ref()
                     .map(|policy| policy.interval + policy.timeout);
-                round.is_none_or(|round| now >= round)
+                round.is_none_or(|round| now >= self.started + round)
                     || service.backends.iter().all(|backend| {
                         let view = self.engine.get(&service.key(backend));
                         view.is_some_and(|view| view.health != Health::Unknown)
@@ -176,7 +176,7 @@ impl Core {
             bytes: traffic.bytes,
             since: self
                 .clock
-                .wall(decision.map_or(Duration::ZERO, |decision| decision.since)),
+                .wall(decision.map_or(self.started, |decision| decision.since)),
             reason: decision.map_or("", |decision| &decision.reason).to_owned(),
             last_probe: view.and_then(TargetView::last).map(|last| LastProbe {
                 outcome: match last.verdict {

@@ -200,7 +200,7 @@ impl Datapath {
 
     /// Sets the packet path's coarse clock, in seconds of CLOCK_MONOTONIC.
     pub fn tick(&mut self) {
-        self.maps.set_tick(sys::monotonic_seconds());
+        self.maps.set_tick(sys::monotonic().as_secs() as u32);
     }
 
     /// Goes over all flows once: counts them, and removes those that are over or whose backend is

@@ -5,6 +5,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_MAP_DELETE_ELEM: u32 = 3;
@@ -499,13 +500,14 @@ pub fn is_bpffs(path: &CStr) -> io::Result<bool> {
     Ok(stat.f_type == libc::BPF_FS_MAGIC)
 }
 
-/// CLOCK_MONOTONIC in whole seconds: what `bpf_ktime_get_coarse_ns` counts.
-pub fn monotonic_seconds() -> u32 {
+/// CLOCK_MONOTONIC: time since boot, without time asleep. Its whole seconds are what
+/// `bpf_ktime_get_coarse_ns` counts in the packet path.
+pub fn monotonic() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: room for the answer; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u32
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

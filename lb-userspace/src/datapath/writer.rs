@@ -61,7 +61,8 @@ pub enum Notice {
     },
     /// A step failed; it is tried again.
     Failed(DatapathError),
-    Swept(Sweep),
+    /// The flows were gone over while the maps held this generation's contents.
+    Swept { sweep: Sweep, generation: u64 },
 }
 
 /// Counters of everything the maps hold.
@@ -154,6 +155,8 @@ struct Thread {
     pins: PinDirectory,
     notices: mpsc::UnboundedSender<Notice>,
     applied: Contents,
+    /// The last generation that was applied whole.
+    generation: u64,
     pending: Option<(Arc<Contents>, u64)>,
     gone: BTreeSet<BackendIndex>,
     /// No table is swapped before this.
@@ -178,6 +181,7 @@ impl Thread {
             pins,
             notices,
             applied,
+            generation: 0,
             pending: None,
             gone: BTreeSet::new(),
             next_swap: now,
@@ -254,7 +258,10 @@ impl Thread {
             let took = now.elapsed();
             self.next_sweep = Instant::now() + SWEEP_INTERVAL.max(took * SWEEP_SHARE);
             self.notify(match result {
-                Ok(sweep) => Notice::Swept(sweep),
+                Ok(sweep) => Notice::Swept {
+                    sweep,
+                    generation: self.generation,
+                },
                 Err(error) => Notice::Failed(error),
             });
         }
@@ -275,6 +282,8 @@ impl Thread {
             self.failpoint.pass();
             debug!(step = op.name(), "datapath");
             if let Err(error) = self.datapath.apply(op) {
+                // Neither the old contents nor the new.
+                self.generation = 0;
                 self.next_try = now + RETRY;
                 self.pending = Some((wanted, generation));
                 self.notify(Notice::Failed(error));
@@ -282,6 +291,7 @@ impl Thread {
             }
             op.note(&mut self.applied);
         }
+        self.generation = generation;
         if swaps {
             self.next_swap = now + SWAP_INTERVAL;
         }

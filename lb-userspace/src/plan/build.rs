@@ -18,6 +18,9 @@ pub struct Duty {
     pub state: BackendState,
     /// In force; the operator's, if there is one.
     pub weight: u32,
+    /// Percent of its slots that it takes new flows in; 0 unless it is active, less than 100 while
+    /// it starts slowly.
+    pub share: u8,
 }
 
 /// How long a transition of a UDP service lasts.
@@ -36,7 +39,7 @@ pub struct Builder {
 struct Table {
     members: Vec<Member>,
     base: Base,
-    active: BTreeSet<BackendIndex>,
+    shares: BTreeMap<BackendIndex, u8>,
     built: Duration,
 }
 
@@ -99,13 +102,16 @@ impl Builder {
         for service in &model.services {
             let id = self.ids.service(service.address, service.protocol)?;
             let mut members = Vec::new();
+            let mut shares = BTreeMap::new();
             for backend in &service.backends {
                 let index = self.ids.backend(id, backend.address)?;
                 let duty = duties.get(&service.key(backend)).copied();
                 let duty = duty.unwrap_or(Duty {
                     state: BackendState::Out,
                     weight: 0,
+                    share: 0,
                 });
+                shares.insert(index, duty.share);
                 let path = paths
                     .get(&backend.address.ip())
                     .copied()
@@ -130,11 +136,11 @@ impl Builder {
                     next.sources.extend(path.map(|path| path.source));
                 }
             }
-            pools.push((service, id, members));
+            pools.push((service, id, members, shares));
         }
         self.keep_leaving(model, &mut next, now);
-        for (service, id, members) in pools {
-            let slots = self.slots(service, id, members, &next.backends, now);
+        for (service, id, members, shares) in pools {
+            let slots = self.slots(service, id, members, shares, &next.backends, now);
             let entry = Service {
                 address: service.address,
                 protocol: service.protocol,
@@ -200,22 +206,15 @@ impl Builder {
         service: &model::Service,
         id: ServiceId,
         members: Vec<Member>,
+        shares: BTreeMap<BackendIndex, u8>,
         backends: &BTreeMap<BackendIndex, Backend>,
         now: Duration,
     ) -> Arc<Vec<Slot>> {
-        let state = |index: BackendIndex| backends.get(&index).map(|backend| backend.state);
-        let is_active = |index: BackendIndex| state(index) == Some(BackendState::Active);
         let serves = |index: BackendIndex| {
-            matches!(
-                state(index),
-                Some(BackendState::Active | BackendState::Draining)
-            )
+            backends
+                .get(&index)
+                .is_some_and(|backend| serves(backend.state))
         };
-        let active: BTreeSet<BackendIndex> = members
-            .iter()
-            .map(|member| member.index)
-            .filter(|index| is_active(*index))
-            .collect();
         let old = self
             .contents
             .services
@@ -226,7 +225,7 @@ impl Builder {
             .get(&id)
             .filter(|table| table.members == members);
         if let (Some(old), Some(table)) = (&old, known)
-            && table.active == active
+            && table.shares == shares
         {
             return old.clone();
         }
@@ -239,7 +238,7 @@ impl Builder {
             Some(table) => table.base.clone(),
             None => Base::new(&members, size),
         };
-        let wanted = base.overlay(is_active);
+        let wanted = base.overlay_shares(|index| shares.get(&index).copied().unwrap_or(0));
         let slots = match service.forwarding {
             Forwarding::Nat => wanted.into_iter().map(Slot::settled).collect(),
             Forwarding::Dsr => {
@@ -252,7 +251,7 @@ impl Builder {
             Table {
                 members,
                 base,
-                active,
+                shares,
                 built: now,
             },
         );
@@ -263,8 +262,11 @@ impl Builder {
     }
 
     /// Closes the transitions that no flow needs any more; whether there were any. `silent` says of
-    /// a backend that all its flows without a record are over, `held` which slots have a recorded
-    /// flow of another backend than their owner.
+    /// a backend that all its flows without a record are over, `held` which slots have a record of
+    /// another backend than their owner, in the very contents that were built last.
+    ///
+    /// What records a closed slot leaves all name its owner, so they do no harm when it is in
+    /// transition again: what is opened meanwhile goes to that owner too.
     ///
     /// UDP flows are never recorded, so those that begin in a transition look like those from
     /// before it: theirs is closed when it has lasted as long as a UDP flow may be silent.
@@ -276,9 +278,9 @@ impl Builder {
     ) -> bool {
         let backends = &self.contents.backends;
         let serves = |index: BackendIndex| {
-            backends.get(&index).is_some_and(|backend| {
-                matches!(backend.state, BackendState::Active | BackendState::Draining)
-            })
+            backends
+                .get(&index)
+                .is_some_and(|backend| serves(backend.state))
         };
         let mut changed = false;
         for (id, service) in &mut self.contents.services {
@@ -326,5 +328,13 @@ impl Builder {
             .filter(|leaving| !leaving.gone)
             .map(|leaving| leaving.until)
             .min()
+    }
+}
+
+/// Whether established flows go on.
+const fn serves(state: BackendState) -> bool {
+    match state {
+        BackendState::Active | BackendState::Draining => true,
+        BackendState::Out | BackendState::Unset => false,
     }
 }

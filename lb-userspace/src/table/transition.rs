@@ -22,10 +22,10 @@
 //!    happened in between: one level of history is enough. That also holds if C is A again, but the
 //!    transition must stay open, since flows recorded on B are alive; and if A is out by now: its
 //!    flows are given up, and no others rely on `previous`.
-//! 4. *A transition closes* only when each live flow of the slot is on the current owner: then 1
-//!    holds again. Records of the slot are worthless from that moment, and harmful once it is in
-//!    transition again, because the same 5-tuple may have been opened anew without a record. So the
-//!    agent deletes the records of closed slots before it writes a table that opens them again.
+//! 4. *A transition closes* only when no flow without a record is on another backend than the
+//!    current owner, and no record names another: then 1 holds again. Records that stay behind name
+//!    the owner, as does whatever is opened while the slot is settled, so they are still right when
+//!    the slot is in transition again.
 
 use std::collections::BTreeSet;
 
