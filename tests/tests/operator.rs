@@ -171,14 +171,24 @@ fn events_tell_what_happened() -> Result<()> {
         servers[2].kill()?;
         agent.wait_routing("web/b3", "out")?;
         agent.lb(&["drain", "web/b1"])?.ok()?;
+        agent.wait_routing("web/b1", "draining")?;
         let events = agent.events()?;
-        let about = |backend: &str| {
-            events
+        let find = |kind: &str, backend: &str| {
+            let found = events
                 .iter()
-                .filter(|event| event.to_string().contains(backend))
-                .count()
+                .find(|event| event["kind"] == kind && event["backend"] == backend);
+            found.with_context(|| format!("no {kind} of {backend} in {events:#?}"))
         };
-        ensure!(about("b3") > 0 && about("b1") > 0, "{events:?}");
+        let ejected = &find("ejected", "b3")?["evidence"];
+        let [took, budget] = ["took_ms", "budget_ms"].map(|key| ejected[key].as_f64());
+        ensure!(
+            took.is_some() && took <= budget,
+            "out of its budget: {ejected}"
+        );
+        ensure!(ejected["probe_class"] == "refused", "{ejected}");
+        find("draining", "b1")?;
+        let origin = &find("admin", "b1")?["origin"];
+        ensure!(origin.to_string().contains("drain"), "who did it? {origin}");
         Ok(())
     })
 }

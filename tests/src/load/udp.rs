@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Requester;
 use crate::lab::Host;
@@ -42,7 +42,13 @@ impl Requester for Client {
         let sent = self.number.to_string();
         socket.send(sent.as_bytes()).context("sending a datagram")?;
         let mut buffer = [0; 128];
-        let length = socket.recv(&mut buffer).context("waiting for the echo")?;
+        let length = match socket.recv(&mut buffer) {
+            Ok(length) => length,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                bail!("no echo within {TIMEOUT:?}")
+            }
+            Err(error) => return Err(error).context("waiting for the echo"),
+        };
         let answer = String::from_utf8_lossy(&buffer[..length]);
         let (name, echo) = answer.split_once(' ').context("an echo without a name")?;
         ensure!(echo == sent, "sent {sent:?}, but {echo:?} came back");

@@ -87,13 +87,10 @@ fn play(keep: bool) -> Result<()> {
         mode,
         "native",
     );
-    let time = format!("{:.2} s", ready.as_secs_f64());
-    report.expect(
-        ready < Duration::from_secs(5),
-        "first verdict on every backend",
-        &time,
-        "one probe round",
-    );
+    report.note(&format!(
+        "every backend had its first probe {:.1} s after the start of `lb run`",
+        ready.as_secs_f64()
+    ));
 
     let mut stage = Stage::open(&lab, agent, servers, report)?;
     scenes::spread(&mut stage)?;

@@ -9,6 +9,9 @@ use lb_tests::load::Tally;
 /// Width of the scene's rule.
 const WIDTH: usize = 72;
 
+/// Time that seeing a change may add to the time that it took: the status is read in turns.
+const SLACK: Duration = Duration::from_millis(300);
+
 /// Prints the demo and remembers what was not as expected.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -52,6 +55,23 @@ impl Report {
                 self.scene
             ));
         }
+    }
+
+    /// Expects a time within a budget; `None` is a thing that never came.
+    pub fn expect_within(&mut self, what: &str, time: Option<Duration>, budget: Duration) {
+        let text = |time: Duration| format!("{:.2} s", time.as_secs_f64());
+        let measured = time.map_or("not at all".into(), text);
+        let met = time.is_some_and(|time| time <= budget + SLACK);
+        self.expect(met, what, &measured, &format!("at most {}", text(budget)));
+    }
+
+    /// Expects that something was counted at most this often.
+    pub fn expect_at_most(&mut self, what: &str, count: u64, most: u64) {
+        let expected = match most {
+            0 => "0".into(),
+            most => format!("at most {most}, under way"),
+        };
+        self.expect(count <= most, what, &count.to_string(), &expected);
     }
 
     /// The requests of a scene.

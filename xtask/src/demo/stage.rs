@@ -159,12 +159,11 @@ impl<'lab> Stage<'lab> {
         self.web.tally().since(&mark.web)
     }
 
-    /// Failed requests of the other services since the mark.
-    pub fn others_failed(&self, mark: &Mark) -> u64 {
-        let pairs = self.others.iter().zip(&mark.others);
-        pairs
-            .map(|((_, load), before)| load.tally().since(before).failed)
-            .sum()
+    /// Failed requests of all services since the mark.
+    pub fn failed_since(&self, mark: &Mark) -> u64 {
+        let others = self.others.iter().zip(&mark.others);
+        let others = others.map(|((_, load), before)| load.tally().since(before).failed);
+        self.web_since(mark).failed + others.sum::<u64>()
     }
 
     /// Prints all requests since the mark.
@@ -207,12 +206,30 @@ impl<'lab> Stage<'lab> {
         wanted: impl Fn(&lb_tests::status::Service) -> bool,
     ) -> Result<Option<Duration>> {
         while mark.at.elapsed() < limit {
-            if wanted(self.agent.status()?.service("web")?) {
+            let status = self.agent.status()?;
+            // Decided is not yet done: the data plane must have caught up.
+            if wanted(status.service("web")?) && status.node.verdict_age_seconds == 0.0 {
                 return Ok(Some(mark.at.elapsed()));
             }
             self.tick(mark)?;
         }
         Ok(None)
+    }
+
+    /// Repeats what the agent itself says of the last event of this kind.
+    pub fn quote(&mut self, kind: &str) -> Result<()> {
+        let events = self.agent.events()?;
+        let about_web =
+            |event: &&serde_json::Value| event["kind"] == kind && event["service"] == "web";
+        if let Some(event) = events.iter().rev().find(about_web) {
+            let name = event["backend"]
+                .as_str()
+                .map_or("web".into(), |name| format!("web/{name}"));
+            let reason = event["reason"].as_str().unwrap_or_default();
+            self.report
+                .note(&format!("lb says: {name} {kind}: {reason}"));
+        }
+        Ok(())
     }
 
     /// All requests of the demo so far, in one tally.
