@@ -8,6 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 /// Names a ready-made `lb`, which is then not built.
 const LB_VARIABLE: &str = "LB_BIN";
+/// Names a ready-made `lb-lab`, which is then not built.
+const HELPER_VARIABLE: &str = "LB_LAB_BIN";
 
 /// The folder this program was built into, such as `target/debug`.
 fn folder() -> Result<PathBuf> {
@@ -26,20 +28,29 @@ fn folder() -> Result<PathBuf> {
 /// lb-userspace`, in the profile of this program.
 pub fn lb() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let build = || match std::env::var_os(LB_VARIABLE) {
-        Some(path) => Ok(PathBuf::from(path)),
-        None => build("lb-userspace", "lb"),
-    };
-    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
-    built.clone().map_err(|error| anyhow!(error))
+    once(&BUILT, LB_VARIABLE, "lb-userspace", "lb")
 }
 
 /// Path of this crate's helper program.
 pub fn helper() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built =
-        BUILT.get_or_init(|| build("lb-tests", "lb-lab").map_err(|error| format!("{error:#}")));
-    built.clone().map_err(|error| anyhow!(error))
+    once(&BUILT, HELPER_VARIABLE, "lb-tests", "lb-lab")
+}
+
+fn once(
+    built: &OnceLock<Result<PathBuf, String>>,
+    variable: &str,
+    package: &str,
+    binary: &str,
+) -> Result<PathBuf> {
+    let find = || match std::env::var_os(variable) {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => build(package, binary).map_err(|error| format!("{error:#}")),
+    };
+    built
+        .get_or_init(find)
+        .clone()
+        .map_err(|error| anyhow!(error))
 }
 
 fn build(package: &str, binary: &str) -> Result<PathBuf> {

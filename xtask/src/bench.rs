@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: installs what is missing, then builds and runs the package `lb-bench`.
 
+use std::process::Command;
+
 use anyhow::{Result, bail};
 
 use crate::command;
@@ -14,16 +16,26 @@ pub fn run(quick: bool, packets: bool, network: bool) -> Result<()> {
         );
     }
     setup::run(&[Purpose::Build, Purpose::Test, Purpose::Bench], false)?;
+    // All in one command: cargo would compile what they share anew for each.
     let mut cargo = command::cargo();
-    cargo.args(["run", "--release", "--quiet", "--package", "lb-bench", "--"]);
+    cargo.args(["build", "--release", "--bins"]);
+    for package in ["lb-bench", "lb-userspace", "lb-tests"] {
+        cargo.args(["--package", package]);
+    }
+    command::run(&mut cargo)?;
+    let programs = command::programs("release");
+    let mut bench = Command::new(programs.join("lb-bench"));
+    bench
+        .env("LB_BIN", programs.join("lb"))
+        .env("LB_LAB_BIN", programs.join("lb-lab"));
     for (flag, given) in [
         ("--quick", quick),
         ("--packets", packets),
         ("--network", network),
     ] {
         if given {
-            cargo.arg(flag);
+            bench.arg(flag);
         }
     }
-    command::run(&mut cargo)
+    command::run(&mut bench)
 }

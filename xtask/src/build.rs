@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::command::{self, root};
+use crate::command;
 use crate::setup::{self, Purpose};
 
 /// Installs what is missing, then builds `lb`; its build script builds the XDP program.
@@ -14,9 +14,7 @@ pub fn run(release: bool) -> Result<()> {
         cargo.arg("--release");
     }
     command::run(&mut cargo)?;
-    let folder =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
-    let profile = if release { "release" } else { "debug" };
-    println!("{}", folder.join(profile).join("lb").display());
+    let folder = command::programs(if release { "release" } else { "debug" });
+    println!("{}", folder.join("lb").display());
     Ok(())
 }

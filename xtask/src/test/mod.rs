@@ -3,17 +3,16 @@
 mod report;
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
 use crate::command;
 use crate::setup::{self, Purpose};
-use report::{Report, Source};
+use report::Report;
 
-/// Runs the tests, or those whose name contains `filter`. Tests that share nothing run side by
-/// side; those of the package `lb-tests` build laboratories of network namespaces and run one at a
-/// time.
+/// Runs the tests, or those whose name contains `filter`. Laboratories of network namespaces see
+/// to it themselves that there is one at a time.
 ///
 /// # Errors
 /// If something is missing that cannot be installed, or cargo cannot be run. Failed tests are no
@@ -21,56 +20,41 @@ use report::{Report, Source};
 pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     setup::run(&[Purpose::Build, Purpose::Test], false)?;
     let mut report = Report::default();
-    let side_by_side = ["--workspace", "--exclude", "lb-tests"];
-    let clean = pass(&mut report, Source::Workspace, &side_by_side, filter, &[])?;
-    let alone = ["--package", "lb-tests"];
-    let clean = pass(
-        &mut report,
-        Source::Laboratory,
-        &alone,
-        filter,
-        &["--test-threads=1"],
-    )? && clean;
+    let content = cargo_test(&mut report, filter)?;
     println!("\n{report}");
-    if !clean && report.failed() == 0 {
+    if !content && report.failed() == 0 {
         println!("cargo failed before it ran all tests: see above");
     }
     println!("{}", report.closing_line());
-    Ok(if clean && report.failed() == 0 && report.ran() > 0 {
+    Ok(if content && report.failed() == 0 && report.ran() > 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// One run of `cargo test`; whether cargo was content.
-fn pass(
-    report: &mut Report,
-    source: Source,
-    packages: &[&str],
-    filter: Option<&str>,
-    options: &[&str],
-) -> Result<bool> {
+/// Runs `cargo test`; whether cargo was content.
+fn cargo_test(report: &mut Report, filter: Option<&str>) -> Result<bool> {
+    let programs = command::programs("debug");
     let mut cargo = command::cargo();
     cargo
-        .args(["test", "--no-fail-fast"])
-        .args(packages)
-        .arg("--")
+        .args(["test", "--workspace", "--no-fail-fast", "--"])
         // What a passed test prints tells whether it was skipped.
         .arg("--show-output")
-        .args(options)
         .args(filter)
-        .env("CARGO_TERM_COLOR", "never");
-    println!("{}", command::line(&cargo));
-    report.start(source);
+        .env("CARGO_TERM_COLOR", "never")
+        // Cargo builds the programs of a package for its tests, so these are as new as the tests.
+        .env("LB_BIN", programs.join("lb"))
+        .env("LB_LAB_BIN", programs.join("lb-lab"));
+    println!("cargo test --workspace --no-fail-fast");
     // One pipe for both streams: which test program runs is said on one, what it says on the other.
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     cargo
         .stdout(writer.try_clone().context("cannot copy a pipe")?)
         .stderr(writer);
     let mut child = cargo.spawn().context("cannot run cargo")?;
-    // The command holds the writing end, without whose end reading would not end.
-    drop(std::mem::replace(&mut cargo, Command::new("true")));
+    // It holds the writing end, without whose end reading would not end.
+    drop(cargo);
     let mut out = std::io::stdout();
     for line in BufReader::new(reader).split(b'\n') {
         let line = line.context("cannot read what cargo prints")?;

@@ -3,15 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Which run of `cargo test` the lines come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Source {
-    /// Every package but the laboratory's.
-    #[default]
-    Workspace,
-    /// The package `lb-tests`.
-    Laboratory,
-}
+use crate::command::root;
 
 /// Kinds of tests, in the order of the summary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,41 +61,38 @@ enum Section {
 /// Counts by kind, and the names that a reader wants to see.
 #[derive(Debug, Default)]
 pub struct Report {
-    source: Source,
     /// Kind of the test program that runs, before the test's name is looked at.
     target: Kind,
     program: String,
     section: Section,
+    /// Tests of the present program whose lines were read.
+    seen: Count,
     counts: BTreeMap<Kind, Count>,
     failures: Vec<String>,
     skips: Vec<String>,
 }
 
 impl Report {
-    /// Lines from here on come from this run.
-    pub fn start(&mut self, source: Source) {
-        self.source = source;
-        self.section = Section::Progress;
-    }
-
     /// Takes in one line; whether it is worth showing.
     pub fn note(&mut self, line: &str) -> bool {
         if let Some(target) = line.trim_start().strip_prefix("Running ") {
             self.program = target.split(" (").next().unwrap_or(target).to_owned();
-            self.target = self.kind_of_target(target);
-            self.section = Section::Progress;
+            self.begin(kind_of_target(&self.program));
             return true;
         }
         if let Some(package) = line.trim_start().strip_prefix("Doc-tests ") {
             self.program = format!("documentation of {package}");
-            self.target = Kind::Doc;
+            self.begin(Kind::Doc);
+            return true;
+        }
+        if let Some(result) = line.strip_prefix("test result: ") {
+            self.settle(result);
             self.section = Section::Progress;
             return true;
         }
         match line {
             "successes:" => self.section = Section::Successes(String::new()),
             "failures:" => self.section = Section::Failures,
-            _ if line.starts_with("test result: ") => self.section = Section::Progress,
             _ => return self.inside(line),
         }
         !matches!(self.section, Section::Successes(_))
@@ -141,15 +130,29 @@ impl Report {
         }
     }
 
-    fn kind_of_target(&self, target: &str) -> Kind {
-        if target.starts_with("unittests") {
-            Kind::Unit
-        } else if self.source == Source::Laboratory {
-            Kind::EndToEnd
-        } else if target.starts_with("tests/program") {
-            Kind::Program
-        } else {
-            Kind::Integration
+    fn begin(&mut self, target: Kind) {
+        self.target = target;
+        self.section = Section::Progress;
+        self.seen = Count::default();
+    }
+
+    /// Takes the totals of a test program for tests whose own lines could not be read, because
+    /// something else was printed in their midst.
+    fn settle(&mut self, result: &str) {
+        let number = |word: &str| {
+            let part = result.split("; ").find(|part| part.ends_with(word))?;
+            let number = part.trim_end_matches(word).trim();
+            number.rsplit(' ').next()?.parse::<usize>().ok()
+        };
+        let count = self.counts.entry(self.target).or_default();
+        let missed = |word, seen: usize| number(word).unwrap_or(0).saturating_sub(seen);
+        count.passed += missed("passed", self.seen.passed);
+        count.skipped += missed("ignored", self.seen.skipped);
+        let failed = missed("failed", self.seen.failed);
+        count.failed += failed;
+        if failed > 0 {
+            self.failures
+                .push(format!("{failed} more in {}", self.program));
         }
     }
 
@@ -167,15 +170,18 @@ impl Report {
     fn outcome(&mut self, test: &str, outcome: &str) {
         let count = self.counts.entry(self.kind(test)).or_default();
         if outcome == "ok" {
+            self.seen.passed += 1;
             count.passed += 1;
         } else if let Some(reason) = outcome.strip_prefix("ignored") {
+            self.seen.skipped += 1;
             count.skipped += 1;
             let reason = match reason.trim_start_matches([',', ' ']) {
                 "" => "ignored",
                 reason => reason,
             };
             self.skips.push(format!("{test}: {reason}"));
-        } else {
+        } else if outcome == "FAILED" {
+            self.seen.failed += 1;
             count.failed += 1;
             self.failures.push(format!("{test} ({})", self.program));
         }
@@ -226,6 +232,19 @@ impl Report {
             "{} passed, {} failed, {} skipped",
             total.passed, total.failed, total.skipped
         )
+    }
+}
+
+/// By the path that cargo names, which is relative to a package we are not told.
+fn kind_of_target(program: &str) -> Kind {
+    if program.starts_with("unittests") {
+        Kind::Unit
+    } else if root().join("tests").join(program).exists() {
+        Kind::EndToEnd
+    } else if program.starts_with("tests/program") {
+        Kind::Program
+    } else {
+        Kind::Integration
     }
 }
 
@@ -295,7 +314,7 @@ SKIPPED not really: a failed test's words
 failures:
     broken
 
-test result: FAILED. 2 passed; 1 failed; 1 ignored
+test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0s
      Running tests/program/main.rs (target/debug/deps/program-1)
 test dsr::forwards ... ok
 test nat::opens ... ok
@@ -307,14 +326,13 @@ SKIPPED dsr::forwards: needs root
 
 ---- nat::opens stdout ----
 SKIPPED opens: needs root
-test result: ok. 2 passed; 0 failed
+test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s
    Doc-tests lb_common
 test lb-common/src/lib.rs - x (line 3) ... ok
 ";
 
     fn read() -> (Report, String) {
         let mut report = Report::default();
-        report.start(Source::Workspace);
         let shown: Vec<&str> = OUTPUT.lines().filter(|line| report.note(line)).collect();
         let shown = shown.join("\n");
         (report, shown)
@@ -365,9 +383,18 @@ test lb-common/src/lib.rs - x (line 3) ... ok
     #[test]
     fn the_laboratory_s_tests_are_end_to_end() {
         let mut report = Report::default();
-        report.start(Source::Laboratory);
         report.note("     Running tests/health.rs (target/debug/deps/health-1)");
         report.note("test drains ... ok");
         assert_eq!(report.counts[&Kind::EndToEnd].passed, 1);
+    }
+    #[test]
+    fn tests_whose_lines_were_torn_are_counted_all_the_same() {
+        let mut report = Report::default();
+        report.note("     Running unittests src/lib.rs (target/debug/deps/x-1)");
+        report.note("test a ... somebody else's words");
+        report.note("test b ... warning: something else");
+        report.note("ok");
+        report.note("test result: FAILED. 2 passed; 1 failed; 3 ignored; 0 measured");
+        assert_eq!(report.closing_line(), "2 passed, 1 failed, 3 skipped");
     }
 }
