@@ -126,12 +126,11 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
 
 /// Reads the configuration, and logs what `lb check` would warn of.
 fn load(path: &Path) -> Result<Model, RunError> {
-    let loaded = config::load(path)?;
-    let report = config::check::check(&loaded.text, &path.display().to_string())?;
+    let report = config::check::check_file(path)?;
     for warning in report.warnings {
         warn!("{}:{}: {}", path.display(), warning.line, warning.message);
     }
-    Ok(loaded.model)
+    Ok(report.model)
 }
 
 struct Senders {

@@ -244,7 +244,7 @@ impl Maps {
             .map_err(map_error(TABLES[class]))?;
         let words = Mapped::<u32>::new(table.fd().as_fd(), TABLE_SIZES[class])
             .map_err(system_error(TABLES[class]))?;
-        Ok((0..words.len())
+        Ok((0..words.entries())
             .map(|index| Slot(words.get(index)))
             .collect())
     }
@@ -350,7 +350,7 @@ impl Maps {
                 .services
                 .insert(value.id, self.service(key, value)?);
         }
-        for index in 1..self.backends.len() {
+        for index in 1..self.backends.entries() {
             let Some(backend) = backend(&self.backends.get(index))? else {
                 continue;
             };

@@ -121,7 +121,7 @@ impl<T: Plain> Mapped<T> {
     }
 
     /// Number of entries.
-    pub fn len(&self) -> usize {
+    pub fn entries(&self) -> usize {
         self.entries
     }
 
@@ -149,7 +149,9 @@ impl<T: Plain> Mapped<T> {
     /// Writes one field of an entry with a single store, seen by other CPUs after all that was
     /// written before it.
     pub fn set_field<F: Plain>(&mut self, index: usize, offset: usize, value: F) {
-        assert!(offset + size_of::<F>() <= size_of::<T>() && offset % align_of::<F>() == 0);
+        assert!(
+            offset + size_of::<F>() <= size_of::<T>() && offset.is_multiple_of(align_of::<F>())
+        );
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         // SAFETY: inside the entry, aligned, and plain bytes.
         unsafe {

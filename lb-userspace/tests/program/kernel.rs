@@ -60,12 +60,14 @@ pub fn kernel(test: &str) -> Option<Kernel> {
         contents: Contents::default(),
         pins,
     };
-    let mut wanted = Contents::default();
-    wanted.ports = Some(SnatPorts {
+    let ports = SnatPorts {
         first: 20_000,
-        count: 1000,
+        count: 10_000,
+    };
+    kernel.want(Contents {
+        ports: Some(ports),
+        ..Contents::default()
     });
-    kernel.want(wanted);
     Some(kernel)
 }
 

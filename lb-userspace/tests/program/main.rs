@@ -1,6 +1,8 @@
 //! The real XDP program under `BPF_PROG_TEST_RUN`: tables of packets in, verdicts and packets out.
 //! Needs root; without it each test says that it is skipped.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod dsr;
 mod hostile;
 mod kernel;

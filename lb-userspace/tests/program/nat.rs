@@ -25,7 +25,7 @@ fn web(kernel: &mut Kernel) -> u16 {
 
 fn reply(kernel: &mut Kernel, request: &Seen, flags: &'static str) -> Vec<u8> {
     let frame = Frame::tcp(&request.dst.to_string(), &request.src.to_string(), flags);
-    let result = kernel.expect(&frame.from_mac(SERVER_MAC).bytes(), Verdict::NatReply);
+    let result = kernel.expect(&frame.sent_by(SERVER_MAC).bytes(), Verdict::NatReply);
     assert_eq!(result.action, TX);
     assert_eq!(result.frame[..6], CLIENT_MAC);
     result.frame
@@ -301,8 +301,8 @@ fn replies_follow_a_client_whose_way_changes() {
     let request = parse(&kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 1));
     reply(&mut kernel, &request, "SA");
     let router = [2, 0, 0, 0, 0, 0xc2];
-    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "A").from_mac(router).bytes(), 1);
-    let answer = Frame::tcp("10.0.0.11:8080", &request.src.to_string(), "A").from_mac(SERVER_MAC);
+    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "A").sent_by(router).bytes(), 1);
+    let answer = Frame::tcp("10.0.0.11:8080", &request.src.to_string(), "A").sent_by(SERVER_MAC);
     let result = kernel.expect(&answer.bytes(), Verdict::NatReply);
     assert_eq!(result.frame[..6], router);
 }

@@ -53,7 +53,7 @@ impl Frame {
         Self { vlans, ..self }
     }
 
-    pub fn from_mac(self, from: [u8; 6]) -> Self {
+    pub fn sent_by(self, from: [u8; 6]) -> Self {
         Self { from, ..self }
     }
 
