@@ -312,7 +312,13 @@ impl Builder {
     /// Forgets backends that left and have no flows any more. Call it when a sweep that knew of
     /// them in [`Self::gone`] is done; whether there were any.
     pub fn release(&mut self, swept: &BTreeSet<BackendIndex>) -> bool {
-        let done: Vec<BackendIndex> = self.gone().intersection(swept).copied().collect();
+        let named = |index: &BackendIndex| {
+            let mut tables = self.contents.services.values();
+            tables.any(|service| table::referenced(&service.slots).contains(index))
+        };
+        let mut done: Vec<BackendIndex> = self.gone().intersection(swept).copied().collect();
+        // A slot in transition may still name it as the previous owner.
+        done.retain(|index| !named(index));
         for index in &done {
             self.leaving.remove(index);
             self.contents.backends.remove(index);
@@ -338,3 +344,6 @@ const fn serves(state: BackendState) -> bool {
         BackendState::Out | BackendState::Unset => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+use std::time::Duration;
+
+use lb_common::abi::BackendState::{Active, Draining, Out};
+
+use super::*;
+use crate::config;
+use crate::table::count_current;
+
+const NOW: Duration = Duration::from_secs(1000);
+
+/// One service of these backends, given by the last byte of their addresses.
+fn model(forwarding: &str, backends: &[u8]) -> Model {
+    let mut text = format!(
+        "[node]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\n\
+         address = \"203.0.113.10:80\"\nprotocol = \"tcp\"\nforwarding = \"{forwarding}\"\n\
+         drain_deadline = \"30s\"\n[service.health]\nprobe = \"tcp\"\n"
+    );
+    for last in backends {
+        text +=
+            &format!("[[service.backend]]\nname = \"b{last}\"\naddress = \"10.0.0.{last}:80\"\n");
+    }
+    config::parse(&text, "test").unwrap()
+}
+
+fn duties(model: &Model, states: &[(&str, BackendState)]) -> BTreeMap<BackendKey, Duty> {
+    let service = &model.services[0];
+    let duty = |backend: &model::Backend| {
+        let given = states.iter().find(|(name, _)| **name == *backend.name);
+        let state = given.map_or(Active, |(_, state)| *state);
+        let share = if state == Active { 100 } else { 0 };
+        (
+            service.key(backend),
+            Duty {
+                state,
+                weight: backend.weight,
+                share,
+            },
+        )
+    };
+    service.backends.iter().map(duty).collect()
+}
+
+fn build(
+    builder: &mut Builder,
+    model: &Model,
+    states: &[(&str, BackendState)],
+    now: Duration,
+) -> Contents {
+    let paths = BTreeMap::new();
+    builder
+        .build(model, &duties(model, states), &paths, now)
+        .unwrap()
+        .clone()
+}
+
+fn counts(contents: &Contents) -> Vec<u32> {
+    count_current(&contents.services[&1].slots)
+}
+
+#[test]
+fn an_ejection_and_a_return_leave_the_table_as_it_was() {
+    let model = model("nat", &[1, 2, 3]);
+    let mut builder = Builder::new(Contents::default());
+    let before = build(&mut builder, &model, &[], NOW);
+    let out = build(&mut builder, &model, &[("b2", Out)], NOW);
+    assert_eq!(out.backends[&2].state, Out);
+    assert_eq!(counts(&out)[2], 0);
+    assert_eq!(counts(&out).iter().sum::<u32>(), 4093);
+    assert_eq!(build(&mut builder, &model, &[], NOW), before);
+}
+
+#[test]
+fn the_next_agent_goes_on_where_the_last_one_stopped() {
+    let model = model("dsr", &[1, 2, 3]);
+    let mut first = Builder::new(Contents::default());
+    build(&mut first, &model, &[], NOW);
+    let left = build(&mut first, &model, &[("b2", Draining)], NOW);
+    let mut second = Builder::new(left.clone());
+    assert_eq!(build(&mut second, &model, &[("b2", Draining)], NOW), left);
+}
+
+#[test]
+fn a_removed_backend_drains_then_loses_its_flows_then_its_number() {
+    let mut builder = Builder::new(Contents::default());
+    build(&mut builder, &model("nat", &[1, 2, 3]), &[], NOW);
+    let rest = model("nat", &[1, 3]);
+    let draining = build(&mut builder, &rest, &[], NOW);
+    assert_eq!(draining.backends[&2].state, Draining);
+    assert_eq!(counts(&draining)[2], 0);
+    assert_eq!(builder.next_deadline(), Some(NOW + Duration::from_secs(30)));
+    assert!(builder.gone().is_empty());
+
+    let later = NOW + Duration::from_secs(30);
+    let out = build(&mut builder, &rest, &[], later);
+    assert_eq!(out.backends[&2].state, Out);
+    assert_eq!(builder.gone(), BTreeSet::from([2]));
+    // A sweep that did not know of it says nothing.
+    assert!(!builder.release(&BTreeSet::new()));
+    assert!(builder.release(&BTreeSet::from([2])));
+    let released = build(&mut builder, &rest, &[], later);
+    assert!(!released.backends.contains_key(&2));
+    // Another backend may have the number now.
+    let next = build(&mut builder, &model("nat", &[1, 3, 4]), &[], later);
+    assert_eq!(next.backends[&2].address.to_string(), "10.0.0.4:80");
+}
+
+#[test]
+fn a_backend_that_comes_back_while_it_leaves_is_as_before() {
+    let all = model("nat", &[1, 2, 3]);
+    let mut builder = Builder::new(Contents::default());
+    let before = build(&mut builder, &all, &[], NOW);
+    build(&mut builder, &model("nat", &[1, 3]), &[], NOW);
+    assert_eq!(build(&mut builder, &all, &[], NOW), before);
+    assert_eq!(builder.next_deadline(), None);
+}
+
+#[test]
+fn a_number_that_a_slot_names_is_not_given_away() {
+    let mut builder = Builder::new(Contents::default());
+    build(&mut builder, &model("dsr", &[1, 2, 3]), &[], NOW);
+    let rest = model("dsr", &[1, 3]);
+    let later = NOW + Duration::from_secs(30);
+    build(&mut builder, &rest, &[], NOW);
+    build(&mut builder, &rest, &[], later);
+    let gone = BTreeSet::from([2]);
+    assert_eq!(builder.gone(), gone);
+    assert!(!builder.release(&gone), "its slots are still in transition");
+    assert!(builder.settle(|_| false, &BTreeMap::new(), later));
+    assert!(builder.release(&gone));
+}
+
+#[test]
+fn transitions_wait_for_the_flows_that_need_them() {
+    let model = model("dsr", &[1, 2]);
+    let mut builder = Builder::new(Contents::default());
+    build(&mut builder, &model, &[], NOW);
+    let draining = build(&mut builder, &model, &[("b2", Draining)], NOW);
+    let in_transition = |contents: &Contents| {
+        contents.services[&1]
+            .slots
+            .iter()
+            .filter(|slot| slot.in_transition())
+            .count()
+    };
+    let open = in_transition(&draining);
+    assert!(open > 2000);
+    // The previous owner may have flows.
+    assert!(!builder.settle(|_| false, &BTreeMap::new(), NOW));
+    // It has none without a record, but one slot has a record of another backend.
+    let slots = &draining.services[&1].slots;
+    let held = slots.iter().position(|slot| slot.in_transition()).unwrap() as u32;
+    let held = BTreeMap::from([(1, BTreeSet::from([held]))]);
+    assert!(builder.settle(|_| true, &held, NOW));
+    assert_eq!(in_transition(builder.contents()), 1);
+    // Once it may serve no more, nothing is left to wait for but the record.
+    build(&mut builder, &model, &[("b2", Out)], NOW);
+    assert!(!builder.settle(|_| false, &held, NOW));
+    assert!(builder.settle(|_| false, &BTreeMap::new(), NOW));
+    assert_eq!(in_transition(builder.contents()), 0);
+}
+
+#[test]
+fn a_service_that_leaves_takes_its_backends_out_at_once() {
+    let mut builder = Builder::new(Contents::default());
+    build(&mut builder, &model("nat", &[1, 2]), &[], NOW);
+    let mut empty = model("nat", &[1, 2]);
+    empty.services.clear();
+    let left = builder
+        .build(&empty, &BTreeMap::new(), &BTreeMap::new(), NOW)
+        .unwrap();
+    assert!(left.services.is_empty());
+    assert!(left.backends.values().all(|backend| backend.state == Out));
+    assert_eq!(builder.gone(), BTreeSet::from([1, 2]));
+}
+
+#[test]
+fn a_path_once_known_is_kept() {
+    let model = model("nat", &[1]);
+    let path = Path {
+        hop: lb_common::abi::Hop {
+            ifindex: 3,
+            ..Default::default()
+        },
+        source: "10.0.0.254".parse().unwrap(),
+    };
+    let mut builder = Builder::new(Contents::default());
+    let duties = duties(&model, &[]);
+    let paths = BTreeMap::from([("10.0.0.1".parse().unwrap(), path)]);
+    builder.build(&model, &duties, &paths, NOW).unwrap();
+    let lost = builder
+        .build(&model, &duties, &BTreeMap::new(), NOW)
+        .unwrap();
+    assert_eq!(lost.backends[&1].path, Some(path));
+    assert!(lost.sources.contains(&path.source));
+}
