@@ -9,6 +9,8 @@ use crate::lab::{Host, Lab};
 /// A whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// `native`, `generic` or `auto`.
+    pub xdp_mode: &'static str,
     /// Further lines of `[node]`.
     pub node: String,
     /// Its services.
@@ -131,6 +133,7 @@ impl Config {
     /// A configuration of these services.
     pub fn new(services: Vec<Service>) -> Self {
         Self {
+            xdp_mode: "native",
             node: String::new(),
             services,
         }
@@ -139,10 +142,11 @@ impl Config {
     /// The TOML, for an agent that keeps its socket and state in `folder`.
     pub fn toml(&self, folder: &Path) -> String {
         let mut text = format!(
-            "[node]\ninterfaces = [\"eth0\"]\nxdp_mode = \"native\"\n\
+            "[node]\ninterfaces = [\"eth0\"]\nxdp_mode = \"{2}\"\n\
              control_socket = \"{0}/lb.sock\"\nstate_dir = \"{0}/state\"\n{1}\n",
             folder.display(),
-            self.node
+            self.node,
+            self.xdp_mode
         );
         for service in &self.services {
             // Writing to a String cannot fail.

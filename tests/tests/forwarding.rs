@@ -200,3 +200,27 @@ fn a_flood_of_new_flows_breaks_no_established_one() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn generic_mode_forwards_as_well() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let services = http_services(lab);
+        let mut config = config(&services);
+        config.xdp_mode = "generic";
+        let agent = Agent::start(lab, &config)?;
+        let interfaces = agent.status()?.node.interfaces;
+        ensure!(
+            interfaces.iter().all(|on| on.mode == "generic"),
+            "{interfaces:?}"
+        );
+        for service in &services {
+            let load = Load::http(&lab.client, service.address, false, Amount::requests(400))?;
+            load.finish()
+                .must_not_fail()
+                .context(service.name.clone())?;
+            let download = Download::start(&lab.client, service.address, 16 << 20, None)?;
+            download.finish().context(service.name.clone())?;
+        }
+        Ok(())
+    })
+}
