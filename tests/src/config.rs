@@ -9,6 +9,8 @@ use crate::lab::{Host, Lab};
 /// A whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// `native`, `generic` or `auto`.
+    pub xdp_mode: &'static str,
     /// Further lines of `[node]`.
     pub node: String,
     /// Its services.
@@ -45,22 +47,27 @@ pub struct Backend {
     pub options: String,
 }
 
-/// A quick HTTP probe: out within `3 × 200 ms + 100 ms`.
-pub const HTTP_PROBE: &str = "probe = \"http\"\npath = \"/readyz\"\ninterval = \"200ms\"\n\
-     timeout = \"100ms\"\nunhealthy_threshold = 3\nhealthy_threshold = 2";
+/// A quick HTTP probe: out within `3 × 300 ms + 250 ms`, and a jitter of 5 %.
+const QUICK: &str = "interval = \"300ms\"\ntimeout = \"250ms\"";
+/// One that bears with a busy machine, for tests in which nothing fails.
+const PATIENT: &str = "interval = \"2s\"\ntimeout = \"1900ms\"";
+
+fn probe(pace: &str) -> String {
+    let port = crate::server_handle::HTTP;
+    format!("probe = \"http\"\npath = \"/readyz\"\nport = {port}\n{pace}")
+}
 
 impl Service {
     /// A TCP service in NAT mode over all backends of the laboratory, on `port` of each, with the
     /// quick HTTP probe of their HTTP server.
     pub fn tcp(lab: &Lab, name: &str, address: SocketAddr, port: u16) -> Self {
-        let health = format!("{HTTP_PROBE}\nport = {}", crate::server_handle::HTTP);
         Self {
             name: name.into(),
             address,
             protocol: "tcp",
             forwarding: "nat",
             options: "drain_deadline = \"20s\"".into(),
-            health,
+            health: probe(QUICK),
             backends: backends(&lab.backends, address.ip(), port),
         }
     }
@@ -77,6 +84,14 @@ impl Service {
     pub fn udp(self) -> Self {
         Self {
             protocol: "udp",
+            ..self
+        }
+    }
+
+    /// The same with a probe that bears with backends that are slow to answer.
+    pub fn patient(self) -> Self {
+        Self {
+            health: probe(PATIENT),
             ..self
         }
     }
@@ -118,6 +133,7 @@ impl Config {
     /// A configuration of these services.
     pub fn new(services: Vec<Service>) -> Self {
         Self {
+            xdp_mode: "native",
             node: String::new(),
             services,
         }
@@ -126,10 +142,11 @@ impl Config {
     /// The TOML, for an agent that keeps its socket and state in `folder`.
     pub fn toml(&self, folder: &Path) -> String {
         let mut text = format!(
-            "[node]\ninterfaces = [\"eth0\"]\nxdp_mode = \"native\"\n\
+            "[node]\ninterfaces = [\"eth0\"]\nxdp_mode = \"{2}\"\n\
              control_socket = \"{0}/lb.sock\"\nstate_dir = \"{0}/state\"\n{1}\n",
             folder.display(),
-            self.node
+            self.node,
+            self.xdp_mode
         );
         for service in &self.services {
             // Writing to a String cannot fail.

@@ -18,6 +18,11 @@ fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
+/// Load is heavy here and the servers are as busy as the machine: their probes must bear with it.
+fn config(services: &[Service]) -> Config {
+    Config::new(services.iter().cloned().map(Service::patient).collect())
+}
+
 fn http_services(lab: &Lab) -> Vec<Service> {
     let [nat4, nat6] = NAT_VIP;
     let [dsr4, dsr6] = DSR_VIP;
@@ -46,7 +51,7 @@ fn must_be_spread(tally: &Tally) -> Result<()> {
 fn thousands_of_requests_none_fails() -> Result<()> {
     with_lab(|lab, _servers| {
         let services = http_services(lab);
-        let agent = Agent::start(lab, &Config::new(services.clone()))?;
+        let agent = Agent::start(lab, &config(&services))?;
         for service in &services {
             let run = |keep, amount| -> Result<Tally> {
                 Ok(Load::http(&lab.client, service.address, keep, amount)?.finish())
@@ -79,7 +84,7 @@ fn thousands_of_requests_none_fails() -> Result<()> {
 fn a_gibibyte_arrives_byte_for_byte() -> Result<()> {
     with_lab(|lab, _servers| {
         let services = http_services(lab);
-        let _agent = Agent::start(lab, &Config::new(services.clone()))?;
+        let _agent = Agent::start(lab, &config(&services))?;
         for service in services
             .iter()
             .filter(|service| ["nat4", "dsr6"].contains(&&*service.name))
@@ -104,7 +109,7 @@ fn ten_thousand_datagrams_each_answered() -> Result<()> {
                 .udp()
                 .dsr(),
         ];
-        let _agent = Agent::start(lab, &Config::new(services.clone()))?;
+        let _agent = Agent::start(lab, &config(&services))?;
         for service in &services {
             let send = |keep, count| -> Result<Tally> {
                 let client = || udp::Client::new(service.address, keep);
@@ -130,7 +135,7 @@ fn a_client_keeps_its_backend_under_client_affinity() -> Result<()> {
     with_lab(|lab, _servers| {
         let service = Service::tcp(lab, "web", at(NAT_VIP[0], 80), HTTP);
         let service = service.options("affinity = \"client\"");
-        let _agent = Agent::start(lab, &Config::new(vec![service]))?;
+        let _agent = Agent::start(lab, &config(&[service]))?;
         let load = Load::http(
             &lab.client,
             at(NAT_VIP[0], 80),
@@ -147,7 +152,7 @@ fn a_client_keeps_its_backend_under_client_affinity() -> Result<()> {
 #[test]
 fn what_is_not_for_a_vip_passes() -> Result<()> {
     with_lab(|lab, _servers| {
-        let _agent = Agent::start(lab, &Config::new(http_services(lab)))?;
+        let _agent = Agent::start(lab, &config(&http_services(lab)))?;
         // ARP and neighbour discovery must work anew, through the program.
         for host in [&lab.client, &lab.lb] {
             host.namespace.ip("neigh flush dev eth0")?;
@@ -173,7 +178,7 @@ fn a_flood_of_new_flows_breaks_no_established_one() -> Result<()> {
     with_lab(|lab, _servers| {
         let [echo, flooded] = [TCP_ECHO, 53].map(|port| at(NAT_VIP[0], port));
         let direct = at(DSR_VIP[0], TCP_ECHO);
-        let mut config = Config::new(vec![
+        let mut config = config(&[
             Service::tcp(lab, "echo", echo, TCP_ECHO),
             Service::tcp(lab, "direct", direct, TCP_ECHO).dsr(),
             Service::tcp(lab, "flooded", flooded, UDP_ECHO).udp(),
@@ -191,6 +196,30 @@ fn a_flood_of_new_flows_breaks_no_established_one() -> Result<()> {
             flows.exchange(5, SOON)?;
             let broken = flows.broken_except("");
             ensure!(broken.is_empty(), "the flood broke {broken:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn generic_mode_forwards_as_well() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let services = http_services(lab);
+        let mut config = config(&services);
+        config.xdp_mode = "generic";
+        let agent = Agent::start(lab, &config)?;
+        let interfaces = agent.status()?.node.interfaces;
+        ensure!(
+            interfaces.iter().all(|on| on.mode == "generic"),
+            "{interfaces:?}"
+        );
+        for service in &services {
+            let load = Load::http(&lab.client, service.address, false, Amount::requests(400))?;
+            load.finish()
+                .must_not_fail()
+                .context(service.name.clone())?;
+            let download = Download::start(&lab.client, service.address, 16 << 20, None)?;
+            download.finish().context(service.name.clone())?;
         }
         Ok(())
     })

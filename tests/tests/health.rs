@@ -294,3 +294,34 @@ fn backends_come_and_go_without_a_datagram_lost() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_rolling_restart_fails_no_request() -> Result<()> {
+    with_lab(|lab, servers| {
+        let mut agent = Agent::start(lab, &Config::new(both(lab, HTTP)))?;
+        let loads = [nat(HTTP), dsr(HTTP)];
+        let loads = loads.map(|to| Load::http(&lab.client, to, false, Amount::steady()));
+        let loads = loads.into_iter().collect::<Result<Vec<_>>>()?;
+        for (index, server) in servers.iter_mut().enumerate() {
+            let host = lab.backend(index + 1);
+            // As a good deploy does: say so first, stop when nothing is left to do.
+            server.order(Order::Unready)?;
+            agent.wait_routing(&format!("nat/{}", host.name), "draining")?;
+            agent.wait_routing(&format!("dsr/{}", host.name), "draining")?;
+            let before: Vec<_> = loads.iter().map(Load::tally).collect();
+            wait_for("requests under way to end", SOON, || {
+                let mut pairs = loads.iter().zip(&before);
+                Ok(pairs.all(|(load, before)| load.tally().since(before).requests() >= 40))
+            })?;
+            server.kill()?;
+            *server = Server::start(host)?;
+            agent.settled()?;
+        }
+        for load in loads {
+            let tally = load.stop();
+            tally.must_not_fail()?;
+            ensure!(tally.answered.len() == 3, "{tally:?}");
+        }
+        Ok(())
+    })
+}

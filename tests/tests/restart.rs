@@ -61,9 +61,12 @@ impl Witness {
             Ok(pairs.all(|((_, load), before)| load.tally().since(before).requests() >= 20))
         })?;
         self.flows.exchange(3, SOON)?;
-        for (kind, load) in &self.loads {
-            load.tally().must_not_fail().context(*kind)?;
-        }
+        let failed = |(kind, load): &(&str, Load)| {
+            let error = load.tally().must_not_fail().err()?;
+            Some(format!("{kind}: {error:#}"))
+        };
+        let failed: Vec<String> = self.loads.iter().filter_map(failed).collect();
+        ensure!(failed.is_empty(), "{failed:#?}");
         let broken = self.flows.broken_except("");
         ensure!(broken.is_empty(), "broken connections: {broken:?}");
         Ok(())

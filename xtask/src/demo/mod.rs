@@ -5,6 +5,7 @@ mod report;
 mod scenes;
 mod stage;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -118,22 +119,19 @@ fn play(keep: bool) -> Result<()> {
 }
 
 fn look_inside(stage: &Stage<'_>) {
-    let lb = stage.agent.binary().display();
-    let socket = stage.agent.socket();
-    let socket = socket.display();
+    let folder = stage.agent.binary().parent().unwrap_or(Path::new("/"));
     let client = stage.lab.client.namespace.name();
     println!("\n── Look inside {}", "─".repeat(57));
     println!("   Everything goes on until Ctrl-C. In another terminal, as root:\n");
+    println!("   export LB_SOCKET={}", stage.agent.socket().display());
+    println!("   PATH={}:$PATH", folder.display());
     for command in ["status", "events --follow", "probe web/b1", "drain web/b2"] {
-        println!("   {lb} --socket {socket} {command}");
+        println!("   lb {command}");
     }
     println!("\n   nsenter --net=/run/netns/{client} curl http://203.0.113.10/");
     for host in std::iter::once(&stage.lab.lb).chain(&stage.lab.backends) {
-        println!(
-            "   nsenter --net=/run/netns/{}   # {}",
-            host.namespace.name(),
-            host.name
-        );
+        let path = format!("/run/netns/{}", host.namespace.name());
+        println!("   nsenter --net={path} bash   # {}", host.name);
     }
     println!(
         "\n   configuration: {}",
