@@ -91,9 +91,9 @@ fn with_nftables<T>(
     let rules = format!(
         "table ip bench {{\n\
          chain to {{ type nat hook prerouting priority dstnat;\n\
-         ip daddr {} tcp dport {} dnat to {backend} }}\n\
+         ip daddr {} tcp dport {} dnat to {backend}\n}}\n\
          chain from {{ type nat hook postrouting priority srcnat;\n\
-         ip daddr {} tcp dport {} masquerade }}\n}}\n",
+         ip daddr {} tcp dport {} masquerade\n}}\n}}\n",
         vip.ip(),
         vip.port(),
         backend.ip(),

@@ -26,7 +26,7 @@ use super::frames::CLIENT4;
     dead_code,
     reason = "the product's own build script takes a prebuilt object"
 )]
-mod toolchain;
+pub mod toolchain;
 
 /// VIPs; each service listens on [`PORT`].
 pub const NAT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);

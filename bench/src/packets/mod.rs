@@ -290,3 +290,31 @@ fn print(rows: &[(Scenario, Vec<f64>)], effort: &Effort) {
         println!("{:<40}{flows:>10}{spread:>20}{ratio:>9}", row.name);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bench's programs share code with the product; this keeps them loading.
+    #[test]
+    fn every_scenario_s_packets_are_forwarded() {
+        let test = "every_scenario_s_packets_are_forwarded";
+        if let Some(reason) = lb_tests::skip::reason() {
+            println!("SKIPPED {test}: {reason}");
+            return;
+        }
+        if let Err(reason) = kernel::toolchain::find() {
+            println!("SKIPPED {test}: {reason}");
+            return;
+        }
+        let mut kernel = Kernel::load(65_536).unwrap();
+        const FLOWS: u32 = 1_000;
+        for vip in [NAT, MOVING] {
+            flood(&mut kernel, vip, 0, FLOWS).unwrap();
+        }
+        kernel.tabulate_replies(FLOWS).unwrap();
+        for row in scenarios(FLOWS).iter().chain(&openings()) {
+            verify(&mut kernel, row).unwrap();
+        }
+    }
+}

@@ -18,7 +18,7 @@ type Headers = Window<{ L4 + 20 }>;
 
 #[inline(always)]
 fn parse(packet: &Packet) -> Option<(Headers, FlowKey)> {
-    let headers: Headers = packet.window(0)?;
+    let headers: Headers = packet.window(packet.start())?;
     if headers.u16::<12>() != 0x0800u16.to_be()
         || headers.u8::<L3>() != 0x45
         || headers.u8::<{ L3 + 9 }>() != TCP

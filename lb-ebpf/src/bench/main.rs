@@ -69,7 +69,7 @@ fn prepare(packet: &Packet) -> Option<u32> {
     let drive = unsafe { &mut *drive };
     let run = drive.next;
     drive.next = run.wrapping_add(1);
-    let bytes = packet.window::<FRAME_LEN>(0)?;
+    let bytes = packet.window::<FRAME_LEN>(packet.start())?;
     macro_rules! restore {
         ($($word:literal)+) => { $(bytes.set_u32::<{ $word * 4 }>(drive.frame[$word]);)+ };
     }
