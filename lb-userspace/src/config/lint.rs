@@ -50,10 +50,6 @@ pub const LINTS: &[(&str, &str)] = &[
         "`panic_threshold` is 0 although backends are probed.",
     ),
     (
-        "slow-start-without-effect",
-        "`slow_start` is set; this version reads it and does not act on it.",
-    ),
-    (
         "loopback-backend",
         "A backend has a loopback address: probes reach it, forwarded packets do not.",
     ),
@@ -276,14 +272,6 @@ fn tcp_on_http_port(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
 
 /// The set of backends.
 fn pool(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
-    if !service.slow_start.is_zero() {
-        sink.add(
-            "slow-start-without-effect",
-            place.key("slow_start"),
-            "`slow_start` is not yet in effect: a readmitted backend gets its full share at once",
-            "remove it, or keep it for a later version",
-        );
-    }
     for (index, backend) in service.backends.iter().enumerate() {
         if backend.address.ip().is_loopback() {
             sink.add(

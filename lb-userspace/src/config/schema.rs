@@ -254,7 +254,8 @@ pub const SERVICE: Section = Section {
             "slow_start",
             Kind::Duration,
             Value("\"0s\""),
-            "Time over which a readmitted backend gets its full share. Read, but not yet in effect.",
+            "Time over which a readmitted backend gets its full share of new flows, linearly from 10 %; \
+             `0s`: at once.",
         ),
     ],
 };

@@ -174,6 +174,33 @@ fn a_service_that_leaves_takes_its_backends_out_at_once() {
 }
 
 #[test]
+fn a_backend_that_starts_slowly_has_a_share_of_its_own_slots() {
+    let model = model("nat", &[1, 2, 3]);
+    let mut builder = Builder::new(Contents::default());
+    let whole = build(&mut builder, &model, &[], NOW);
+    let mut duties = duties(&model, &[]);
+    let mut step = |share| {
+        duties.get_mut(&BackendKey::new("web", "b2")).unwrap().share = share;
+        let built = builder.build(&model, &duties, &BTreeMap::new(), NOW);
+        built.unwrap().clone()
+    };
+    let tenth = step(10);
+    assert!(
+        (80..200).contains(&counts(&tenth)[2]),
+        "{:?}",
+        counts(&tenth)
+    );
+    for (before, now) in whole.services[&1]
+        .slots
+        .iter()
+        .zip(&*tenth.services[&1].slots)
+    {
+        assert!(before == now || before.current() == 2);
+    }
+    assert_eq!(step(100), whole);
+}
+
+#[test]
 fn a_path_once_known_is_kept() {
     let model = model("nat", &[1]);
     let path = Path {
