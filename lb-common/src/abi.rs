@@ -180,8 +180,10 @@ pub mod tcp_seen {
     pub const BACKEND_FIN: u8 = 2;
     /// RST from either end.
     pub const RST: u8 = 4;
-    /// A reply was seen: the flow is established.
+    /// The backend has answered.
     pub const REPLY: u8 = 8;
+    /// The client has sent something other than a SYN.
+    pub const CLIENT_ACK: u8 = 16;
 }
 
 /// Value of the flow map.

@@ -6,8 +6,12 @@ use crate::abi::tcp_seen;
 /// Seconds without a packet after which a UDP flow is over. RFC 4787, REQ-5 asks for two minutes
 /// at the least.
 pub const UDP_IDLE: u32 = 120;
-/// Seconds after which a TCP flow whose backend never answered is over.
-pub const TCP_UNANSWERED: u32 = 60;
+/// Seconds after which a TCP flow is over whose handshake was never completed, by the backend or by
+/// the client: what Linux's connection tracking grants (`nf_conntrack_tcp_timeout_syn_recv`).
+pub const TCP_HANDSHAKE: u32 = 60;
+/// Seconds without a packet after which a TCP flow is over that one end has closed. RFC 5382, REQ-5
+/// asks for four minutes at the least.
+pub const TCP_HALF_CLOSED: u32 = 240;
 /// Seconds that a closed TCP flow is kept for late packets.
 pub const TCP_CLOSED: u32 = 10;
 /// Seconds without a packet after which an established TCP flow is over. RFC 5382, REQ-5 asks for
@@ -28,8 +32,10 @@ pub const fn idle_limit(is_tcp: bool, forward: u8, reply: u8) -> u32 {
         UDP_IDLE
     } else if is_closed(forward, reply) {
         TCP_CLOSED
-    } else if reply & tcp_seen::REPLY == 0 {
-        TCP_UNANSWERED
+    } else if reply & tcp_seen::REPLY == 0 || forward & tcp_seen::CLIENT_ACK == 0 {
+        TCP_HANDSHAKE
+    } else if forward & tcp_seen::CLIENT_FIN != 0 || reply & tcp_seen::BACKEND_FIN != 0 {
+        TCP_HALF_CLOSED
     } else {
         TCP_IDLE
     }
@@ -49,7 +55,7 @@ pub const fn tracked_limit(tcp: u8) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::tcp_seen::{BACKEND_FIN, CLIENT_FIN, REPLY, RST};
+    use crate::abi::tcp_seen::{BACKEND_FIN, CLIENT_ACK, CLIENT_FIN, REPLY, RST};
 
     #[test]
     fn a_flow_is_closed_by_both_fins_or_any_reset() {
@@ -63,8 +69,18 @@ mod tests {
     #[test]
     fn limits_follow_the_state() {
         assert_eq!(idle_limit(false, 0, 0), UDP_IDLE);
-        assert_eq!(idle_limit(true, 0, 0), TCP_UNANSWERED);
-        assert_eq!(idle_limit(true, 0, REPLY), TCP_IDLE);
+        assert_eq!(idle_limit(true, 0, 0), TCP_HANDSHAKE);
+        assert_eq!(idle_limit(true, 0, REPLY), TCP_HANDSHAKE);
+        assert_eq!(idle_limit(true, CLIENT_ACK, 0), TCP_HANDSHAKE);
+        assert_eq!(idle_limit(true, CLIENT_ACK, REPLY), TCP_IDLE);
+        assert_eq!(
+            idle_limit(true, CLIENT_ACK | CLIENT_FIN, REPLY),
+            TCP_HALF_CLOSED
+        );
+        assert_eq!(
+            idle_limit(true, CLIENT_ACK, REPLY | BACKEND_FIN),
+            TCP_HALF_CLOSED
+        );
         assert_eq!(idle_limit(true, RST, REPLY), TCP_CLOSED);
     }
 }

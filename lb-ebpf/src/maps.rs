@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Backend, DEFAULT_FLOW_ENTRIES, Filter, Flow, FlowKey, MAX_BACKENDS, MAX_SERVICES, Params,
+    Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, Flow, FlowKey, MAX_BACKENDS, MAX_SERVICES, Params,
     Service, ServiceKey, Traffic,
 };
 use lb_common::slot::TABLE_SIZES;
@@ -20,6 +20,10 @@ pub static PARAMS: Array<Params, 1, MMAPABLE> = Array::new();
 /// it is not ours.
 #[btf_map]
 pub static FILTER: Array<Filter, 1, MMAPABLE> = Array::new();
+
+/// Addresses of services, to tell a packet that cannot be served from one that is for the host.
+#[btf_map]
+pub static VIPS: HashMap<Addr, u32, SERVICE_COUNT> = HashMap::new();
 
 #[btf_map]
 pub static SERVICES: HashMap<ServiceKey, Service, SERVICE_COUNT> = HashMap::new();

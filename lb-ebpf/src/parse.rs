@@ -12,7 +12,7 @@ use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 use network_types::vlan::VlanHdr;
 
-use crate::maps::FILTER;
+use crate::maps::{FILTER, VIPS};
 use crate::packet::{Packet, Window, unknown};
 
 pub const IPV4: u16 = EtherType::Ipv4 as u16;
@@ -113,6 +113,22 @@ fn is_ours(addr: &Addr) -> bool {
     }
 }
 
+/// What becomes of a packet that cannot be read: the host's own, for an address that NAT sends from
+/// or that only looks like one of ours in the filter, is left to the host.
+#[inline(always)]
+fn refuse(dst: &Addr, verdict: Verdict) -> Verdict {
+    let unreadable = matches!(
+        verdict,
+        Verdict::DropMalformed | Verdict::DropFragment | Verdict::DropExtensionHeaders
+    );
+    // SAFETY: only whether there is an entry counts.
+    if unreadable && unsafe { VIPS.get(dst) }.is_none() {
+        Verdict::PassNotVip
+    } else {
+        verdict
+    }
+}
+
 #[inline(always)]
 pub fn ipv4(packet: &Packet, l3: usize) -> Result<Headers<false>, Verdict> {
     let ip = packet
@@ -122,6 +138,16 @@ pub fn ipv4(packet: &Packet, l3: usize) -> Result<Headers<false>, Verdict> {
     if !is_ours(&dst) {
         return Err(Verdict::PassNotVip);
     }
+    behind_ipv4(packet, l3, ip, dst).map_err(|verdict| refuse(&dst, verdict))
+}
+
+#[inline(always)]
+fn behind_ipv4(
+    packet: &Packet,
+    l3: usize,
+    ip: Window<{ Ipv4Hdr::LEN }>,
+    dst: Addr,
+) -> Result<Headers<false>, Verdict> {
     let src = Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, src_addr) }>());
     let length = (ip.u8::<{ offset_of!(Ipv4Hdr, vihl) }>() & 0x0f) as usize * 4;
     let protocol = ip.u8::<{ offset_of!(Ipv4Hdr, proto) }>();
@@ -149,6 +175,16 @@ pub fn ipv6(packet: &Packet, l3: usize) -> Result<Headers<true>, Verdict> {
     if !is_ours(&dst) {
         return Err(Verdict::PassNotVip);
     }
+    behind_ipv6(packet, l3, ip, dst).map_err(|verdict| refuse(&dst, verdict))
+}
+
+#[inline(always)]
+fn behind_ipv6(
+    packet: &Packet,
+    l3: usize,
+    ip: Window<{ Ipv6Hdr::LEN }>,
+    dst: Addr,
+) -> Result<Headers<true>, Verdict> {
     let src = Addr([
         ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) }>(),
         ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 4 }>(),

@@ -72,11 +72,14 @@ fn in_transition<const V6: bool>(
         record(flow, service, index)?;
         return Ok((index, backend, Kind::Opens));
     }
-    let recorded = FLOWS.get_ptr_mut(flow).map(|record| {
+    let recorded = FLOWS.get_ptr_mut(flow).and_then(|record| {
         // SAFETY: entries are preallocated; a racing eviction leaves readable memory of this type.
         let record = unsafe { &mut *record };
+        if record.kind != FlowKind::Tracked as u8 {
+            return None;
+        }
         see(record, headers);
-        record.backend
+        Some(record.backend)
     });
     if let Some(index) = recorded
         && let Some(backend) = select::for_established(index)

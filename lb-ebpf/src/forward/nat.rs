@@ -68,12 +68,18 @@ pub fn request<const V6: bool>(
     flow: &FlowKey,
     service: &Service,
 ) -> Result<u32, Verdict> {
-    if let Some(entry) = FLOWS.get_ptr_mut(flow) {
-        // SAFETY: as above.
-        let entry = unsafe { &mut *entry };
+    // SAFETY: as above.
+    let known = FLOWS.get_ptr_mut(flow).map(|entry| unsafe { &mut *entry });
+    // What a service left behind that was `dsr` before says nothing here.
+    if let Some(entry) = known.filter(|entry| entry.kind == FlowKind::Forward as u8) {
         if let Some(backend) = select::for_established(entry.backend) {
             if !headers.is_syn() || is_repeated(entry, flow) {
-                see(entry, headers, tcp_seen::CLIENT_FIN, 0);
+                let seen = if headers.is_syn() {
+                    0
+                } else {
+                    tcp_seen::CLIENT_ACK
+                };
+                see(entry, headers, tcp_seen::CLIENT_FIN, seen);
                 follow_client(packet, entry, flow);
                 return forward(packet, headers, entry, hop(backend), Kind::Ordinary);
             }
@@ -300,7 +306,7 @@ extern "C" fn reserve(_turn: u64, _context: *mut c_void) -> u64 {
 }
 
 /// Frees a port whose flow is over: its forward entry is gone or has another port, both ends have
-/// closed it, or, for UDP, it was silent for long. The forward entry goes too, or a late packet of
+/// closed it, or it was silent for too long. The forward entry goes too, or a late packet of
 /// the old flow would leave from the new one's port.
 #[inline(always)]
 fn evict(key: &FlowKey, tick: u32) -> bool {
@@ -314,12 +320,17 @@ fn evict(key: &FlowKey, tick: u32) -> bool {
         && forward.sport == key.dport
         && forward.dst == key.src
     {
-        let over = if key.protocol == crate::parse::TCP as u32 {
-            policy::is_closed(forward.tcp, reply.tcp)
+        let seen = if reply.last_seen > forward.last_seen {
+            reply.last_seen
         } else {
-            tick.wrapping_sub(reply.last_seen) > policy::UDP_IDLE
-                && tick.wrapping_sub(forward.last_seen) > policy::UDP_IDLE
+            forward.last_seen
         };
+        let is_tcp = key.protocol == crate::parse::TCP as u32;
+        let limit = policy::idle_limit(is_tcp, forward.tcp, reply.tcp);
+        // A closed flow gives way at once: its port is wanted. The clocks of opening and of the
+        // agent may differ by a second.
+        let over = (is_tcp && policy::is_closed(forward.tcp, reply.tcp))
+            || tick.saturating_sub(seen) > limit;
         // Of two CPUs that want the same port, only one removes its entries.
         if !over || FLOWS.remove(&forward_key).is_err() {
             return false;

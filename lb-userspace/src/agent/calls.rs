@@ -22,7 +22,7 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
         request, responder, ..
     } = call;
     match request {
-        Request::Status { .. } => responder.send(status(agent).await),
+        Request::Status { .. } => agent.status(responder),
         Request::Events { since, limit, .. } => {
             responder.send(Ok(Reply::Events(agent.core.journal.past(since, limit))));
         }
@@ -78,11 +78,6 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
         },
     }
     false
-}
-
-async fn status(agent: &mut Agent) -> Result<Reply, ApiError> {
-    agent.count().await.map_err(ApiError::failed)?;
-    Ok(Reply::Status(agent.publish()))
 }
 
 /// The backend of that name.
@@ -216,13 +211,20 @@ pub fn check_reload(old: &Node, new: &Node) -> Result<(), RunError> {
         (
             "node.control_socket",
             old.control_socket != new.control_socket,
+            false,
         ),
-        ("node.http", old.http != new.http),
-        ("node.state_dir", old.state_dir != new.state_dir),
-        ("node.flow_entries", old.flow_entries != new.flow_entries),
+        ("node.http", old.http != new.http, false),
+        ("node.state_dir", old.state_dir != new.state_dir, false),
+        (
+            "node.flow_entries",
+            old.flow_entries != new.flow_entries,
+            true,
+        ),
+        ("node.snat_ports", old.snat_ports != new.snat_ports, true),
     ];
-    match fixed.into_iter().find(|(_, differs)| *differs) {
-        Some((key, _)) => Err(RunError::NeedsRestart { key }),
+    match fixed.into_iter().find(|(_, differs, _)| *differs) {
+        Some((key, _, true)) => Err(RunError::NeedsDetach { key }),
+        Some((key, _, false)) => Err(RunError::NeedsRestart { key }),
         None => Ok(()),
     }
 }

@@ -127,7 +127,7 @@ impl Core {
             built: Arc::new(contents.clone()),
             builder: Builder::new(contents),
             paths: Arc::default(),
-            generation: 0,
+            generation: 1,
             generations: BTreeMap::new(),
             dirty: true,
             next_decision: None,
@@ -152,10 +152,11 @@ impl Core {
         core
     }
 
-    /// When something is to be done though nothing happens.
-    pub fn wake(&self) -> Duration {
+    /// When something is to be done though nothing happens; `room` is for how many probes there is.
+    pub fn wake(&self, room: usize) -> Duration {
         let times = [
-            self.engine.next_due(),
+            // While no probe may be started, the end of one wakes the loop.
+            self.engine.next_due().filter(|_| room > 0),
             self.next_decision,
             self.builder.next_deadline(),
             Some(self.save_at),
@@ -211,11 +212,13 @@ impl Core {
             for backend in &service.backends {
                 let target = backend.address.ip();
                 let (old, new) = (self.paths.get(&target), paths.get(&target));
-                let what = match (old, new) {
-                    (Some(old), Some(new)) if old != new => "its next hop has changed",
-                    (Some(_), None) => "its next hop is gone; the last one stays in use",
-                    _ => continue,
+                let (Some(old), Some(new)) = (old, new) else {
+                    continue;
                 };
+                if old == new {
+                    continue;
+                }
+                let what = "its next hop has changed";
                 let key = service.key(backend);
                 let change = Change::backend(Kind::Neighbor, &key, Origin::Agent, what);
                 self.journal.record(change);
@@ -243,6 +246,8 @@ impl Core {
                 self.generations.retain(|id, _| services.contains_key(id));
                 self.tell_pending();
             }
+            // Read for the status, which the agent puts together.
+            Notice::Counted(_) => {}
             Notice::Failed(error) => {
                 let text = error.to_string();
                 error!("datapath: {text}");
@@ -536,6 +541,35 @@ impl Core {
         self.weigh();
     }
 
+    /// Words about a backend go with its address when its name changes.
+    fn rename_words(&mut self, model: &Model) {
+        for service in &model.services {
+            let identity = |service: &Service| (service.address, service.protocol);
+            let known = self
+                .model
+                .services
+                .iter()
+                .find(|old| identity(old) == identity(service));
+            let Some(known) = known else { continue };
+            for backend in &service.backends {
+                let same = known
+                    .backends
+                    .iter()
+                    .find(|old| old.address == backend.address);
+                let Some(old) = same.map(|old| known.key(old)) else {
+                    continue;
+                };
+                let new = service.key(backend);
+                if old != new
+                    && model.backend(&old).is_none()
+                    && let Some(word) = self.words.remove(&old)
+                {
+                    self.words.insert(new, word);
+                }
+            }
+        }
+    }
+
     /// Takes over a new configuration; says what is new.
     pub fn configure(&mut self, model: Arc<Model>) -> String {
         let keys = |model: &Model| -> BTreeSet<BackendKey> {
@@ -545,9 +579,12 @@ impl Core {
                 .collect()
         };
         let (old, new) = (keys(&self.model), keys(&model));
+        self.rename_words(&model);
         self.model = model;
+        // What has another name but the same address is known by what the data plane does with it.
+        let known = restore(&self.model, self.builder.contents(), BTreeMap::new());
         self.engine
-            .configure(&self.model.services, &BTreeMap::new(), self.clock.now());
+            .configure(&self.model.services, &known, self.clock.now());
         self.forget_words();
         self.dirty = true;
         let (added, removed): (Vec<_>, Vec<_>) = (
@@ -612,6 +649,8 @@ fn restore(
     contents: &Contents,
     mut saved: BTreeMap<BackendKey, Restored>,
 ) -> BTreeMap<BackendKey, Restored> {
+    // Nothing was known, which says less than what the data plane does.
+    saved.retain(|_, restored| restored.health != Health::Unknown);
     for service in &model.services {
         let id = contents.services.iter().find(|(_, known)| {
             (known.address, known.protocol) == (service.address, service.protocol)

@@ -17,7 +17,6 @@ mod status;
 use crate::api::socket::SocketError;
 use crate::config::ConfigError;
 use crate::datapath::DatapathError;
-use crate::neighbor::NeighborError;
 
 /// What `lb run` is told.
 #[derive(Clone, Debug)]
@@ -42,13 +41,16 @@ pub enum RunError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
     #[error(transparent)]
-    Neighbor(#[from] NeighborError),
-    #[error(transparent)]
     Full(#[from] crate::plan::Full),
     #[error(transparent)]
     Http(#[from] crate::api::http::HttpError),
     #[error("{key} cannot change while the agent runs; restart it (no packet is lost by that)")]
     NeedsRestart { key: &'static str },
+    #[error(
+        "{key} cannot change while the data plane stands; run `lb detach` and start the agent \
+         again, at the price of the established flows"
+    )]
+    NeedsDetach { key: &'static str },
     #[error("{what}: {source}")]
     System {
         what: &'static str,

@@ -14,13 +14,13 @@ use tracing::{error, info, warn};
 use super::clock::Clock;
 use super::core::Core;
 use super::probes::{Finished, Probes};
-use super::saved::Saved;
+use super::saved::{self, Saved};
 use super::saver::Saver;
 use super::{RunError, RunOptions, calls};
 use crate::api::event::{Change, Kind, Origin};
-use crate::api::{self, Call, Journal, Listener, Status, server};
+use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server};
 use crate::config;
-use crate::datapath::{Attached, Command, Counters, DatapathError, Notice, PinDirectory, Writer};
+use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer};
 use crate::model::{Model, OnExit};
 use crate::neighbor::{self, Paths};
 
@@ -48,6 +48,8 @@ pub struct Agent {
     pub writer: Writer,
     pub attached: Vec<Attached>,
     pub counters: Counters,
+    /// Who waits for the status.
+    asked: Vec<Responder>,
     targets: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     snapshot: watch::Sender<Arc<Status>>,
     /// The generation that the datapath was last told.
@@ -70,6 +72,11 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         Some(address) => Some(api::http::bind(address).await?),
         None => None,
     };
+    std::fs::create_dir_all(&node.state_dir).map_err(|source| RunError::System {
+        what: "making node.state_dir",
+        source,
+    })?;
+    let _state_dir = saved::lock(&node.state_dir)?;
     let journal = Journal::open(&node.state_dir)?;
     let saved = Saved::read(&node.state_dir)?;
     let saver = Saver::start(node.state_dir.clone()).map_err(|source| RunError::System {
@@ -98,6 +105,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         writer,
         attached,
         counters: Counters::default(),
+        asked: Vec::new(),
         targets,
         snapshot,
         told: 0,
@@ -119,7 +127,10 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
             Ok(())
         });
     }
-    tasks.spawn(async move { Ok(neighbor::watch(watched, senders.paths).await?) });
+    tasks.spawn(async move {
+        neighbor::keep_watching(watched, senders.paths).await;
+        Ok(())
+    });
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
 }
@@ -215,7 +226,7 @@ impl Agent {
         publish.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.act()?;
-            let wake = self.core.wake();
+            let wake = self.core.wake(self.probes.room());
             tokio::select! {
                 Some(finished) = inbox.probes.recv() => {
                     self.probes.ended();
@@ -225,7 +236,7 @@ impl Agent {
                         self.core.finished(&finished);
                     }
                 }
-                Some(notice) = inbox.notices.recv() => self.core.noticed(notice),
+                Some(notice) = inbox.notices.recv() => self.noticed(notice),
                 Some(paths) = inbox.paths.recv() => self.core.moved(paths),
                 Some(call) = inbox.calls.recv() => {
                     if calls::answer(self, call).await {
@@ -239,7 +250,7 @@ impl Agent {
                 }
                 _ = inbox.terminate.recv() => return Ok(End::Signal),
                 _ = inbox.interrupt.recv() => return Ok(End::Signal),
-                _ = publish.tick() => self.publish_counted().await?,
+                _ = publish.tick() => self.count()?,
                 Some(ended) = tasks.join_next() => match ended {
                     Ok(Err(error)) => return Err(error),
                     Ok(Ok(())) => warn!("a task of the agent has ended"),
@@ -259,11 +270,12 @@ impl Agent {
         let (contents, generation) = self.core.contents();
         if generation != self.told {
             self.told = generation;
-            self.writer.send(Command::Want {
+            let gone = self.core.gone();
+            self.writer.send(Command::Want(Want {
                 contents,
                 generation,
-            })?;
-            self.writer.send(Command::Gone(self.core.gone()))?;
+                gone,
+            }))?;
         }
         Ok(())
     }
@@ -281,10 +293,8 @@ impl Agent {
     async fn try_reload(&mut self) -> Result<String, RunError> {
         let model = Arc::new(load(&self.options.config)?);
         calls::check_reload(&self.core.model.node, &model.node)?;
-        let (old, new) = (&self.core.model.node, &model.node);
-        if (&old.interfaces, old.xdp_mode) != (&new.interfaces, new.xdp_mode) {
-            self.attached = attach(&self.writer, &model, self.options.replace).await?;
-        }
+        // Also where nothing has changed: an interface may have been removed and made again.
+        self.attached = attach(&self.writer, &model, self.options.replace).await?;
         let what = self.core.configure(model);
         // The watcher ends only with the agent.
         self.targets
@@ -292,21 +302,40 @@ impl Agent {
         Ok(what)
     }
 
-    async fn publish_counted(&mut self) -> Result<(), RunError> {
-        self.count().await?;
-        self.publish();
-        Ok(())
+    /// Has the counters read; they come as a notice, since the datapath's thread may be busy.
+    fn count(&self) -> Result<(), RunError> {
+        Ok(self.writer.send(Command::Count)?)
     }
 
-    /// Reads the counters. Where they cannot be read the last ones stay, and the status says why.
-    pub async fn count(&mut self) -> Result<(), RunError> {
-        match self.writer.ask(Command::Count).await {
-            Ok(counters) => self.counters = counters,
-            Err(DatapathError::Ended) => return Err(DatapathError::Ended.into()),
-            Err(error) => self.core.noticed(Notice::Failed(error)),
+    /// Answers with the status when the counters have been read.
+    pub fn status(&mut self, responder: Responder) {
+        self.asked.push(responder);
+        if let Err(error) = self.count() {
+            error!("{error}");
+            self.answer_status();
         }
-        self.core.counted(&self.counters);
-        Ok(())
+    }
+
+    /// Publishes the status, and gives it to those who have asked.
+    fn answer_status(&mut self) {
+        let status = self.publish();
+        for responder in self.asked.drain(..) {
+            responder.send(Ok(Reply::Status(status.clone())));
+        }
+    }
+
+    fn noticed(&mut self, notice: Notice) {
+        match notice {
+            Notice::Counted(result) => {
+                match result {
+                    Ok(counters) => self.counters = counters,
+                    Err(error) => self.core.noticed(Notice::Failed(error)),
+                }
+                self.core.counted(&self.counters);
+                self.answer_status();
+            }
+            other => self.core.noticed(other),
+        }
     }
 
     /// Puts together the status as it is now.

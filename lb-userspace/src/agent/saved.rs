@@ -24,6 +24,8 @@ const VERSION: u32 = 1;
 pub enum SavedError {
     #[error("{path}: {source}; node.state_dir must be a directory the agent may write")]
     Io { path: PathBuf, source: io::Error },
+    #[error("another agent uses {directory}; give this one its own node.state_dir")]
+    Taken { directory: PathBuf },
     #[error("{path} is not a state file of lb ({source}); remove it to start without one")]
     Format {
         path: PathBuf,
@@ -31,6 +33,24 @@ pub enum SavedError {
     },
     #[error("{path} has version {found}, this lb writes {VERSION}; remove it to start without one")]
     Version { path: PathBuf, found: u32 },
+}
+
+/// Takes the directory for this agent, for as long as the file that it gives is open.
+///
+/// # Errors
+/// When another agent has it, or it cannot be used.
+pub fn lock(directory: &Path) -> Result<File, SavedError> {
+    let path = directory.join("lock");
+    let file = File::options().create(true).append(true).open(&path);
+    match file.map(|file| (file.try_lock(), file)) {
+        Ok((Ok(()), file)) => Ok(file),
+        Ok((Err(fs::TryLockError::WouldBlock), _)) => Err(SavedError::Taken {
+            directory: directory.to_owned(),
+        }),
+        Ok((Err(fs::TryLockError::Error(source)), _)) | Err(source) => {
+            Err(SavedError::Io { path, source })
+        }
+    }
 }
 
 /// The operator's word about a backend.
@@ -229,6 +249,18 @@ mod tests {
             verdict
         );
         assert!(read.verdicts(at("2026-01-01T00:00:56Z"), age).is_empty());
+    }
+
+    #[test]
+    fn a_directory_is_for_one_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = lock(directory.path()).unwrap();
+        assert!(matches!(
+            lock(directory.path()),
+            Err(SavedError::Taken { .. })
+        ));
+        drop(held);
+        lock(directory.path()).unwrap();
     }
 
     #[test]

@@ -63,12 +63,8 @@ pub enum Kind {
     ReloadRefused,
     /// The next hop of a backend was found, changed or lost.
     Neighbor,
-    /// An interface appeared, vanished, or got or lost the program.
-    Interface,
     /// The data plane could not be written, or can be again.
     Datapath,
-    /// The prober cannot keep up; its results do not count.
-    Prober,
 }
 
 impl Kind {
@@ -92,9 +88,7 @@ impl Kind {
             Self::Reload => "reload",
             Self::ReloadRefused => "reload_refused",
             Self::Neighbor => "neighbor",
-            Self::Interface => "interface",
             Self::Datapath => "datapath",
-            Self::Prober => "prober",
         }
     }
 }

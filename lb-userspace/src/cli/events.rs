@@ -38,20 +38,16 @@ fn paint(palette: Palette, kind: Kind) -> String {
             palette.bad(&name)
         }
         Kind::Readmitted | Kind::PanicLeft => palette.good(&name),
-        Kind::Draining
-        | Kind::Drained
-        | Kind::Admin
-        | Kind::Tier
-        | Kind::Datapath
-        | Kind::Prober => palette.soft(&name),
+        Kind::Draining | Kind::Drained | Kind::Admin | Kind::Tier | Kind::Datapath => {
+            palette.soft(&name)
+        }
         Kind::Started
         | Kind::Stopped
         | Kind::Added
         | Kind::Removed
         | Kind::FirstVerdict
         | Kind::Reload
-        | Kind::Neighbor
-        | Kind::Interface => name,
+        | Kind::Neighbor => name,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 use aya::maps::MapError;
-use lb_common::abi::{Affinity, Flow, FlowKey, FlowKind};
+use lb_common::abi::{Affinity, BackendState, Flow, FlowKey, FlowKind};
 use lb_common::flow::{TCP_CLOSED, idle_limit, is_closed, tracked_limit};
 use lb_common::hash;
 use lb_common::slot::{BackendIndex, Slot};
@@ -56,7 +56,10 @@ impl Maps {
             let (count, more) = batch.next(self.flow_fd.as_fd()).map_err(system)?;
             for (key, flow) in batch.keys.iter().zip(&batch.values).take(count) {
                 sweep.entries += 1;
-                if gone.contains(&flow.backend) || self.is_over(key, flow, tick)? {
+                if gone.contains(&flow.backend)
+                    || is_given_up(contents, flow)
+                    || self.is_over(key, flow, tick)?
+                {
                     over.push(*key);
                 } else {
                     sweep.note(contents, key, flow);
@@ -84,7 +87,7 @@ impl Maps {
 
     /// Whether a flow is over, by both its directions.
     fn is_over(&self, key: &FlowKey, flow: &Flow, tick: u32) -> Result<bool, AccessError> {
-        let idle = idle(flow, tick);
+        let idle = self.idle(flow, tick);
         if flow.kind == FlowKind::Tracked as u8 {
             return Ok(idle > tracked_limit(flow.tcp));
         }
@@ -115,14 +118,23 @@ impl Maps {
         } else {
             (&other, flow)
         };
-        let idle = idle.min(self::idle(&other, tick));
+        let idle = idle.min(self.idle(&other, tick));
         Ok(idle > idle_limit(key.protocol == 6, forward.tcp, reply.tcp))
+    }
+
+    /// Seconds since the flow was seen, as far as this agent knows.
+    fn idle(&self, flow: &Flow, tick: u32) -> u32 {
+        // A packet may have advanced the clock since it was read.
+        tick.saturating_sub(flow.last_seen.max(self.opened))
     }
 }
 
-fn idle(flow: &Flow, tick: u32) -> u32 {
-    // A packet may have advanced the clock since it was read.
-    tick.saturating_sub(flow.last_seen)
+/// Whether it is a record of a backend that is out. Its flows were given up; when it is back the
+/// record would name it for a flow that another has by then.
+fn is_given_up(contents: &Contents, flow: &Flow) -> bool {
+    let backend = contents.backends.get(&flow.backend);
+    flow.kind == FlowKind::Tracked as u8
+        && backend.is_none_or(|backend| backend.state == BackendState::Out)
 }
 
 impl Sweep {

@@ -1,5 +1,6 @@
 //! Typed access to the pinned maps.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
@@ -22,9 +23,9 @@ use crate::model::Protocol;
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 11] = [
-    "PARAMS", "FILTER", "SERVICES", "BACKENDS", "TABLES_S", "TABLES_M", "TABLES_L", "FLOWS",
-    "TRAFFIC", "VERDICTS", "OPENING",
+pub const NAMES: [&str; 12] = [
+    "PARAMS", "FILTER", "VIPS", "SERVICES", "BACKENDS", "TABLES_S", "TABLES_M", "TABLES_L",
+    "FLOWS", "TRAFFIC", "VERDICTS", "OPENING",
 ];
 
 /// Why a map cannot be read or written.
@@ -50,12 +51,16 @@ pub enum AccessError {
 pub struct Maps {
     params: Mapped<Params>,
     filter: Mapped<Filter>,
+    vips: HashMap<MapData, Raw<Addr>, Raw<u32>>,
     services: HashMap<MapData, Raw<ServiceKey>, Raw<abi::Service>>,
     backends: Mapped<Backend>,
     tables: [ArrayOfMaps<MapData>; TABLE_SIZES.len()],
     table_fds: [OwnedFd; TABLE_SIZES.len()],
     pub(super) flows: HashMap<MapData, Raw<FlowKey>, Raw<abi::Flow>>,
     pub(super) flow_fd: OwnedFd,
+    /// The coarse clock's reading when these maps were opened. While no agent ran it may have stood
+    /// still, and flows that were alive all the time look as if they had been silent since.
+    pub(super) opened: u32,
     traffic: PerCpuArray<MapData, Raw<Traffic>>,
     verdicts: PerCpuArray<MapData, Raw<u64>>,
 }
@@ -99,6 +104,7 @@ impl Maps {
         Ok(Self {
             params: mapped(&take("PARAMS")?, "PARAMS", 1)?,
             filter: mapped(&take("FILTER")?, "FILTER", 1)?,
+            vips: take("VIPS")?.try_into().map_err(map_error("VIPS"))?,
             services: take("SERVICES")?
                 .try_into()
                 .map_err(map_error("SERVICES"))?,
@@ -116,6 +122,7 @@ impl Maps {
             ],
             table_fds,
             flow_fd: descriptor(&flows, "FLOWS")?,
+            opened: sys::monotonic().as_secs() as u32,
             flows: flows.try_into().map_err(map_error("FLOWS"))?,
             traffic: take("TRAFFIC")?.try_into().map_err(map_error("TRAFFIC"))?,
             verdicts: take("VERDICTS")?
@@ -157,16 +164,31 @@ impl Maps {
             .set_field(0, offset_of!(Params, version), LAYOUT_VERSION);
     }
 
-    /// Writes the destination filter; bits are set before others are cleared.
-    pub fn set_filter<'a>(&mut self, addresses: impl IntoIterator<Item = &'a IpAddr>) {
-        let mut wanted = Filter([0; abi::FILTER_WORDS]);
-        for address in addresses {
-            let bit = hash::filter_bit(&Addr::from(*address));
-            wanted.0[(bit >> 6) as usize] |= 1 << (bit & 63);
+    /// Writes the destination filter, and which addresses are a service's.
+    pub fn set_filter(&mut self, addresses: &BTreeMap<IpAddr, bool>) -> Result<(), AccessError> {
+        let mut filter = Filter([0; abi::FILTER_WORDS]);
+        let mut vips = BTreeSet::new();
+        for (address, is_vip) in addresses {
+            let address = Addr::from(*address);
+            let bit = hash::filter_bit(&address);
+            filter.0[(bit >> 6) as usize] |= 1 << (bit & 63);
+            if *is_vip {
+                vips.insert(address);
+                self.vips
+                    .insert(Raw(address), Raw(1), 0)
+                    .map_err(map_error("VIPS"))?;
+            }
         }
-        for (index, word) in wanted.0.into_iter().enumerate() {
+        for (index, word) in filter.0.into_iter().enumerate() {
             self.filter.set_field(0, index * size_of::<u64>(), word);
         }
+        let known: Result<Vec<_>, _> = self.vips.keys().collect();
+        for known in known.map_err(map_error("VIPS"))? {
+            if !vips.contains(&known.0) {
+                self.vips.remove(&known).map_err(map_error("VIPS"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the entry of a backend that no packet knows yet.
@@ -354,9 +376,12 @@ impl Maps {
             let Some(backend) = backend(&self.backends.get(index))? else {
                 continue;
             };
-            contents
-                .sources
-                .extend(backend.path.map(|path| path.source));
+            let service = contents.services.get(&backend.service);
+            if service.is_some_and(|service| service.forwarding == Forwarding::Nat) {
+                contents
+                    .sources
+                    .extend(backend.path.map(|path| path.source));
+            }
             contents.backends.insert(index as BackendIndex, backend);
         }
         Ok(contents)

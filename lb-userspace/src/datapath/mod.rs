@@ -26,7 +26,7 @@ pub use attach::{AttachError, Attached};
 pub use flows::Sweep;
 pub use maps::AccessError;
 pub use pin::{PinDirectory, PinError};
-pub use writer::{Command, Counters, Notice, Writer};
+pub use writer::{Command, Counters, Notice, Want, Writer};
 
 use crate::model::XdpMode;
 use crate::plan::{Contents, Op, ServiceId};
@@ -69,6 +69,8 @@ pub enum DatapathError {
 
 /// The loaded program with its maps.
 pub struct Datapath {
+    /// Whether nothing was pinned before, and nothing has been attached yet.
+    new: bool,
     pins: PinDirectory,
     ebpf: Ebpf,
     maps: Maps,
@@ -84,12 +86,16 @@ impl Datapath {
         check_layout(&pins)?;
         let new = !pins.exists();
         pins.create()?;
-        let opened = Self::load(&pins, flow_entries);
-        if opened.is_err() && new {
-            // Nothing was pinned before, so nothing stays.
-            pins.remove()?;
+        match Self::load(&pins, flow_entries) {
+            Ok(datapath) => Ok(Self { new, ..datapath }),
+            Err(error) => {
+                if new {
+                    // Nothing was pinned before, so nothing stays.
+                    pins.remove()?;
+                }
+                Err(error)
+            }
         }
-        opened
     }
 
     fn load(pins: &PinDirectory, flow_entries: u32) -> Result<Self, DatapathError> {
@@ -122,6 +128,7 @@ impl Datapath {
             .pin(pins.program())
             .map_err(DatapathError::PinProgram)?;
         Ok(Self {
+            new: false,
             pins: pins.clone(),
             ebpf,
             maps,
@@ -145,10 +152,14 @@ impl Datapath {
                     for attached in done.iter().filter(|attached| attached.new) {
                         attach::detach(&self.pins, &attached.name)?;
                     }
+                    if self.new {
+                        self.pins.remove()?;
+                    }
                     return Err(error.into());
                 }
             }
         }
+        self.new = false;
         for name in self.pins.links()? {
             if !interfaces.contains(&name) {
                 info!(
@@ -170,7 +181,7 @@ impl Datapath {
     pub fn apply(&mut self, op: &Op) -> Result<(), DatapathError> {
         let maps = &mut self.maps;
         match op {
-            Op::Filter(addresses) => maps.set_filter(addresses),
+            Op::Filter(addresses) => maps.set_filter(addresses)?,
             Op::Ports(ports) => maps.set_ports(*ports, std::process::id()),
             Op::AddBackend(id, backend) => maps.add_backend(*id, backend)?,
             Op::Path(id, path) => maps.set_path(*id, *path),

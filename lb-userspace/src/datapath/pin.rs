@@ -1,8 +1,6 @@
 //! Where the data plane is pinned, so that it outlives the agent.
 
-use std::collections::hash_map::DefaultHasher;
 use std::ffi::CString;
-use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +13,8 @@ use super::sys;
 /// Where bpffs is mounted on every distribution.
 const BPFFS: &str = "/sys/fs/bpf";
 const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
+/// How the names of pinned links begin.
+const LINK: &str = "link-";
 
 /// Why there is no place to pin.
 #[derive(Debug, Error)]
@@ -38,9 +38,7 @@ impl PinDirectory {
         let name = if control_socket == Path::new(DEFAULT_SOCKET) {
             "lb".to_owned()
         } else {
-            let mut hasher = DefaultHasher::new();
-            control_socket.hash(&mut hasher);
-            format!("lb-{:016x}", hasher.finish())
+            format!("lb-{:016x}", hash(control_socket))
         };
         Self(Path::new(BPFFS).join(name))
     }
@@ -58,7 +56,7 @@ impl PinDirectory {
     }
 
     pub fn link(&self, interface: &str) -> PathBuf {
-        self.0.join(format!("link-{interface}"))
+        self.0.join(format!("{LINK}{}", escape(interface)))
     }
 
     /// Interfaces that have a pinned link.
@@ -71,8 +69,8 @@ impl PinDirectory {
         let mut links = Vec::new();
         for entry in entries {
             let name = entry.map_err(|error| self.failed(error))?.file_name();
-            if let Some(interface) = name.to_str().and_then(|name| name.strip_prefix("link-")) {
-                links.push(interface.to_owned());
+            if let Some(interface) = name.to_str().and_then(|name| name.strip_prefix(LINK)) {
+                links.push(unescape(interface));
             }
         }
         links.sort();
@@ -110,6 +108,23 @@ impl PinError {
     }
 }
 
+/// bpffs refuses names with a dot, which interfaces may have (`eth0.10`) and slashes they may not.
+fn escape(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2E")
+}
+
+fn unescape(name: &str) -> String {
+    name.replace("%2E", ".").replace("%25", "%")
+}
+
+/// The same in every version of `lb`, which finds its predecessor's pins by it.
+fn hash(path: &Path) -> u64 {
+    let bytes = path.as_os_str().as_bytes().iter();
+    bytes.fold(0, |hash, byte| {
+        lb_common::hash::mix(hash ^ u64::from(*byte)).wrapping_add(1)
+    })
+}
+
 /// Gives this thread a view in which bpffs is mounted where the host has it, and mounts it if the
 /// host has not. `ip netns exec` and some service managers give a process mounts of its own; what
 /// is pinned there would vanish with it, so the host's are joined where that is allowed.
@@ -145,5 +160,14 @@ mod tests {
         assert_eq!(of("/run/lb/lb.sock"), Path::new("/sys/fs/bpf/lb"));
         assert_ne!(of("/run/a.sock"), of("/run/b.sock"));
         assert_eq!(of("/run/a.sock"), of("/run/a.sock"));
+    }
+
+    #[test]
+    fn names_of_interfaces_survive() {
+        for name in ["eth0", "eth0.10", "a%2Eb", "%", "..%"] {
+            let escaped = escape(name);
+            assert!(!escaped.contains('.'));
+            assert_eq!(unescape(&escaped), name);
+        }
     }
 }

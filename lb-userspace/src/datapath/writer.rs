@@ -31,12 +31,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What the thread is told.
 pub enum Command {
     /// What the maps should hold. A later one replaces those not yet carried out.
-    Want {
-        contents: Arc<Contents>,
-        generation: u64,
-    },
-    /// Backends whose flows are to be removed, because they left the configuration.
-    Gone(BTreeSet<BackendIndex>),
+    Want(Want),
     /// Be on these interfaces and no others.
     Attach {
         interfaces: Vec<String>,
@@ -44,10 +39,19 @@ pub enum Command {
         replace: bool,
         reply: oneshot::Sender<Result<Vec<Attached>, DatapathError>>,
     },
-    /// Read the counters.
-    Count(oneshot::Sender<Result<Counters, DatapathError>>),
+    /// Read the counters, and report them.
+    Count,
     /// Take everything off the interfaces and end.
     Detach(oneshot::Sender<Result<bool, DatapathError>>),
+}
+
+/// What the maps should hold.
+#[derive(Clone, Debug)]
+pub struct Want {
+    pub contents: Arc<Contents>,
+    pub generation: u64,
+    /// Backends whose flows are to be removed once that is so, because they left the configuration.
+    pub gone: BTreeSet<BackendIndex>,
 }
 
 /// What the thread reports.
@@ -61,6 +65,8 @@ pub enum Notice {
     },
     /// A step failed; it is tried again.
     Failed(DatapathError),
+    /// The counters, for [`Command::Count`].
+    Counted(Result<Counters, DatapathError>),
     /// The flows were gone over while the maps held this generation's contents.
     Swept { sweep: Sweep, generation: u64 },
 }
@@ -157,7 +163,7 @@ struct Thread {
     applied: Contents,
     /// The last generation that was applied whole.
     generation: u64,
-    pending: Option<(Arc<Contents>, u64)>,
+    pending: Option<Want>,
     gone: BTreeSet<BackendIndex>,
     /// No table is swapped before this.
     next_swap: Instant,
@@ -218,7 +224,13 @@ impl Thread {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    // What was decided last is to stand, however short ago the last swap was.
+                    self.next_swap = Instant::now();
+                    self.next_try = self.next_swap;
+                    self.apply();
+                    return;
+                }
             }
             self.apply();
         }
@@ -226,23 +238,17 @@ impl Thread {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Want {
-                contents,
-                generation,
-            } => self.pending = Some((contents, generation)),
-            Command::Gone(gone) => self.gone = gone,
+            Command::Want(want) => self.pending = Some(want),
             Command::Attach {
                 interfaces,
                 mode,
                 replace,
                 reply,
             } => {
-                // A caller that has gone away has still been served; likewise below.
+                // A caller that has gone away has still been served.
                 let _ = reply.send(self.datapath.attach(&interfaces, mode, replace));
             }
-            Command::Count(reply) => {
-                let _ = reply.send(self.count());
-            }
+            Command::Count => self.notify(Notice::Counted(self.count())),
             Command::Detach(_) => {}
         }
     }
@@ -268,14 +274,14 @@ impl Thread {
     }
 
     fn apply(&mut self) {
-        let Some((wanted, generation)) = self.pending.take() else {
+        let Some(want) = self.pending.take() else {
             return;
         };
-        let ops = plan(&self.applied, &wanted);
+        let ops = plan(&self.applied, &want.contents);
         let swaps = ops.iter().any(|op| matches!(op, Op::Table(..)));
         let now = Instant::now();
         if now < self.next_try || (swaps && now < self.next_swap) {
-            self.pending = Some((wanted, generation));
+            self.pending = Some(want);
             return;
         }
         for op in &ops {
@@ -285,20 +291,21 @@ impl Thread {
                 // Neither the old contents nor the new.
                 self.generation = 0;
                 self.next_try = now + RETRY;
-                self.pending = Some((wanted, generation));
+                self.pending = Some(want);
                 self.notify(Notice::Failed(error));
                 return;
             }
             op.note(&mut self.applied);
         }
-        self.generation = generation;
         if swaps {
             self.next_swap = now + SWAP_INTERVAL;
         }
+        self.generation = want.generation;
+        self.gone = want.gone;
         self.notify(Notice::Applied {
-            generation,
+            generation: want.generation,
             at: Instant::now(),
-            contents: wanted,
+            contents: want.contents,
         });
     }
 

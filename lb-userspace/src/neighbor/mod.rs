@@ -41,6 +41,18 @@ pub enum NeighborError {
 /// Ways to the backends, by address.
 pub type Paths = BTreeMap<IpAddr, Path>;
 
+/// Reports the ways to `targets` whenever they change. When the kernel cannot be asked, it is asked
+/// again after a second; meanwhile the ways last reported stay in use.
+pub async fn keep_watching(
+    targets: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    report: mpsc::UnboundedSender<Arc<Paths>>,
+) {
+    while let Err(error) = watch(targets.clone(), report.clone()).await {
+        warn!("watching neighbours: {error}; trying again");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
 /// Reports the ways to `targets` whenever they change, until nobody listens.
 pub async fn watch(
     mut targets: watch::Receiver<Arc<BTreeSet<IpAddr>>>,

@@ -23,6 +23,8 @@ pub struct Duty {
     pub share: u8,
 }
 
+/// How long a flow without a record may be silent in a transition.
+const TCP_LASTS: Duration = Duration::from_secs(lb_common::flow::TCP_IDLE as u64);
 /// How long a transition of a UDP service lasts.
 const UDP_LASTS: Duration = Duration::from_secs(lb_common::flow::UDP_IDLE as u64);
 
@@ -90,11 +92,13 @@ impl Builder {
         now: Duration,
     ) -> Result<&Contents, Full> {
         let range = &model.node.snat_ports;
+        let ports = SnatPorts {
+            first: *range.start(),
+            count: range.end() - range.start() + 1,
+        };
         let mut next = Contents {
-            ports: Some(SnatPorts {
-                first: *range.start(),
-                count: range.end() - range.start() + 1,
-            }),
+            // Flows that are open know the ports they began with.
+            ports: self.contents.ports.or(Some(ports)),
             sources: self.contents.sources.clone(),
             ..Contents::default()
         };
@@ -111,11 +115,12 @@ impl Builder {
                     weight: 0,
                     share: 0,
                 });
-                shares.insert(index, duty.share);
                 let path = paths
                     .get(&backend.address.ip())
                     .copied()
                     .or_else(|| self.path(index));
+                // Packets that nobody knows the way for are better sent to the others.
+                shares.insert(index, if path.is_some() { duty.share } else { 0 });
                 members.push(Member {
                     index,
                     identity: backend.address.to_string(),
@@ -181,7 +186,8 @@ impl Builder {
             });
             let leaving = self.leaving.entry(*index).or_insert_with(|| Leaving {
                 until: service.map_or(now, |service| now + service.drain_deadline),
-                gone: false,
+                // What was out has no flows to keep.
+                gone: !serves(backend.state),
             });
             if service.is_none() || now >= leaving.until {
                 leaving.gone = true;
@@ -285,7 +291,10 @@ impl Builder {
         let mut changed = false;
         for (id, service) in &mut self.contents.services {
             let built = self.tables.get(id).map_or(now, |table| table.built);
-            let aged = service.protocol == Protocol::Udp && now.saturating_sub(built) > UDP_LASTS;
+            let age = now.saturating_sub(built);
+            let aged = service.protocol == Protocol::Udp && age > UDP_LASTS;
+            // Silence before the change says nothing about the flows that it concerns.
+            let silent = |index| age >= TCP_LASTS && silent(index);
             let is_over = |number: u32, slot: Slot| {
                 let previous = slot.previous();
                 let over = aged

@@ -1,7 +1,7 @@
 //! Numbers for services and backends. A number means the same address for as long as it is in use,
 //! because slots, flows and counters refer to it; it is kept over restarts by reading the maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use lb_common::abi::{MAX_BACKENDS, MAX_SERVICES};
@@ -25,6 +25,8 @@ pub enum Full {
 pub struct Ids {
     services: BTreeMap<(SocketAddr, Protocol), ServiceId>,
     backends: BTreeMap<(ServiceId, SocketAddr), BackendIndex>,
+    /// The values of `backends`.
+    taken: BTreeSet<BackendIndex>,
 }
 
 impl Ids {
@@ -39,6 +41,7 @@ impl Ids {
             backends: backends
                 .map(|(id, b)| ((b.service, b.address), *id))
                 .collect(),
+            taken: contents.backends.keys().copied().collect(),
         }
     }
 
@@ -64,11 +67,10 @@ impl Ids {
         if let Some(id) = self.backends.get(&(service, at)) {
             return Ok(*id);
         }
-        let taken: std::collections::BTreeSet<_> = self.backends.values().copied().collect();
         let mut numbers = 1..MAX_BACKENDS as u16;
-        let id = numbers
-            .find(|id| !taken.contains(id))
-            .ok_or(Full::Backends)?;
+        let id = numbers.find(|id| !self.taken.contains(id));
+        let id = id.ok_or(Full::Backends)?;
+        self.taken.insert(id);
         self.backends.insert((service, at), id);
         Ok(id)
     }
@@ -91,6 +93,7 @@ impl Ids {
     /// Frees a backend's number; nothing may refer to it any more.
     pub fn release_backend(&mut self, id: BackendIndex) {
         self.backends.retain(|_, taken| *taken != id);
+        self.taken.remove(&id);
     }
 }
 

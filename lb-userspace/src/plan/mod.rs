@@ -69,9 +69,13 @@ pub struct Path {
 }
 
 impl Contents {
-    /// Addresses whose packets the program must look at.
-    pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        let vips = self.services.values().map(|service| service.address.ip());
-        vips.chain(self.sources.iter().copied()).collect()
+    /// Addresses whose packets the program must look at, and whether each is a service's.
+    pub fn addresses(&self) -> BTreeMap<IpAddr, bool> {
+        let sources = self.sources.iter().map(|source| (*source, false));
+        let vips = self
+            .services
+            .values()
+            .map(|service| (service.address.ip(), true));
+        sources.chain(vips).collect()
     }
 }

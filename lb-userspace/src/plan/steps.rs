@@ -3,7 +3,7 @@
 //! gets its table before it is found, a backend may do more before it gets slots, and its slots go
 //! to others before it may do less.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use crate::model::Protocol;
 /// One step, atomic for the packet path.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// Which destination addresses are looked at.
-    Filter(BTreeSet<IpAddr>),
+    /// Which destination addresses are looked at, and whether each is a service's.
+    Filter(BTreeMap<IpAddr, bool>),
     /// The NAT port range, and that the maps are in use.
     Ports(SnatPorts),
     /// A new backend's entry.
@@ -105,21 +105,35 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
     {
         ops.push(Op::Ports(ports));
     }
-    if !new.is_subset(&old) {
-        ops.push(Op::Filter(old.union(&new).copied().collect()));
+    let mut both = old.clone();
+    for (address, is_vip) in &new {
+        *both.entry(*address).or_default() |= is_vip;
+    }
+    if both != old {
+        ops.push(Op::Filter(both.clone()));
     }
     if now.sources != wanted.sources {
         ops.push(Op::Sources(wanted.sources.clone()));
     }
+    // A number that has come to mean another address: nothing refers to the old one any more.
+    let same = |id: &BackendIndex| {
+        let (known, wanted) = (now.backends.get(id)?, wanted.backends.get(id)?);
+        ((known.service, known.address) == (wanted.service, wanted.address)).then_some(known)
+    };
     for (id, backend) in &wanted.backends {
-        match now.backends.get(id) {
-            None => ops.push(Op::AddBackend(*id, backend.clone())),
+        match same(id) {
+            None => {
+                if now.backends.contains_key(id) {
+                    ops.push(Op::RemoveBackend(*id));
+                }
+                ops.push(Op::AddBackend(*id, backend.clone()));
+            }
             Some(known) if known.path != backend.path => ops.push(Op::Path(*id, backend.path)),
             Some(_) => {}
         }
     }
     let changes = wanted.backends.iter().filter_map(|(id, backend)| {
-        let known = now.backends.get(id)?.state;
+        let known = same(id)?.state;
         (known != backend.state).then_some((known, *id, backend.state))
     });
     let (wider, narrower): (Vec<_>, Vec<_>) = changes.partition(|(from, _, to)| widens(*from, *to));
@@ -128,6 +142,11 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
     let mut orphans = Vec::new();
     for (id, service) in &wanted.services {
         let known = now.services.get(id);
+        if let Some(other) = known
+            && (other.address, other.protocol) != (service.address, service.protocol)
+        {
+            ops.push(Op::RemoveService(*id, other.address, other.protocol));
+        }
         if known.is_none_or(|known| !same_slots(&known.slots, &service.slots)) {
             ops.push(Op::Table(*id, service.slots.clone()));
         }
@@ -153,7 +172,7 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
             ops.push(Op::RemoveBackend(*id));
         }
     }
-    if !old.is_subset(&new) {
+    if both != new {
         ops.push(Op::Filter(new));
     }
     ops
@@ -190,8 +209,6 @@ fn entry_differs(a: &Service, b: &Service) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use lb_common::abi::{Affinity, Forwarding, Hop};
     use lb_common::slot::TABLE_SIZES;
     use proptest::prelude::*;
@@ -256,7 +273,7 @@ mod tests {
     /// What the maps hold, kept the way the kernel keeps it: tables and services apart.
     #[derive(Default)]
     struct Maps {
-        filter: BTreeSet<IpAddr>,
+        filter: BTreeMap<IpAddr, bool>,
         tables: std::collections::BTreeMap<(ServiceId, usize), Arc<Vec<Slot>>>,
         services: std::collections::BTreeMap<ServiceId, Service>,
         backends: std::collections::BTreeMap<BackendIndex, Backend>,
@@ -293,9 +310,20 @@ mod tests {
         /// The slots that a packet for the service sees.
         fn slots(&self, id: ServiceId) -> Option<&Arc<Vec<Slot>>> {
             let service = self.services.get(&id)?;
-            assert!(self.filter.contains(&service.address.ip()), "filtered away");
+            assert!(
+                self.filter.get(&service.address.ip()) == Some(&true),
+                "filtered away"
+            );
             let table = self.tables.get(&(id, service.slots.len()));
             Some(table.expect("a service that is found has a table"))
+        }
+    }
+
+    /// Whether both have this service, rather than another by the same number.
+    fn is_same(old: &Contents, new: &Contents, id: &ServiceId) -> bool {
+        match (old.services.get(id), new.services.get(id)) {
+            (Some(a), Some(b)) => (a.address, a.protocol) == (b.address, b.protocol),
+            _ => false,
         }
     }
 
@@ -313,7 +341,7 @@ mod tests {
             for op in plan(&old, &new) {
                 maps.apply(&op);
                 op.note(&mut noted);
-                for id in old.services.keys().filter(|id| new.services.contains_key(id)) {
+                for id in old.services.keys().filter(|id| is_same(&old, &new, id)) {
                     let seen = maps.slots(*id);
                     let both = [&old.services[id].slots, &new.services[id].slots];
                     prop_assert!(seen.is_some_and(|seen| both.contains(&seen)), "after {op:?}");

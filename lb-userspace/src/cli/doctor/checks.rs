@@ -285,18 +285,19 @@ fn peer<'f>(facts: &'f Facts, link: &Link) -> Option<&'f Link> {
 
 /// Frames sent back or redirected into a veth are taken by its peer only through NAPI.
 fn veth_napi(facts: &Facts, link: &Link) -> Finding {
-    const WHY: &str = "Packets that XDP sends out through a veth are dropped unless the other end \
-                       has NAPI: GRO on, or an XDP program of its own.";
+    const WHY: &str = "Packets that XDP sends back out of a veth wait until the other end polls, \
+                       and the kernel wakes it only if it has an XDP program of its own.";
+    const MEND: &str = "attach one there that passes everything, for example with xdp-loader";
     match peer(facts, link) {
-        Some(peer) if peer.xdp.is_some() || peer.offloads.gro == Some(true) => {
-            ok("veth_napi").what(format!("its other end {} has NAPI", peer.name))
+        Some(peer) if peer.xdp.is_some() => {
+            ok("veth_napi").what(format!("its other end {} has an XDP program", peer.name))
         }
         Some(peer) => fail("veth_napi", WHY)
-            .what(format!("its other end {} has no NAPI", peer.name))
-            .mend(format!("ethtool -K {} gro on", peer.name)),
+            .what(format!("its other end {} has no XDP program", peer.name))
+            .mend(MEND),
         None => warn("veth_napi", WHY)
             .what("its other end is in another namespace and cannot be looked at")
-            .mend("there: ethtool -K PEER gro on"),
+            .mend(MEND),
     }
 }
 

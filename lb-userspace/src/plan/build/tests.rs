@@ -46,11 +46,26 @@ fn build(
     states: &[(&str, BackendState)],
     now: Duration,
 ) -> Contents {
-    let paths = BTreeMap::new();
-    builder
-        .build(model, &duties(model, states), &paths, now)
-        .unwrap()
-        .clone()
+    let duties = duties(model, states);
+    let built = builder.build(model, &duties, &paths(model), now);
+    built.unwrap().clone()
+}
+
+fn path() -> Path {
+    Path {
+        hop: lb_common::abi::Hop {
+            ifindex: 3,
+            ..Default::default()
+        },
+        source: "10.0.0.254".parse().unwrap(),
+    }
+}
+
+fn paths(model: &Model) -> BTreeMap<IpAddr, Path> {
+    let backends = model.services.iter().flat_map(|service| &service.backends);
+    backends
+        .map(|backend| (backend.address.ip(), path()))
+        .collect()
 }
 
 fn counts(contents: &Contents) -> Vec<u32> {
@@ -147,10 +162,11 @@ fn transitions_wait_for_the_flows_that_need_them() {
     // The previous owner may have flows.
     assert!(!builder.settle(|_| false, &BTreeMap::new(), NOW));
     // It has none without a record, but one slot has a record of another backend.
+    let later = NOW + TCP_LASTS;
     let slots = &draining.services[&1].slots;
     let held = slots.iter().position(|slot| slot.in_transition()).unwrap() as u32;
     let held = BTreeMap::from([(1, BTreeSet::from([held]))]);
-    assert!(builder.settle(|_| true, &held, NOW));
+    assert!(builder.settle(|_| true, &held, later));
     assert_eq!(in_transition(builder.contents()), 1);
     // Once it may serve no more, nothing is left to wait for but the record.
     build(&mut builder, &model, &[("b2", Out)], NOW);
@@ -181,7 +197,7 @@ fn a_backend_that_starts_slowly_has_a_share_of_its_own_slots() {
     let mut duties = duties(&model, &[]);
     let mut step = |share| {
         duties.get_mut(&BackendKey::new("web", "b2")).unwrap().share = share;
-        let built = builder.build(&model, &duties, &BTreeMap::new(), NOW);
+        let built = builder.build(&model, &duties, &paths(&model), NOW);
         built.unwrap().clone()
     };
     let tenth = step(10);
@@ -201,22 +217,39 @@ fn a_backend_that_starts_slowly_has_a_share_of_its_own_slots() {
 }
 
 #[test]
-fn a_path_once_known_is_kept() {
-    let model = model("nat", &[1]);
-    let path = Path {
-        hop: lb_common::abi::Hop {
-            ifindex: 3,
-            ..Default::default()
-        },
-        source: "10.0.0.254".parse().unwrap(),
-    };
+fn a_path_once_known_is_kept_and_without_one_there_are_no_slots() {
+    let model = model("nat", &[1, 2]);
     let mut builder = Builder::new(Contents::default());
     let duties = duties(&model, &[]);
-    let paths = BTreeMap::from([("10.0.0.1".parse().unwrap(), path)]);
-    builder.build(&model, &duties, &paths, NOW).unwrap();
+    let one = BTreeMap::from([("10.0.0.1".parse().unwrap(), path())]);
+    let built = builder.build(&model, &duties, &one, NOW).unwrap().clone();
+    assert_eq!(counts(&built), [0, 4093]);
     let lost = builder
         .build(&model, &duties, &BTreeMap::new(), NOW)
         .unwrap();
-    assert_eq!(lost.backends[&1].path, Some(path));
-    assert!(lost.sources.contains(&path.source));
+    assert_eq!(*lost, built);
+    assert_eq!(lost.backends[&1].path, Some(path()));
+    assert!(lost.sources.contains(&path().source));
+}
+
+#[test]
+fn silence_counts_from_the_change_on() {
+    let model = model("dsr", &[1, 2]);
+    let mut builder = Builder::new(Contents::default());
+    build(&mut builder, &model, &[], NOW);
+    let draining = [("b2", Draining)];
+    build(&mut builder, &model, &draining, NOW);
+    let all = |_| true;
+    let early = NOW + TCP_LASTS - Duration::from_secs(1);
+    assert!(!builder.settle(all, &BTreeMap::new(), early));
+    assert!(builder.settle(all, &BTreeMap::new(), NOW + TCP_LASTS));
+}
+
+#[test]
+fn what_was_out_when_it_left_is_gone_at_once() {
+    let mut builder = Builder::new(Contents::default());
+    build(&mut builder, &model("nat", &[1, 2]), &[("b2", Out)], NOW);
+    let left = build(&mut builder, &model("nat", &[1]), &[], NOW);
+    assert_eq!(left.backends[&2].state, Out);
+    assert_eq!(builder.gone(), BTreeSet::from([2]));
 }
