@@ -198,7 +198,7 @@ pub const NODE: Section = Section {
             "flow_entries",
             Kind::Integer(1024, 16_777_216),
             Value("262144"),
-            "Capacity of the flow table, in flows.",
+            "Capacity of the flow table, in entries; a NAT flow takes two.",
         ),
     ],
 };
