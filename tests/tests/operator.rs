@@ -211,13 +211,11 @@ fn the_http_endpoints_tell_the_state() -> Result<()> {
         servers[0].kill()?;
         agent.wait_routing("web/b1", "out")?;
         // The page and the metrics come from a snapshot that may be a second old.
-        wait_for("the metrics to name b1", SOON, || {
-            let metrics = get("/metrics")?.1;
-            let health = metrics.lines().find(|line| {
-                line.starts_with("lb_") && line.contains("health") && line.contains("\"b1\"")
-            });
-            Ok(health.is_some())
+        let out = r#"lb_backend_routing{service="web",backend="b1",state="out"} 1"#;
+        wait_for("the metrics to show that b1 is out", SOON, || {
+            Ok(get("/metrics")?.1.lines().any(|line| line == out))
         })?;
+        ensure!(get("/")?.1.contains("b1"), "the page names no backend");
         ensure!(
             get("/readyz")?.0 == 200,
             "a dead backend is not the agent's fault"
