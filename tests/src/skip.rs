@@ -9,10 +9,15 @@ pub fn reason() -> Option<String> {
     if sys::effective_user() != 0 {
         return Some("needs root for network namespaces and XDP".into());
     }
-    ["ip", "ethtool"]
+    if let Err(error) = sys::try_namespaces() {
+        return Some(format!("cannot make namespaces here, though root: {error}"));
+    }
+    let missing = ["ip", "ethtool"]
         .into_iter()
-        .find(|tool| !installed(tool))
-        .map(|tool| format!("`{tool}` is not installed (Debian: apt-get install iproute2 ethtool)"))
+        .find(|tool| !installed(tool))?;
+    Some(format!(
+        "`{missing}` is not installed (Debian: apt-get install iproute2 ethtool)"
+    ))
 }
 
 fn installed(tool: &str) -> bool {

@@ -40,6 +40,17 @@ pub fn unshare_mounts() -> io::Result<()> {
     mount("none", "/", None, libc::MS_SLAVE | libc::MS_REC)
 }
 
+/// Tries to make a network and a mount namespace, on a thread that ends with them.
+pub fn try_namespaces() -> io::Result<()> {
+    let attempt = std::thread::spawn(|| {
+        // SAFETY: unshare touches no memory of ours.
+        check(unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS | libc::CLONE_NEWNET) })
+    });
+    attempt
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Mounts a file system of type `kind` (none: changes flags only) on `target`.
 pub fn mount(
     source: &str,

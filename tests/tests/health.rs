@@ -11,6 +11,7 @@ use lb_tests::load::flows::Flows;
 use lb_tests::load::{Amount, Load, udp};
 use lb_tests::server::Order;
 use lb_tests::server_handle::{HTTP, TCP_ECHO, UDP_ECHO};
+use lb_tests::status::Status;
 use lb_tests::wait::pause;
 use lb_tests::{Agent, Config, Lab, Server, Service, wait_for, with_lab};
 
@@ -323,5 +324,37 @@ fn a_rolling_restart_fails_no_request() -> Result<()> {
             ensure!(tally.answered.len() == 3, "{tally:?}");
         }
         Ok(())
+    })
+}
+
+#[test]
+fn a_returning_backend_is_warmed_up() -> Result<()> {
+    with_lab(|lab, servers| {
+        let service = Service::tcp(lab, "nat", nat(HTTP), HTTP);
+        let service = service.options("drain_deadline = \"1s\"\nslow_start = \"4s\"");
+        let mut agent = Agent::start(lab, &Config::new(vec![service]))?;
+        let slots = |status: &Status| -> Result<[u64; 2]> {
+            Ok([
+                status.backend("nat/b1")?.slots,
+                status.backend("nat/b2")?.slots,
+            ])
+        };
+        agent.wait_status("b1 to have its share", |status| {
+            let [b1, b2] = slots(status)?;
+            Ok(b1.abs_diff(b2) <= b2 / 10)
+        })?;
+        let load = Load::http(&lab.client, nat(HTTP), false, Amount::steady())?;
+        servers[0].order(Order::Unready)?;
+        agent.wait_routing("nat/b1", "out")?;
+        servers[0].order(Order::Ready)?;
+        agent.wait_status("b1 to begin with a part of its share", |status| {
+            let [b1, b2] = slots(status)?;
+            Ok(b1 > 0 && b1 < b2 / 2)
+        })?;
+        agent.wait_status("b1 to have all of its share", |status| {
+            let [b1, b2] = slots(status)?;
+            Ok(b1.abs_diff(b2) <= b2 / 10)
+        })?;
+        load.stop().must_not_fail()
     })
 }

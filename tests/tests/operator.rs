@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lb_tests::agent::SOON;
 use lb_tests::lab::NAT_VIP;
 use lb_tests::load::flows::Flows;
-use lb_tests::load::{Amount, Load, Tally};
+use lb_tests::load::{Amount, Load, Tally, http};
 use lb_tests::server_handle::{HTTP, TCP_ECHO};
 use lb_tests::{Agent, Config, Lab, Service, wait_for, with_lab};
 
@@ -189,6 +189,37 @@ fn events_tell_what_happened() -> Result<()> {
         find("draining", "b1")?;
         let origin = &find("admin", "b1")?["origin"];
         ensure!(origin.to_string().contains("drain"), "who did it? {origin}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_http_endpoints_tell_the_state() -> Result<()> {
+    with_lab(|lab, servers| {
+        let mut config = Config::new(vec![service(lab)]);
+        config.node = "http = \"127.0.0.1:9400\"".into();
+        let mut agent = Agent::start(lab, &config)?;
+        let get = |path: &str| -> Result<(u16, String)> {
+            let mut client = http::Client::new(SocketAddr::from(([127, 0, 0, 1], 9400)), false);
+            let (status, body) = lab.lb.namespace.within(|| client.fetch(path))??;
+            Ok((status, String::from_utf8(body)?))
+        };
+        for path in ["/livez", "/startupz", "/readyz", "/healthz"] {
+            wait_for(path, SOON, || Ok(get(path)?.0 == 200))?;
+        }
+        requests(lab)?;
+        servers[0].kill()?;
+        agent.wait_routing("web/b1", "out")?;
+        // The page and the metrics come from a snapshot that may be a second old.
+        let out = r#"lb_backend_routing{service="web",backend="b1",state="out"} 1"#;
+        wait_for("the metrics to show that b1 is out", SOON, || {
+            Ok(get("/metrics")?.1.lines().any(|line| line == out))
+        })?;
+        ensure!(get("/")?.1.contains("b1"), "the page names no backend");
+        ensure!(
+            get("/readyz")?.0 == 200,
+            "a dead backend is not the agent's fault"
+        );
         Ok(())
     })
 }

@@ -151,6 +151,45 @@ fn an_agent_that_dies_at_any_step_loses_no_request() -> Result<()> {
 }
 
 #[test]
+fn direct_flows_survive_changes_of_weight_and_a_crash_between() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let to = SocketAddr::new(DSR_VIP[0], TCP_ECHO);
+        let service = Service::tcp(lab, "direct", to, TCP_ECHO).dsr();
+        let mut agent = Agent::start(lab, &Config::new(vec![service]))?;
+        let mut all = vec![Flows::open(&lab.client, to, 30)?];
+        let live = |all: &[Flows], when: &str| -> Result<()> {
+            for flows in all {
+                flows.exchange(3, SOON)?;
+                let broken = flows.broken_except("");
+                ensure!(broken.is_empty(), "{when}: {broken:?}");
+            }
+            Ok(())
+        };
+        // Each change moves slots while those moved before are still in transition; flows of every
+        // age must stay where they were opened, whoever is the agent.
+        for (round, weight) in ["1000", "10", "100"].into_iter().enumerate() {
+            agent.lb(&["weight", "direct/b1", weight])?.ok()?;
+            agent.settled()?;
+            live(&all, &format!("weight {weight}"))?;
+            all.push(Flows::open(&lab.client, to, 30)?);
+            if round == 1 {
+                agent.kill()?;
+                live(&all, "after the crash")?;
+                agent.run(&[], &[])?;
+            } else {
+                agent.lb(&["drain", "direct/b2"])?.ok()?;
+                agent.wait_routing("direct/b2", "draining")?;
+                live(&all, "while b2 drains")?;
+                agent.lb(&["enable", "direct/b2"])?.ok()?;
+            }
+            agent.settled()?;
+            live(&all, "settled")?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn sigterm_keeps_the_data_plane_unless_told_to_detach() -> Result<()> {
     with_lab(|lab, _servers| {
         let mut config = config(lab);
