@@ -1,7 +1,8 @@
 //! Full NAT: there and back, and what happens to flows without a backend.
 
 use lb_common::abi::BackendState::{Active, Draining, Out};
-use lb_common::abi::Forwarding::Nat;
+use lb_common::abi::Forwarding::{Dsr, Nat};
+use lb_common::flow::{TCP_HANDSHAKE, TCP_IDLE};
 use lb_common::slot::Slot;
 use lb_common::verdict::Verdict;
 use lb_userspace::model::Protocol;
@@ -305,4 +306,43 @@ fn replies_follow_a_client_whose_way_changes() {
     let answer = Frame::tcp("10.0.0.11:8080", &request.src.to_string(), "A").sent_by(SERVER_MAC);
     let result = kernel.expect(&answer.bytes(), Verdict::NatReply);
     assert_eq!(result.frame[..6], router);
+}
+
+#[test]
+fn half_open_flows_end_soon_and_established_ones_do_not() {
+    let Some(mut kernel) = kernel("half_open_flows_end_soon_and_established_ones_do_not") else {
+        return;
+    };
+    web(&mut kernel);
+    let none = std::collections::BTreeSet::new();
+    let contents = kernel.contents.clone();
+    kernel.datapath.tick();
+    let half_open = parse(&kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 1));
+    reply(&mut kernel, &half_open, "SA");
+    let other = "198.51.100.1:4001";
+    let established = parse(&kernel.forwards(&Frame::tcp(other, VIP4, "S").bytes(), 1));
+    reply(&mut kernel, &established, "SA");
+    kernel.forwards(&Frame::tcp(other, VIP4, "A").bytes(), 1);
+    kernel.datapath.advance(TCP_HANDSHAKE + 2);
+    let sweep = kernel.datapath.sweep(&contents, &none).unwrap();
+    assert_eq!((sweep.removed, sweep.active.get(&1)), (2, Some(&1)));
+    kernel.datapath.advance(TCP_IDLE + 4);
+    assert_eq!(kernel.datapath.sweep(&contents, &none).unwrap().removed, 2);
+}
+
+#[test]
+fn a_record_of_a_service_that_was_dsr_before_means_nothing() {
+    let Some(mut kernel) = kernel("a_record_of_a_service_that_was_dsr_before_means_nothing") else {
+        return;
+    };
+    let backends = [(1, "10.0.0.11:80"), (2, "10.0.0.12:80")];
+    let service = kernel.serve(VIP4, Protocol::Tcp, Dsr, Slot::transition(1, 2), &backends);
+    kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 1);
+    let mut wanted = kernel.contents.clone();
+    wanted.services.get_mut(&service).unwrap().forwarding = Nat;
+    kernel.want(wanted);
+    let data = Frame::tcp(CLIENT, VIP4, "PA").bytes();
+    kernel.expect(&data, Verdict::ResetNoFlow);
+    let sent = parse(&kernel.forwards(&Frame::tcp(CLIENT, VIP4, "S").bytes(), 1));
+    assert_eq!(sent.dst, at("10.0.0.11:80"));
 }

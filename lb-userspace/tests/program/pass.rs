@@ -216,3 +216,34 @@ fn what_is_for_a_vip_and_cannot_be_served_is_dropped_by_name() {
     }
     kernel.forwards(&extended(60, 4), 2);
 }
+
+#[test]
+fn what_the_host_gets_at_the_address_that_nat_sends_from_passes() {
+    let Some(mut kernel) = kernel("what_the_host_gets_at_the_address_that_nat_sends_from_passes")
+    else {
+        return;
+    };
+    kernel.serve(
+        VIP4,
+        Protocol::Tcp,
+        Nat,
+        Slot::settled(1),
+        &[(1, "10.0.0.11:8080")],
+    );
+    let whole = Frame::udp("198.51.100.1:53", "10.0.0.1:5353").bytes();
+    let mut fragment = whole.clone();
+    fragment[20] = 0x20;
+    let mut later = whole.clone();
+    later[21] = 0x10;
+    let short = whole[..14 + 20 + 3].to_vec();
+    for frame in [whole, fragment, later, short] {
+        let result = kernel.run(&frame);
+        assert_eq!((result.action, &result.frame), (PASS, &frame));
+    }
+    assert!(
+        kernel
+            .verdicts()
+            .keys()
+            .all(|verdict| verdict.starts_with("pass_"))
+    );
+}

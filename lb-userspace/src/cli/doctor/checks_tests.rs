@@ -200,7 +200,6 @@ fn a_veths_other_end_is_looked_at_if_it_can_be() {
         kind: Some("veth".into()),
         ..Link::default()
     };
-    peer.offloads.gro = Some(false);
     peer.offloads.tx_checksum = Some(true);
     facts.links[0].peer = Some(9);
     facts.all.push(peer);
@@ -209,7 +208,10 @@ fn a_veths_other_end_is_looked_at_if_it_can_be() {
         [("veth_napi", Level::Fail), ("veth_checksum", Level::Warn)]
     );
     let peer = facts.all.last_mut().unwrap();
-    peer.offloads.gro = Some(true);
+    peer.xdp = Some(Xdp {
+        id: 7,
+        native: true,
+    });
     peer.offloads.tx_checksum = Some(false);
     assert_eq!(names(&facts), []);
 }
