@@ -268,7 +268,9 @@ impl fmt::Display for Report {
             "", "passed", "failed", "skipped"
         )?;
         for kind in Kind::ALL {
-            if let Some(count) = self.counts.get(&kind) {
+            if let Some(count) = self.counts.get(&kind)
+                && *count != Count::default()
+            {
                 writeln!(
                     f,
                     "{:<16}{:>8}{:>8}{:>8}",
