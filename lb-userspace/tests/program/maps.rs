@@ -77,3 +77,18 @@ fn a_sweep_counts_flows_and_removes_those_of_backends_that_left() {
     let sweep = kernel.datapath.sweep(&contents, &none).unwrap();
     assert_eq!(sweep.entries, 1);
 }
+
+/// The kernel gives up after a million, and loads slowly long before.
+#[test]
+fn the_verifier_has_little_to_go_through() {
+    const BUDGET: u32 = 100_000;
+    let Some(mut kernel) = kernel("the_verifier_has_little_to_go_through") else {
+        return;
+    };
+    let verified = kernel.datapath.verified_instructions().unwrap().unwrap();
+    println!("{verified} verified instructions");
+    assert!(
+        (1..BUDGET).contains(&verified),
+        "{verified} verified instructions"
+    );
+}

@@ -21,7 +21,7 @@ use lb_userspace::plan::{self, Contents, Op, SnatPorts};
 use super::drive::{self, Drive, FRAME_LEN, Target, Tuple};
 use super::frames::CLIENT4;
 
-#[path = "../../../lb-ebpf/toolchain.rs"]
+#[path = "../../../../lb-ebpf/toolchain.rs"]
 #[expect(
     dead_code,
     reason = "the product's own build script takes a prebuilt object"
@@ -200,7 +200,7 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
 
 fn build_driver() -> Result<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let root = own.parent().unwrap_or(own);
+    let root = own.ancestors().nth(2).unwrap_or(own);
     let target = match std::env::var_os("CARGO_TARGET_DIR") {
         Some(target) => root.join(target),
         None => root.join("target"),

@@ -1,7 +1,7 @@
 //! Time per packet: the real program under `BPF_PROG_TEST_RUN`, each run with another flow, above
 //! the time of the same driver with a program that passes everything.
 
-#[path = "../../../lb-ebpf/src/bench/drive.rs"]
+#[path = "../../../../lb-ebpf/src/bench/drive.rs"]
 #[allow(dead_code, reason = "the BPF side uses the rest")]
 mod drive;
 mod frames;
