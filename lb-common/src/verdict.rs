@@ -17,6 +17,13 @@ macro_rules! verdicts {
                 match self { $(Self::$name => $label),+ }
             }
 
+            /// The verdict of this number.
+            #[inline(always)]
+            pub const fn from_number(number: u8) -> Option<Self> {
+                $(if number == Self::$name as u8 { return Some(Self::$name); })+
+                None
+            }
+
             /// One sentence for the operator.
             pub const fn help(self) -> &'static str {
                 match self { $(Self::$name => concat!($($help),+)),+ }
@@ -75,7 +82,9 @@ mod tests {
     fn numbers_follow_the_order_of_the_list() {
         for (index, verdict) in Verdict::ALL.iter().enumerate() {
             assert_eq!(*verdict as usize, index);
+            assert_eq!(Verdict::from_number(index as u8), Some(*verdict));
             assert!(verdict.help().trim().ends_with('.'));
         }
+        assert_eq!(Verdict::from_number(Verdict::ALL.len() as u8), None);
     }
 }

@@ -12,7 +12,7 @@ mod packet;
 mod parse;
 mod select;
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{FlowKey, Forwarding, ServiceKey};
@@ -31,20 +31,58 @@ pub struct Refusal {
 pub type Fate = Result<u32, Refusal>;
 
 #[xdp]
+#[inline(always)]
 pub fn lb_xdp(ctx: XdpContext) -> u32 {
-    let packet = Packet::new(&ctx);
-    match process(&packet) {
+    match process(ctx.ctx).unpack() {
         Ok(action) => action,
         Err(Refusal { service, verdict }) => {
-            let verdict = forward::answer(&packet, verdict);
+            let verdict = forward::answer(ctx.ctx, verdict);
             count::verdict(service, verdict);
             action(verdict)
         }
     }
 }
 
+/// A [`Fate`] in one register.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Packed(u64);
+
+impl Packed {
+    const REFUSED: u64 = 1 << 63;
+
+    #[inline(always)]
+    fn pack(fate: Fate) -> Self {
+        match fate {
+            Ok(action) => Self(action as u64),
+            Err(refusal) => {
+                Self(Self::REFUSED | (refusal.service as u64) << 8 | refusal.verdict as u64)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(self) -> Fate {
+        if self.0 & Self::REFUSED == 0 {
+            return Ok(self.0 as u32);
+        }
+        Err(Refusal {
+            service: (self.0 >> 8) as u16,
+            verdict: Verdict::from_number(self.0 as u8).unwrap_or(Verdict::DropMalformed),
+        })
+    }
+}
+
+/// A function of its own, beside the one that makes RSTs: each may have a large stack, and the
+/// kernel adds up what is nested (512 bytes, and before Linux 6.8 each rounded up to 32).
+#[inline(never)]
+fn process(ctx: *mut xdp_md) -> Packed {
+    let packet = &Packet::new(&XdpContext::new(ctx));
+    Packed::pack(read(packet))
+}
+
 #[inline(always)]
-fn process(packet: &Packet) -> Fate {
+fn read(packet: &Packet) -> Fate {
     let unserved = |verdict| Refusal {
         service: 0,
         verdict,

@@ -45,12 +45,6 @@ impl Packet {
         }
     }
 
-    /// The context, for a function of its own that looks at the packet anew.
-    #[inline(always)]
-    pub fn context(&self) -> *mut xdp_md {
-        self.ctx
-    }
-
     /// Length in bytes from the Ethernet header on.
     #[inline(always)]
     pub fn len(&self) -> usize {

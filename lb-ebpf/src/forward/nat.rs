@@ -226,13 +226,8 @@ fn open(
     }
     let opening = OPENING.get_ptr_mut(0).ok_or(Verdict::DropNoPort)?;
     // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
-    let Opening {
-        reply: key,
-        entry,
-        random,
-        reserved,
-    } = unsafe { &mut *opening };
-    *entry = Flow {
+    let fresh = unsafe { &mut *opening };
+    fresh.entry = Flow {
         kind: FlowKind::Reply as u8,
         tcp: 0,
         backend: index,
@@ -245,26 +240,28 @@ fn open(
         dst: flow.src,
         client,
     };
-    *key = FlowKey {
+    fresh.reply = FlowKey {
         src: backend.addr,
         dst: backend.source,
         sport: backend.port,
         dport: 0,
         protocol: flow.protocol,
     };
-    let seed = hash::flow(
-        &flow.src,
-        &flow.dst,
-        flow.sport,
-        flow.dport,
-        flow.protocol as u8,
-    );
-    *random = (seed ^ params.snat_seed) as u64;
-    *reserved = 0;
+    // What differs among flows; the generator mixes it.
+    let client = (flow.src.0[1] ^ flow.src.0[3]) as u64;
+    fresh.random = client << 32 | (params.snat_seed ^ flow.sport as u32) as u64;
+    fresh.reserved = 0;
     // A helper's loop, because the verifier goes through its body once, and through what follows
     // an ordinary loop once for each turn.
     // SAFETY: the function has the form that the helper wants (Linux 5.17), and needs no context.
     unsafe { bpf_loop(PORT_TRIES, reserve as *mut c_void, core::ptr::null_mut(), 0) };
+    // SAFETY: as above; looked at anew, since the loop has changed it.
+    let Opening {
+        reply: key,
+        entry,
+        reserved,
+        ..
+    } = unsafe { &mut *opening };
     if *reserved == 0 {
         return Err(Verdict::DropNoPort);
     }

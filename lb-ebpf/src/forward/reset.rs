@@ -19,17 +19,13 @@ const TTL: u8 = 64;
 
 /// Turns the packet into its answer where the verdict says so; gives the verdict that came of it.
 #[inline(always)]
-pub fn answer(packet: &Packet, verdict: Verdict) -> Verdict {
+pub fn answer(ctx: *mut xdp_md, verdict: Verdict) -> Verdict {
     let otherwise = match verdict {
         Verdict::ResetBackendOut => Verdict::DropBackendOut,
         Verdict::ResetNoFlow => Verdict::DropNoFlow,
         other => return other,
     };
-    if reset(packet.context()) {
-        verdict
-    } else {
-        otherwise
-    }
+    if reset(ctx) { verdict } else { otherwise }
 }
 
 /// A function of its own: rare, and large.

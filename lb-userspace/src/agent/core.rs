@@ -12,19 +12,21 @@ use lb_common::slot::BackendIndex;
 use tracing::{error, info, warn};
 
 use super::clock::Clock;
+use super::events::Pending;
 use super::probes::Finished;
-use super::saved::{self, Saved, Word};
+use super::restore::restore;
+use super::saved::{Saved, Word};
 use super::saver::{Done, Saver};
 use crate::api::event::{Change, Evidence, Kind, Origin};
 use crate::api::status::{ProbeCounts, Prober};
 use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
-use crate::health::{self, Budget, Engine, Health, Restored, Start};
+use crate::health::{Engine, Health, Start};
 use crate::model::{BackendKey, Model, Service};
 use crate::neighbor::Paths;
 use crate::plan::{Builder, Contents, Duty};
 use crate::probe::Verdict;
-use crate::routing::{self, Admin, EventKind, Input, Routing, RoutingState};
+use crate::routing::{self, Admin, Input, Routing, RoutingState};
 
 /// How often the state file is written anew when nothing changes, so that its age shows when the
 /// agent was last alive.
@@ -38,48 +40,41 @@ pub struct Core {
     pub clock: Clock,
     pub model: Arc<Model>,
     pub(super) journal: Journal,
-    saver: Saver,
+    pub(super) saver: Saver,
     pub(super) engine: Engine,
     pub(super) routing: RoutingState,
     pub(super) words: BTreeMap<BackendKey, Word>,
     /// The services with the operator's weights.
-    weighed: Vec<Service>,
+    pub(super) weighed: Vec<Service>,
     /// The same words with their deadlines on the agent's clock.
-    admin: BTreeMap<BackendKey, Admin>,
+    pub(super) admin: BTreeMap<BackendKey, Admin>,
     pub(super) builder: Builder,
-    paths: Arc<Paths>,
-    built: Arc<Contents>,
-    generation: u64,
+    pub(super) paths: Arc<Paths>,
+    pub(super) built: Arc<Contents>,
+    pub(super) generation: u64,
     /// Tables published, by service.
     pub(super) generations: BTreeMap<u16, u64>,
     /// Something has changed since the contents were built.
-    dirty: bool,
-    next_decision: Option<Duration>,
+    pub(super) dirty: bool,
+    pub(super) next_decision: Option<Duration>,
     /// What waits for the datapath before it is told.
-    pending: Vec<Pending>,
+    pub(super) pending: Vec<Pending>,
     /// When the probes of the last change of verdict began, by backend.
-    turns: BTreeMap<BackendKey, Duration>,
+    pub(super) turns: BTreeMap<BackendKey, Duration>,
     pub(super) applied: u64,
     pub(super) applied_at: Duration,
     pub(super) sweep: Sweep,
     /// For each backend its packets by previous ownership, and since when there were no more.
-    quiet: BTreeMap<BackendIndex, (u64, Duration)>,
+    pub(super) quiet: BTreeMap<BackendIndex, (u64, Duration)>,
     pub(super) counts: BTreeMap<BackendKey, ProbeCounts>,
     pub(super) prober: Prober,
     pub(super) reload_error: Option<String>,
     pub(super) datapath_error: Option<String>,
     pub(super) ending: bool,
-    agent_id: u64,
+    pub(super) agent_id: u64,
     /// When it began to decide.
     pub(super) started: Duration,
-    save_at: Duration,
-}
-
-struct Pending {
-    generation: u64,
-    change: Change,
-    /// When the first probe of the run that decided began.
-    began: Option<Duration>,
+    pub(super) save_at: Duration,
 }
 
 impl Core {
@@ -371,113 +366,6 @@ impl Core {
         backends.map(duty).collect()
     }
 
-    /// Keeps an event until the datapath does what it says.
-    fn pend(&mut self, event: routing::Event, before: &RoutingState) {
-        let kind = match event.kind {
-            EventKind::PanicEntered => Kind::PanicEntered,
-            EventKind::PanicLeft => Kind::PanicLeft,
-            EventKind::TierSwitched => Kind::Tier,
-            EventKind::Admitted => Kind::FirstVerdict,
-            EventKind::Readmitted => Kind::Readmitted,
-            EventKind::Ejected => Kind::Ejected,
-            EventKind::Draining => Kind::Draining,
-            EventKind::Drained => Kind::Drained,
-            EventKind::Panicked => Kind::Panicked,
-        };
-        let percent = self
-            .routing
-            .services
-            .get(&event.service)
-            .map(|s| s.healthy_percent);
-        let Some(key) = event.backend else {
-            let evidence = Evidence {
-                healthy_percent: percent,
-                ..Evidence::default()
-            };
-            let change = Change::service(kind, &event.service, Origin::Probe, event.reason);
-            let change = change.on(evidence);
-            self.pending.push(Pending {
-                generation: self.generation,
-                change,
-                began: None,
-            });
-            return;
-        };
-        let by_operator = self
-            .admin
-            .get(&key)
-            .is_some_and(|admin| *admin != Admin::Enabled);
-        let name = |state: &RoutingState| state.get(&key).map(|decision| decision.routing.name());
-        let (from, to) = (name(before), name(&self.routing));
-        let origin = if by_operator {
-            Origin::Agent
-        } else {
-            Origin::Probe
-        };
-        let change = Change::backend(kind, &key, origin, event.reason)
-            .states(from.unwrap_or("out"), to.unwrap_or("out"))
-            .on(self.evidence(&key, kind, percent, by_operator));
-        let began = self.turns.remove(&key).filter(|_| !by_operator);
-        self.pending.push(Pending {
-            generation: self.generation,
-            change,
-            began,
-        });
-    }
-
-    fn evidence(
-        &self,
-        key: &BackendKey,
-        kind: Kind,
-        healthy_percent: Option<f64>,
-        by_operator: bool,
-    ) -> Evidence {
-        let index = self
-            .model
-            .backend(key)
-            .and_then(|(service, backend)| self.builder.index(service, backend));
-        let flows = index.map(|index| self.sweep.active.get(&index).copied().unwrap_or(0));
-        let mut evidence = Evidence {
-            healthy_percent,
-            flows,
-            ..Evidence::default()
-        };
-        if by_operator {
-            return evidence;
-        }
-        if let Some(last) = self.engine.get(key).and_then(health::TargetView::last) {
-            evidence.probe_class = Some(last.class.name().to_owned());
-            evidence.probe_detail = Some(last.detail.clone());
-            evidence.latency_ms = Some(last.latency.as_secs_f64() * 1e3);
-        }
-        let policy = self
-            .model
-            .service(&key.service)
-            .and_then(|service| service.health.as_ref());
-        evidence.budget_ms = policy.map(Budget::of).and_then(|budget| match kind {
-            Kind::Ejected | Kind::Draining => Some(budget.worst_eject.as_secs_f64() * 1e3),
-            Kind::Readmitted => Some(budget.worst_readmit.as_secs_f64() * 1e3),
-            _ => None,
-        });
-        evidence
-    }
-
-    /// Tells what the datapath does by now.
-    fn tell_pending(&mut self) {
-        let (told, wait): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
-            .into_iter()
-            .partition(|pending| pending.generation <= self.applied);
-        self.pending = wait;
-        for Pending {
-            mut change, began, ..
-        } in told
-        {
-            let took = began.map(|began| self.applied_at.max(began) - began);
-            change.evidence.took_ms = took.map(|took| took.as_secs_f64() * 1e3);
-            self.record(change);
-        }
-    }
-
     /// Puts an event into the journal.
     pub fn record(&mut self, change: Change) -> Arc<Event> {
         self.journal.record(change)
@@ -496,78 +384,6 @@ impl Core {
     /// Backends whose flows are to be removed.
     pub fn gone(&self) -> BTreeSet<BackendIndex> {
         self.builder.gone()
-    }
-
-    /// Sets the operator's word.
-    pub fn set_word(&mut self, key: &BackendKey, word: Word) {
-        self.admin.insert(key.clone(), self.admin_of(&word));
-        self.words.insert(key.clone(), word);
-        self.weigh();
-        self.dirty = true;
-        self.save_soon();
-    }
-
-    fn weigh(&mut self) {
-        self.weighed = self.model.services.clone();
-        for service in &mut self.weighed {
-            for backend in &mut service.backends {
-                let key = BackendKey::new(service.name.clone(), backend.name.clone());
-                let word = self.words.get(&key);
-                backend.weight = word.and_then(|word| word.weight).unwrap_or(backend.weight);
-            }
-        }
-    }
-
-    fn admin_of(&self, word: &Word) -> Admin {
-        match word.admin {
-            saved::Admin::Enabled => Admin::Enabled,
-            saved::Admin::Drain { until, .. } => Admin::Drain {
-                until: self.clock.monotonic(until),
-            },
-            saved::Admin::Disabled { .. } => Admin::Disabled,
-        }
-    }
-
-    /// Forgets words about backends that are not configured.
-    fn forget_words(&mut self) {
-        let model = self.model.clone();
-        self.words.retain(|key, _| model.backend(key).is_some());
-        self.counts.retain(|key, _| model.backend(key).is_some());
-        self.admin = self
-            .words
-            .iter()
-            .map(|(key, word)| (key.clone(), self.admin_of(word)))
-            .collect();
-        self.weigh();
-    }
-
-    /// Words about a backend go with its address when its name changes.
-    fn rename_words(&mut self, model: &Model) {
-        for service in &model.services {
-            let identity = |service: &Service| (service.address, service.protocol);
-            let known = self
-                .model
-                .services
-                .iter()
-                .find(|old| identity(old) == identity(service));
-            let Some(known) = known else { continue };
-            for backend in &service.backends {
-                let same = known
-                    .backends
-                    .iter()
-                    .find(|old| old.address == backend.address);
-                let Some(old) = same.map(|old| known.key(old)) else {
-                    continue;
-                };
-                let new = service.key(backend);
-                if old != new
-                    && model.backend(&old).is_none()
-                    && let Some(word) = self.words.remove(&old)
-                {
-                    self.words.insert(new, word);
-                }
-            }
-        }
     }
 
     /// Takes over a new configuration; says what is new.
@@ -622,7 +438,7 @@ impl Core {
         self.record(Change::node(Kind::ReloadRefused, origin, why));
     }
 
-    fn save_soon(&mut self) {
+    pub(super) fn save_soon(&mut self) {
         self.save_at = Duration::ZERO;
     }
 
@@ -640,42 +456,4 @@ impl Core {
         self.saver
             .save(saved.with(&self.words, self.engine.snapshot()), done);
     }
-}
-
-/// The verdicts to start from: those saved, and where there is none, what the data plane does with
-/// the backend, so that a restart empties no table.
-fn restore(
-    model: &Model,
-    contents: &Contents,
-    mut saved: BTreeMap<BackendKey, Restored>,
-) -> BTreeMap<BackendKey, Restored> {
-    // Nothing was known, which says less than what the data plane does.
-    saved.retain(|_, restored| restored.health != Health::Unknown);
-    for service in &model.services {
-        let id = contents.services.iter().find(|(_, known)| {
-            (known.address, known.protocol) == (service.address, service.protocol)
-        });
-        let Some((id, _)) = id else { continue };
-        for backend in &service.backends {
-            let known = contents
-                .backends
-                .values()
-                .find(|known| (known.service, known.address) == (*id, backend.address));
-            let Some(known) = known else { continue };
-            saved
-                .entry(service.key(backend))
-                .or_insert_with(|| Restored {
-                    health: match known.state {
-                        BackendState::Active => Health::Healthy,
-                        BackendState::Draining | BackendState::Out | BackendState::Unset => {
-                            Health::Unhealthy
-                        }
-                    },
-                    gone: known.state == BackendState::Out,
-                    reason: "as the data plane had it".to_owned(),
-                    address: backend.address,
-                });
-        }
-    }
-    saved
 }

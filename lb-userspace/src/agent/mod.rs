@@ -8,11 +8,14 @@ use thiserror::Error;
 mod calls;
 mod clock;
 mod core;
+mod events;
 mod probes;
+mod restore;
 mod run;
 mod saved;
 mod saver;
 mod status;
+mod words;
 
 use crate::api::socket::SocketError;
 use crate::config::ConfigError;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinError;
 use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
@@ -117,20 +118,11 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         events: followers,
         snapshot: published.clone(),
     };
-    tasks.spawn(async move {
-        server::serve(listener, api).await;
-        Ok(())
-    });
+    tasks.spawn(server::serve(listener, api));
     if let Some(http) = http {
-        tasks.spawn(async move {
-            api::http::serve(http, published).await;
-            Ok(())
-        });
+        tasks.spawn(api::http::serve(http, published));
     }
-    tasks.spawn(async move {
-        neighbor::keep_watching(watched, senders.paths).await;
-        Ok(())
-    });
+    tasks.spawn(neighbor::keep_watching(watched, senders.paths));
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
 }
@@ -220,7 +212,7 @@ impl Agent {
     async fn serve(
         &mut self,
         inbox: &mut Inbox,
-        tasks: &mut tokio::task::JoinSet<Result<(), RunError>>,
+        tasks: &mut tokio::task::JoinSet<()>,
     ) -> Result<End, RunError> {
         let mut publish = tokio::time::interval(PUBLISH);
         publish.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -251,10 +243,9 @@ impl Agent {
                 _ = inbox.terminate.recv() => return Ok(End::Signal),
                 _ = inbox.interrupt.recv() => return Ok(End::Signal),
                 _ = publish.tick() => self.count()?,
-                Some(ended) = tasks.join_next() => match ended {
-                    Ok(Err(error)) => return Err(error),
-                    Ok(Ok(())) => warn!("a task of the agent has ended"),
-                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                Some(ended) = tasks.join_next() => match ended.map_err(JoinError::try_into_panic) {
+                    Err(Ok(panic)) => std::panic::resume_unwind(panic),
+                    Ok(()) | Err(Err(_)) => warn!("a task of the agent has ended"),
                 },
                 () = sleep_until(self.core.clock.instant(wake)) => {}
             }

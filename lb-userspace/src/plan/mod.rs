@@ -4,6 +4,7 @@
 //! failure, or in the next agent, the plan starts from what really stands.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ pub struct SnatPorts {
 }
 
 /// A service and its table.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Service {
     pub address: SocketAddr,
     pub protocol: Protocol,
@@ -49,6 +50,20 @@ pub struct Service {
     pub affinity: Affinity,
     /// One of the lengths of [`lb_common::slot::TABLE_SIZES`].
     pub slots: Arc<Vec<Slot>>,
+}
+
+impl fmt::Debug for Service {
+    /// Without the slots, which nobody reads by the thousand.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("address", &self.address)
+            .field("protocol", &self.protocol)
+            .field("forwarding", &self.forwarding)
+            .field("affinity", &self.affinity)
+            .field("slots", &self.slots.len())
+            .field("first", &self.slots.first())
+            .finish()
+    }
 }
 
 /// A backend's entry.

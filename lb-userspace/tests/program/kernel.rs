@@ -122,7 +122,9 @@ impl Kernel {
         for (backend, address) in backends {
             let address = at(address);
             let path = path(*backend, address.is_ipv4(), INGRESS);
-            wanted.sources.insert(path.source);
+            if forwarding == Forwarding::Nat {
+                wanted.sources.insert(path.source);
+            }
             let state = BackendState::Active;
             wanted.backends.insert(
                 *backend,

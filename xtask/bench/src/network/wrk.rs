@@ -120,7 +120,8 @@ Transfer/sec:      4.25MB
 
     #[test]
     fn latencies_have_three_units() {
-        assert_eq!(milliseconds("950.00us"), Some(0.95));
+        assert_eq!(milliseconds("500.00us"), Some(0.5));
+        assert_eq!(milliseconds("1.50ms"), Some(1.5));
         assert_eq!(milliseconds("1.50s"), Some(1500.0));
         assert_eq!(milliseconds("x"), None);
     }

@@ -1,0 +1,47 @@
+//! The verdicts that an agent starts from.
+
+use std::collections::BTreeMap;
+
+use lb_common::abi::BackendState;
+
+use crate::health::{Health, Restored};
+use crate::model::{BackendKey, Model};
+use crate::plan::Contents;
+
+/// The verdicts to start from: those saved, and where there is none, what the data plane does with
+/// the backend, so that a restart empties no table.
+pub fn restore(
+    model: &Model,
+    contents: &Contents,
+    mut saved: BTreeMap<BackendKey, Restored>,
+) -> BTreeMap<BackendKey, Restored> {
+    // Nothing was known, which says less than what the data plane does.
+    saved.retain(|_, restored| restored.health != Health::Unknown);
+    for service in &model.services {
+        let id = contents.services.iter().find(|(_, known)| {
+            (known.address, known.protocol) == (service.address, service.protocol)
+        });
+        let Some((id, _)) = id else { continue };
+        for backend in &service.backends {
+            let known = contents
+                .backends
+                .values()
+                .find(|known| (known.service, known.address) == (*id, backend.address));
+            let Some(known) = known else { continue };
+            saved
+                .entry(service.key(backend))
+                .or_insert_with(|| Restored {
+                    health: match known.state {
+                        BackendState::Active => Health::Healthy,
+                        BackendState::Draining | BackendState::Out | BackendState::Unset => {
+                            Health::Unhealthy
+                        }
+                    },
+                    gone: known.state == BackendState::Out,
+                    reason: "as the data plane had it".to_owned(),
+                    address: backend.address,
+                });
+        }
+    }
+    saved
+}

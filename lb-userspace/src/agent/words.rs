@@ -1,0 +1,80 @@
+//! The operator's words about backends: kept over restarts, and over a change of name.
+
+use super::core::Core;
+use super::saved::{self, Word};
+use crate::model::{BackendKey, Model, Service};
+use crate::routing::Admin;
+
+impl Core {
+    /// Sets the operator's word.
+    pub fn set_word(&mut self, key: &BackendKey, word: Word) {
+        self.admin.insert(key.clone(), self.admin_of(&word));
+        self.words.insert(key.clone(), word);
+        self.weigh();
+        self.dirty = true;
+        self.save_soon();
+    }
+
+    pub(super) fn weigh(&mut self) {
+        self.weighed = self.model.services.clone();
+        for service in &mut self.weighed {
+            for backend in &mut service.backends {
+                let key = BackendKey::new(service.name.clone(), backend.name.clone());
+                let word = self.words.get(&key);
+                backend.weight = word.and_then(|word| word.weight).unwrap_or(backend.weight);
+            }
+        }
+    }
+
+    pub(super) fn admin_of(&self, word: &Word) -> Admin {
+        match word.admin {
+            saved::Admin::Enabled => Admin::Enabled,
+            saved::Admin::Drain { until, .. } => Admin::Drain {
+                until: self.clock.monotonic(until),
+            },
+            saved::Admin::Disabled { .. } => Admin::Disabled,
+        }
+    }
+
+    /// Forgets words about backends that are not configured.
+    pub(super) fn forget_words(&mut self) {
+        let model = self.model.clone();
+        self.words.retain(|key, _| model.backend(key).is_some());
+        self.counts.retain(|key, _| model.backend(key).is_some());
+        self.admin = self
+            .words
+            .iter()
+            .map(|(key, word)| (key.clone(), self.admin_of(word)))
+            .collect();
+        self.weigh();
+    }
+
+    /// Words about a backend go with its address when its name changes.
+    pub(super) fn rename_words(&mut self, model: &Model) {
+        for service in &model.services {
+            let identity = |service: &Service| (service.address, service.protocol);
+            let known = self
+                .model
+                .services
+                .iter()
+                .find(|old| identity(old) == identity(service));
+            let Some(known) = known else { continue };
+            for backend in &service.backends {
+                let same = known
+                    .backends
+                    .iter()
+                    .find(|old| old.address == backend.address);
+                let Some(old) = same.map(|old| known.key(old)) else {
+                    continue;
+                };
+                let new = service.key(backend);
+                if old != new
+                    && model.backend(&old).is_none()
+                    && let Some(word) = self.words.remove(&old)
+                {
+                    self.words.insert(new, word);
+                }
+            }
+        }
+    }
+}
