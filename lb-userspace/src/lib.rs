@@ -3,6 +3,7 @@
 //! Data goes one way: [`config`] → [`model`] → [`health`] → [`routing`] → [`table`] → [`plan`] →
 //! [`datapath`]. The first six are pure: no clock, socket, map or randomness. [`probe`] and
 //! [`neighbor`] watch the world and send events to the one loop in [`agent`], which owns all state.
+//! [`simulate`] has the pure part decide about recorded outcomes instead.
 
 pub mod agent;
 pub mod api;
@@ -15,4 +16,5 @@ pub mod neighbor;
 pub mod plan;
 pub mod probe;
 pub mod routing;
+pub mod simulate;
 pub mod table;

@@ -153,6 +153,24 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Replay recorded probe outcomes; print what would have changed, and when
+    #[command(after_help = "\
+Needs no agent and sends nothing: outcomes and their times come from TRACE, a line of JSON each:
+  {\"at_ms\": 1500, \"backend\": \"web/web-1\", \"outcome\": \"failure\", \"detail\": \"HTTP 503\"}
+The outcome is success, failure (an answer, unless the detail says refused, reset or unreachable)
+or timeout. What is printed is JSON, a change a line.
+
+Exit codes: 0 replayed, 2 a configuration or trace that cannot be used.
+
+Example: lb simulate --config lb.toml --trace outage.jsonl")]
+    Simulate {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The recorded outcomes, in the order of their times
+        #[arg(long, value_name = "TRACE")]
+        trace: PathBuf,
+    },
     /// Have the agent read its configuration again; a bad one is refused whole
     Reload,
     /// Take the program off the interfaces, remove what is pinned and end the agent

@@ -14,11 +14,13 @@ mod events;
 mod output;
 pub mod probe;
 mod run;
+mod simulate;
 mod status;
 
 use crate::api::ApiError;
 use crate::api::client::ClientError;
 use crate::config::ConfigError;
+use crate::simulate::TraceError;
 use args::{Args, Command};
 
 /// What ends a command other than well. Its exit code is part of the contract.
@@ -30,6 +32,8 @@ enum Failure {
     Api(#[from] ApiError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     /// Wrong usage.
     #[error("{0}")]
     Usage(String),
@@ -52,7 +56,7 @@ impl Failure {
                 | ClientError::Version { .. },
             ) => 1,
             Self::Api(error) => error.kind.exit_code(),
-            Self::Config(_) | Self::Usage(_) => 2,
+            Self::Config(_) | Self::Trace(_) | Self::Usage(_) => 2,
             Self::Other(_) => 1,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Output(_) => 1,
@@ -111,6 +115,7 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
             config: None,
             json,
         } => control::probe(socket, backend, json),
+        Command::Simulate { config, trace } => simulate::run(&config, &trace),
         Command::Reload => control::reload(socket),
         Command::Detach => control::detach(socket),
         Command::Doctor { config, json } => doctor::run(config.as_deref(), json),

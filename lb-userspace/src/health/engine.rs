@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::schedule::{Grid, Rhythm, whole_intervals_late};
-use super::target::{Health, Restored, TargetView};
+use super::target::{Health, Restored, TargetView, Turn};
 use crate::model::{BackendKey, HealthPolicy, ProbeSpec, Service};
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -35,6 +35,22 @@ pub struct Change {
     pub at: Duration,
     /// From the start of the first probe of the run that decided to the verdict.
     pub took: Duration,
+}
+
+impl Change {
+    /// What a turn at `now` has made of a backend.
+    fn new(key: &BackendKey, turn: Turn, view: &TargetView, now: Duration) -> Self {
+        Self {
+            key: key.clone(),
+            from: turn.from,
+            to: view.health,
+            gone: view.gone,
+            reason: view.reason.clone(),
+            class: view.class,
+            at: now,
+            took: turn.took,
+        }
+    }
 }
 
 struct Target {
@@ -245,16 +261,22 @@ impl Engine {
         plan.wait(planned.nominal, planned.due, view);
         self.queue.remove(&(lost, key.clone()));
         self.queue.insert((planned.due, key.clone()));
-        turn.map(|turn| Change {
-            key: key.clone(),
-            from: turn.from,
-            to: view.health,
-            gone: view.gone,
-            reason: view.reason.clone(),
-            class: view.class,
-            at: now,
-            took: turn.took,
-        })
+        turn.map(|turn| Change::new(key, turn, view, now))
+    }
+
+    /// Counts the outcome of a probe that somebody else ran, for replays: the schedule and a probe
+    /// in flight are left alone. None too for a backend that is unknown or has no probe.
+    pub fn observe(
+        &mut self,
+        key: &BackendKey,
+        outcome: &Outcome,
+        now: Duration,
+    ) -> Option<Change> {
+        let target = self.targets.get_mut(key)?;
+        let (plan, view) = (target.plan.as_ref()?, &mut target.view);
+        let started = now.saturating_sub(outcome.latency);
+        let turn = view.record(outcome, &plan.policy, started, now)?;
+        Some(Change::new(key, turn, view, now))
     }
 
     /// Makes a backend due at once. Returns whether it will be: false if it is unknown, has no
