@@ -26,7 +26,11 @@ pub struct Observation {
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// The file could not be read.
-    #[error("{}: cannot read the trace: {source}; give a file with a line of JSON for each outcome", .file.display())]
+    #[error(
+        "{}: cannot read the trace: {source}; give --trace a file with a line of JSON for each \
+         outcome",
+        .file.display()
+    )]
     Unreadable { file: PathBuf, source: io::Error },
     /// What a line says is not usable.
     #[error("{}:{line}: {fault}", .file.display())]
@@ -84,7 +88,10 @@ enum Word {
     Timeout,
 }
 
-/// The trace in a file, for a model. Stops at the first fault.
+/// The trace in a file, for a model.
+///
+/// # Errors
+/// The first thing that is wrong: see [`TraceError`].
 pub fn read(file: &Path, model: &Model) -> Result<Vec<Observation>, TraceError> {
     let bytes = std::fs::read(file).map_err(|source| TraceError::Unreadable {
         file: file.to_owned(),
@@ -97,8 +104,10 @@ pub fn read(file: &Path, model: &Model) -> Result<Vec<Observation>, TraceError> 
     })
 }
 
-/// The trace in a text; empty lines are left out. An error comes with the number of its line, from
-/// 1.
+/// The trace in a text; empty lines are left out.
+///
+/// # Errors
+/// The first fault, with the number of its line, from 1.
 pub fn parse(text: &[u8], model: &Model) -> Result<Vec<Observation>, (usize, LineError)> {
     let mut trace = Vec::new();
     let mut before: Option<(usize, u64)> = None;
