@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use trace::{Observation, TraceError, parse, read};
+pub use trace::{LineError, Observation, TraceError, parse, read};
 
 use crate::health::{Engine, Health};
 use crate::model::{BackendKey, Model};

@@ -304,7 +304,7 @@ fn what_is_wrong_with_a_trace_is_told_with_its_line() {
     }
     assert_eq!(
         parse(b"\n\xff\n", &model).unwrap_err(),
-        (2, super::trace::LineError::NotUtf8)
+        (2, LineError::NotUtf8)
     );
     for backend in &mut model.services[0].backends {
         backend.probe = None;
