@@ -346,3 +346,23 @@ fn other_thresholds_keep_the_counts() {
     assert_eq!(engine.get(&start.key).unwrap().failures, 3);
     assert_eq!(feed(&mut engine, &[Refused]), [(Health::Unhealthy, true)]);
 }
+
+/// What another has probed counts as what the engine asked for, and leaves its probes alone.
+#[test]
+fn an_observed_outcome_counts_and_leaves_the_schedule_alone() {
+    let services = [service(1, &policy())];
+    let mut engine = engine(&services);
+    let now = engine.next_due().unwrap();
+    let start = engine.start_due(now).pop().unwrap();
+    let due = engine.next_due();
+    let seen = engine.observe(&key(0), &outcome(Pass), now).unwrap();
+    assert_eq!((seen.from, seen.to), (Health::Unknown, Health::Healthy));
+    for _ in 0..2 {
+        assert_eq!(engine.observe(&key(0), &outcome(Refused), now), None);
+    }
+    assert_eq!(engine.next_due(), due);
+    let own = engine.finish(&key(0), start.seq, &outcome(Refused), now);
+    let own = own.unwrap();
+    assert_eq!((own.to, own.gone), (Health::Unhealthy, true));
+    assert_eq!(engine.observe(&key(1), &outcome(Pass), now), None);
+}

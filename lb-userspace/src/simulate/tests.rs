@@ -279,6 +279,10 @@ fn what_is_wrong_with_a_trace_is_told_with_its_line() {
             "unknown field `detial`",
         ),
         (
+            r#"{"at_ms": 3000, "\u001b[2J": 1}"#,
+            "unknown field `\u{fffd}[2J`",
+        ),
+        (
             r#"{"at_ms": -1, "backend": "web/b0", "outcome": "failure"}"#,
             "invalid value: integer `-1`",
         ),

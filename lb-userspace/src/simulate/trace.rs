@@ -139,8 +139,10 @@ fn not_json(error: &serde_json::Error) -> LineError {
     // The position that serde_json adds is that within the line; the number of the line is ours.
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
+    let cause = text.strip_suffix(&place).unwrap_or(&text);
     LineError::NotAnOutcome {
-        cause: text.strip_suffix(&place).unwrap_or(&text).to_owned(),
+        // It quotes the line, which must not drive the terminal.
+        cause: cause.replace(char::is_control, "\u{fffd}"),
         column: error.column(),
     }
 }
