@@ -12,6 +12,7 @@ use lb_common::slot::{BackendIndex, Slot};
 
 use super::maps::{AccessError, Maps};
 use super::sys::{Batch, Raw};
+use crate::plan::explain::{hash_of, opposite};
 use crate::plan::{Contents, ServiceId};
 
 /// Entries fetched by one system call; far more than any bucket of the hash table holds.
@@ -34,6 +35,18 @@ pub struct Sweep {
 }
 
 impl Maps {
+    /// The entry of one flow.
+    pub fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, AccessError> {
+        match self.flows.get(&Raw(*key), 0) {
+            Ok(Raw(flow)) => Ok(Some(flow)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(AccessError::Map {
+                name: "FLOWS",
+                source,
+            }),
+        }
+    }
+
     /// Goes over all flows once: counts them, and removes those that are over or whose backend is
     /// one of `gone`.
     pub fn sweep(
@@ -95,23 +108,9 @@ impl Maps {
         if idle <= TCP_CLOSED {
             return Ok(false);
         }
-        let opposite = FlowKey {
-            src: flow.dst,
-            dst: flow.src,
-            sport: flow.dport,
-            dport: flow.sport,
-            protocol: key.protocol,
-        };
-        let other = match self.flows.get(&Raw(opposite), 0) {
-            Ok(Raw(other)) => other,
+        let Some(other) = self.flow(&opposite(flow, key.protocol))? else {
             // Half a flow serves nobody.
-            Err(MapError::KeyNotFound) => return Ok(true),
-            Err(source) => {
-                return Err(AccessError::Map {
-                    name: "FLOWS",
-                    source,
-                });
-            }
+            return Ok(true);
         };
         let (forward, reply) = if flow.kind == FlowKind::Forward as u8 {
             (flow, &other)
@@ -161,9 +160,5 @@ impl Sweep {
 
 /// The slot that a flow falls into.
 fn slot_of(key: &FlowKey, affinity: Affinity, size: u32) -> u32 {
-    let hash = match affinity {
-        Affinity::Client => hash::client(&key.src),
-        Affinity::Flow => hash::flow(&key.src, &key.dst, key.sport, key.dport, key.protocol as u8),
-    };
-    hash::slot(hash, size)
+    hash::slot(hash_of(key, affinity), size)
 }

@@ -26,9 +26,10 @@ pub use attach::{AttachError, Attached};
 pub use flows::Sweep;
 pub use maps::AccessError;
 pub use pin::{PinDirectory, PinError};
-pub use writer::{Command, Counters, Notice, Want, Writer};
+pub use writer::{Command, Counters, Explained, Notice, Want, Writer};
 
 use crate::model::XdpMode;
+use crate::plan::explain::{self, Explanation, Tuple};
 use crate::plan::{Contents, Op, ServiceId};
 use maps::Maps;
 
@@ -228,6 +229,18 @@ impl Datapath {
         gone: &BTreeSet<BackendIndex>,
     ) -> Result<Sweep, DatapathError> {
         Ok(self.maps.sweep(contents, gone)?)
+    }
+
+    /// What becomes of a flow's packets while the maps hold `contents`; `None` if no service is at
+    /// its destination.
+    pub fn explain(
+        &self,
+        contents: &Contents,
+        tuple: Tuple,
+    ) -> Result<Option<Explanation>, DatapathError> {
+        Ok(explain::explain(contents, tuple, |key| {
+            self.maps.flow(key)
+        })?)
     }
 
     /// The program, for test runs.

@@ -15,7 +15,8 @@ use tracing::{debug, error};
 
 use super::{Attached, Datapath, DatapathError, PinDirectory, Sweep, enter_bpffs};
 use crate::model::XdpMode;
-use crate::plan::{Contents, Op, ServiceId, plan};
+use crate::plan::explain::{Explanation, Tuple};
+use crate::plan::{Backend, Contents, Op, ServiceId, plan};
 
 /// Least time between two table swaps; what comes meanwhile is swapped in together.
 const SWAP_INTERVAL: Duration = Duration::from_millis(100);
@@ -39,6 +40,11 @@ pub enum Command {
         replace: bool,
         reply: oneshot::Sender<Result<Vec<Attached>, DatapathError>>,
     },
+    /// Say what becomes of a flow; `None` if no service is at its destination.
+    Explain {
+        tuple: Tuple,
+        reply: oneshot::Sender<Result<Option<Explained>, DatapathError>>,
+    },
     /// Read the counters, and report them.
     Count,
     /// Take everything off the interfaces and end.
@@ -52,6 +58,14 @@ pub struct Want {
     pub generation: u64,
     /// Backends whose flows are to be removed once that is so, because they left the configuration.
     pub gone: BTreeSet<BackendIndex>,
+}
+
+/// What becomes of a flow.
+#[derive(Clone, Debug)]
+pub struct Explained {
+    pub explanation: Explanation,
+    /// The backends of its service.
+    pub backends: BTreeMap<BackendIndex, Backend>,
 }
 
 /// What the thread reports.
@@ -248,9 +262,29 @@ impl Thread {
                 // A caller that has gone away has still been served.
                 let _ = reply.send(self.datapath.attach(&interfaces, mode, replace));
             }
+            Command::Explain { tuple, reply } => {
+                let explained = self.explain(tuple);
+                // A caller that has gone away needs no answer.
+                let _ = reply.send(explained);
+            }
             Command::Count => self.notify(Notice::Counted(self.count())),
             Command::Detach(_) => {}
         }
+    }
+
+    fn explain(&self, tuple: Tuple) -> Result<Option<Explained>, DatapathError> {
+        let explanation = self.datapath.explain(&self.applied, tuple)?;
+        let backends = |explanation: &Explanation| {
+            let backends = self.applied.backends.iter();
+            backends
+                .filter(|(_, backend)| backend.service == explanation.service)
+                .map(|(id, backend)| (*id, backend.clone()))
+                .collect()
+        };
+        Ok(explanation.map(|explanation| Explained {
+            backends: backends(&explanation),
+            explanation,
+        }))
     }
 
     fn on_time(&mut self) {

@@ -14,6 +14,7 @@ use lb_common::slot::{BackendIndex, Slot};
 use crate::model::Protocol;
 
 mod build;
+pub mod explain;
 mod ids;
 mod steps;
 

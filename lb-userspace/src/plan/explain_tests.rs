@@ -1,0 +1,300 @@
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use lb_common::abi::BackendState::{Active, Draining, Out};
+use lb_common::abi::Hop;
+use lb_common::slot::TABLE_SIZES;
+
+use super::*;
+use crate::plan::{Backend, Path, SnatPorts};
+
+const SOURCE: &str = "10.0.0.1:20001";
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn tuple(protocol: Protocol) -> Tuple {
+    Tuple {
+        src: at("198.51.100.1:4000"),
+        dst: at("203.0.113.10:80"),
+        protocol,
+    }
+}
+
+fn world(
+    forwarding: Forwarding,
+    protocol: Protocol,
+    slot: Slot,
+    states: &[BackendState],
+) -> Contents {
+    let backend = |(n, state): (usize, &BackendState)| {
+        let backend = Backend {
+            service: 1,
+            address: at(&format!("10.0.0.{}:8080", 11 + n)),
+            state: *state,
+            path: Some(Path {
+                hop: Hop {
+                    ifindex: 1,
+                    ..Hop::default()
+                },
+                source: at(SOURCE).ip(),
+            }),
+        };
+        (n as BackendIndex + 1, backend)
+    };
+    let service = Service {
+        address: at("203.0.113.10:80"),
+        protocol,
+        forwarding,
+        affinity: Affinity::Flow,
+        slots: Arc::new(vec![slot; TABLE_SIZES[0] as usize]),
+    };
+    Contents {
+        ports: Some(SnatPorts {
+            first: 20_000,
+            count: 100,
+        }),
+        services: BTreeMap::from([(1, service)]),
+        backends: states.iter().enumerate().map(backend).collect(),
+        ..Contents::default()
+    }
+}
+
+type Flows = BTreeMap<u16, (FlowKey, Flow)>;
+
+fn ask(contents: &Contents, protocol: Protocol, flows: &Flows) -> Explanation {
+    let find = |key: &FlowKey| {
+        let found = flows.values().find(|(known, _)| known == key);
+        Ok::<_, Infallible>(found.map(|(_, flow)| *flow))
+    };
+    explain(contents, tuple(protocol), find).unwrap().unwrap()
+}
+
+fn nat_flow(protocol: Protocol, backend: BackendIndex, forward: u8, reply: u8) -> Flows {
+    let to = at(&format!("10.0.0.{}:8080", 10 + backend));
+    let flow = Flow {
+        kind: FlowKind::Forward as u8,
+        tcp: forward,
+        backend,
+        service: 1,
+        src: at(SOURCE).ip().into(),
+        sport: at(SOURCE).port().to_be(),
+        dst: to.ip().into(),
+        dport: to.port().to_be(),
+        ..Flow::default()
+    };
+    let back = Flow {
+        kind: FlowKind::Reply as u8,
+        tcp: reply,
+        backend,
+        ..Flow::default()
+    };
+    let key = key(tuple(protocol));
+    BTreeMap::from([(0, (key, flow)), (1, (opposite(&flow, key.protocol), back))])
+}
+
+fn record(protocol: Protocol, backend: BackendIndex) -> Flows {
+    let flow = Flow {
+        kind: FlowKind::Tracked as u8,
+        backend,
+        ..Flow::default()
+    };
+    BTreeMap::from([(0, (key(tuple(protocol)), flow))])
+}
+
+fn to(index: BackendIndex, reason: Reason) -> Decision {
+    Decision {
+        fate: Fate::To(index),
+        reason,
+    }
+}
+
+fn not(verdict: Verdict, reason: Reason) -> Decision {
+    Decision::not(verdict, reason)
+}
+
+/// Contents, flows, and what is expected of a new and of an established connection.
+type Case = (Slot, [BackendState; 2], Flows, Decision, Decision);
+
+fn check(forwarding: Forwarding, protocol: Protocol, cases: Vec<Case>) {
+    for (n, (slot, states, flows, new, established)) in cases.into_iter().enumerate() {
+        let contents = world(forwarding, protocol, slot, &states);
+        let found = ask(&contents, protocol, &flows);
+        assert_eq!(
+            (found.new, found.established),
+            (new, established),
+            "case {n}"
+        );
+    }
+}
+
+#[test]
+fn nat_goes_by_the_entry_and_then_by_the_owner() {
+    let tcp = Protocol::Tcp;
+    let one = Slot::settled(1);
+    let lost = not(Verdict::ResetNoFlow, Reason::NoEntry);
+    let reset = not(Verdict::ResetBackendOut, Reason::EntryOut);
+    let by_entry = to(2, Reason::Entry);
+    let by_owner = to(1, Reason::Owner);
+    let none = not(Verdict::DropNoBackend, Reason::NoOwner);
+    let refused = not(Verdict::DropNoBackend, Reason::OwnerRefuses);
+    let flow = |forward, reply| nat_flow(tcp, 2, forward, reply);
+    let mut half = flow(0, 0);
+    half.remove(&1);
+    check(
+        Forwarding::Nat,
+        tcp,
+        vec![
+            (one, [Active, Active], Flows::new(), by_owner, lost),
+            (one, [Active, Active], flow(0, 0), by_entry, by_entry),
+            (one, [Active, Draining], flow(0, 0), by_entry, by_entry),
+            (one, [Active, Out], flow(0, 0), by_owner, reset),
+            (
+                one,
+                [Active, Active],
+                flow(tcp_seen::CLIENT_FIN, 0),
+                by_owner,
+                by_entry,
+            ),
+            (
+                one,
+                [Active, Active],
+                flow(0, tcp_seen::BACKEND_FIN),
+                by_owner,
+                by_entry,
+            ),
+            (
+                one,
+                [Active, Active],
+                flow(0, tcp_seen::RST),
+                by_owner,
+                by_entry,
+            ),
+            (one, [Active, Active], half, by_owner, by_entry),
+            (one, [Draining, Active], Flows::new(), refused, lost),
+            (Slot::settled(0), [Active, Active], Flows::new(), none, lost),
+            // A record of the time when the service was `dsr`.
+            (one, [Active, Active], record(tcp, 2), by_owner, lost),
+        ],
+    );
+}
+
+#[test]
+fn datagrams_over_nat_open_flows_themselves() {
+    let udp = Protocol::Udp;
+    let flow = || nat_flow(udp, 2, 0, 0);
+    let (entry, owner) = (to(2, Reason::Entry), to(1, Reason::Owner));
+    check(
+        Forwarding::Nat,
+        udp,
+        vec![
+            (
+                Slot::settled(1),
+                [Active, Active],
+                Flows::new(),
+                owner,
+                owner,
+            ),
+            (Slot::settled(1), [Active, Draining], flow(), entry, entry),
+            (Slot::settled(1), [Active, Out], flow(), owner, owner),
+        ],
+    );
+}
+
+#[test]
+fn dsr_looks_at_records_in_a_transition_only() {
+    let tcp = Protocol::Tcp;
+    let change = Slot::transition(1, 2);
+    let owner = to(1, Reason::Owner);
+    let previous = to(2, Reason::Previous);
+    let fallback = to(1, Reason::Fallback);
+    let refused = not(Verdict::DropBackendOut, Reason::OwnerRefuses);
+    let no_new = not(Verdict::DropNoBackend, Reason::OwnerRefuses);
+    check(
+        Forwarding::Dsr,
+        tcp,
+        vec![
+            (
+                Slot::settled(1),
+                [Active, Active],
+                record(tcp, 2),
+                owner,
+                owner,
+            ),
+            (
+                Slot::settled(1),
+                [Draining, Active],
+                Flows::new(),
+                refused,
+                owner,
+            ),
+            (
+                Slot::settled(1),
+                [Out, Active],
+                Flows::new(),
+                refused,
+                refused,
+            ),
+            (change, [Active, Active], Flows::new(), owner, previous),
+            (change, [Active, Draining], Flows::new(), owner, previous),
+            (change, [Active, Out], Flows::new(), owner, fallback),
+            (
+                change,
+                [Active, Active],
+                record(tcp, 1),
+                owner,
+                to(1, Reason::Entry),
+            ),
+            (change, [Active, Out], record(tcp, 2), owner, fallback),
+            (change, [Draining, Active], Flows::new(), no_new, previous),
+            (change, [Draining, Out], Flows::new(), no_new, no_new),
+        ],
+    );
+    let udp = Protocol::Udp;
+    check(
+        Forwarding::Dsr,
+        udp,
+        vec![
+            (change, [Active, Active], Flows::new(), previous, previous),
+            (change, [Active, Out], Flows::new(), fallback, fallback),
+        ],
+    );
+}
+
+#[test]
+fn a_backend_without_a_next_hop_gets_nothing() {
+    let tcp = Protocol::Tcp;
+    for forwarding in [Forwarding::Nat, Forwarding::Dsr] {
+        let mut contents = world(forwarding, tcp, Slot::settled(1), &[Active]);
+        contents.backends.get_mut(&1).unwrap().path = None;
+        let found = ask(&contents, tcp, &Flows::new());
+        let dropped = not(Verdict::DropNoNeighbor, Reason::Unresolved);
+        assert_eq!(found.new, dropped, "{forwarding:?}");
+    }
+}
+
+#[test]
+fn the_entry_says_what_the_packets_leave_with() {
+    let tcp = Protocol::Tcp;
+    let contents = world(Forwarding::Nat, tcp, Slot::settled(1), &[Active, Active]);
+    let found = ask(&contents, tcp, &nat_flow(tcp, 2, 0, 0));
+    let rewritten = found.entry.unwrap().rewritten;
+    assert_eq!(rewritten, Some((at(SOURCE), at("10.0.0.12:8080"))));
+    assert_eq!((found.service, found.slots), (1, TABLE_SIZES[0]));
+    assert_eq!(found.slot, hash::slot(found.hash, found.slots));
+}
+
+#[test]
+fn what_no_service_is_for_is_not_explained() {
+    let contents = world(Forwarding::Nat, Protocol::Tcp, Slot::settled(1), &[Active]);
+    let find = |_: &FlowKey| Ok::<_, Infallible>(None);
+    assert_eq!(explain(&contents, tuple(Protocol::Udp), find), Ok(None));
+}
+
+#[test]
+fn errors_of_the_flow_table_come_out() {
+    let contents = world(Forwarding::Nat, Protocol::Tcp, Slot::settled(1), &[Active]);
+    assert_eq!(explain(&contents, tuple(Protocol::Tcp), |_| Err(7)), Err(7));
+}
