@@ -5,15 +5,17 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::RunError;
+use super::explain::explain;
 use super::probes::Probes;
 use super::run::Agent;
 use super::saved::{Admin, Word};
 use crate::api::event::{Change, Kind, Origin};
 use crate::api::request::ProbeReport;
-use crate::api::{ApiError, BackendName, Call, Reply, Request, Responder};
+use crate::api::{ApiError, BackendName, Call, ErrorKind, Reply, Request, Responder};
 use crate::cli::probe::{to_json, to_text, unknown};
 use crate::datapath::Command;
 use crate::model::{BackendKey, Node};
+use crate::plan::explain::Tuple;
 
 /// Answers one call; whether the agent is to end.
 pub async fn answer(agent: &mut Agent, call: Call) -> bool {
@@ -64,6 +66,12 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
         }
         Request::Weight { backend, weight } => reweigh(agent, &backend, weight, origin, responder),
         Request::Probe { backend } => probe(agent, &backend, responder),
+        Request::Explain { src, dst, protocol } => match Tuple::new(src, dst, protocol) {
+            Ok(tuple) => explain(agent, tuple, responder),
+            Err(error) => {
+                responder.send(Err(ApiError::new(ErrorKind::Usage, error.to_string())));
+            }
+        },
         Request::Reload => match agent.reload(origin).await {
             Ok(what) => responder.done(true, format!("configuration loaded: {what}")),
             Err(RunError::Config(error)) => responder.send(Err(ApiError::config(error))),
@@ -159,7 +167,7 @@ fn reweigh(
 ) {
     if weight > u32::from(u16::MAX) {
         let text = format!("weight {weight} is out of range: 0 to {}", u16::MAX);
-        return responder.send(Err(ApiError::new(crate::api::ErrorKind::Usage, text)));
+        return responder.send(Err(ApiError::new(ErrorKind::Usage, text)));
     }
     let configured = agent
         .core
@@ -192,7 +200,7 @@ fn probe(agent: &Agent, name: &BackendName, responder: Responder) {
     };
     let Some(spec) = spec else {
         let text = format!("{name} has no probe (health.probe = \"none\")");
-        return responder.send(Err(ApiError::new(crate::api::ErrorKind::Usage, text)));
+        return responder.send(Err(ApiError::new(ErrorKind::Usage, text)));
     };
     let prober = agent.probes.prober();
     let name = name.to_string();

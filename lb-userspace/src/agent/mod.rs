@@ -9,6 +9,7 @@ mod calls;
 mod clock;
 mod core;
 mod events;
+mod explain;
 mod probes;
 mod restore;
 mod run;

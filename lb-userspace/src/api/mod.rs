@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod event;
+pub mod explain;
 pub mod http;
 pub mod journal;
 pub mod metrics;

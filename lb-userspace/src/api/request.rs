@@ -1,6 +1,7 @@
 //! What a client asks and what it is answered.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::event::{Event, Origin};
+use super::explain::Explained;
 use super::status::Status;
 use crate::config::suggest::nearest;
-use crate::model::BackendKey;
+use crate::model::{BackendKey, Protocol};
 
 /// One request; a connection carries one, as a line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +49,12 @@ pub enum Request {
     Weight { backend: BackendName, weight: u32 },
     /// One probe now, which changes nothing.
     Probe { backend: BackendName },
+    /// Where a flow goes and why.
+    Explain {
+        src: SocketAddr,
+        dst: SocketAddr,
+        protocol: Protocol,
+    },
     /// Reads the configuration again.
     Reload,
     /// Takes the program off, removes what is pinned and ends the agent.
@@ -64,6 +72,7 @@ impl Request {
             Self::Disable { .. } => "disable",
             Self::Weight { .. } => "weight",
             Self::Probe { .. } => "probe",
+            Self::Explain { .. } => "explain",
             Self::Reload => "reload",
             Self::Detach => "detach",
         }
@@ -79,7 +88,8 @@ impl Request {
             | Self::Drain { .. }
             | Self::Enable { .. }
             | Self::Disable { .. }
-            | Self::Weight { .. } => Duration::from_secs(10),
+            | Self::Weight { .. }
+            | Self::Explain { .. } => Duration::from_secs(10),
         }
     }
 }
@@ -144,6 +154,8 @@ pub enum Reply {
     Events(Vec<Arc<Event>>),
     /// To `probe`: the result as `lb probe --json` and `lb probe` print it.
     Probe(ProbeReport),
+    /// To `explain`.
+    Explained(Box<Explained>),
     /// To everything else.
     Done(Done),
 }
@@ -173,6 +185,7 @@ pub enum Frame {
     /// A follower was too slow: this many events were left out.
     Missed(u64),
     Probe(ProbeReport),
+    Explained(Box<Explained>),
     Done(Done),
     Error(ApiError),
 }
@@ -352,6 +365,11 @@ mod tests {
             Request::Weight {
                 backend: name,
                 weight: 5,
+            },
+            Request::Explain {
+                src: "[2001:db8::1]:40000".parse().unwrap(),
+                dst: "[2001:db8::10]:80".parse().unwrap(),
+                protocol: Protocol::Udp,
             },
             Request::Reload,
         ] {

@@ -108,6 +108,7 @@ async fn client(stream: UnixStream, agent: Agent) -> io::Result<()> {
     match answer {
         Ok(Reply::Status(status)) => writer.frame(&Frame::Status(status)).await,
         Ok(Reply::Probe(report)) => writer.frame(&Frame::Probe(report)).await,
+        Ok(Reply::Explained(explained)) => writer.frame(&Frame::Explained(explained)).await,
         Ok(Reply::Done(done)) => writer.frame(&Frame::Done(done)).await,
         Ok(Reply::Events(events)) => writer.events(events).await.map(drop),
         Err(error) => writer.frame(&Frame::Error(error)).await,

@@ -1,11 +1,14 @@
 //! Words of the command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 
 use crate::api::{BackendName, DEFAULT_SOCKET};
+use crate::model::Protocol;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -171,6 +174,28 @@ Example: lb simulate --config lb.toml --trace outage.jsonl")]
         #[arg(long, value_name = "TRACE")]
         trace: PathBuf,
     },
+    /// Say which backend a flow goes to, and why
+    #[command(after_help = "\
+Answers for a new connection (its SYN) and for an established one, from what the data plane holds
+now. Sends nothing, changes nothing.
+
+Examples:
+  lb explain 198.51.100.7:40000 203.0.113.10:80
+  lb explain 198.51.100.7:5353 203.0.113.10:53 --protocol udp --json")]
+    Explain {
+        /// The client's address and port
+        #[arg(value_name = "SRC:PORT", value_parser = parse_at)]
+        src: SocketAddr,
+        /// The service's address and port
+        #[arg(value_name = "VIP:PORT", value_parser = parse_at)]
+        dst: SocketAddr,
+        /// Transport protocol
+        #[arg(long, default_value = "tcp", value_parser = protocols())]
+        protocol: Protocol,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Have the agent read its configuration again; a bad one is refused whole
     Reload,
     /// Take the program off the interfaces, remove what is pinned and end the agent
@@ -190,6 +215,22 @@ Example: lb doctor --config /etc/lb/lb.toml")]
         #[arg(long)]
         json: bool,
     },
+}
+
+fn parse_at(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "{text:?} is not ADDRESS:PORT, for example 198.51.100.7:40000 or [2001:db8::7]:40000"
+        )
+    })
+}
+
+fn protocols() -> impl TypedValueParser<Value = Protocol> {
+    let names = [Protocol::Tcp, Protocol::Udp].map(Protocol::name);
+    PossibleValuesParser::new(names).map(|name| match name.as_str() {
+        "udp" => Protocol::Udp,
+        _ => Protocol::Tcp,
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Commands that ask the agent.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,11 +9,13 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{self, Palette};
-use super::{Failure, events, status};
+use super::{Failure, events, explain, status};
 use crate::api::client::{self, ClientError};
 use crate::api::request::Frame;
 use crate::api::{self, ApiError, BackendName, Request};
 use crate::datapath::{self, PinDirectory};
+use crate::model::Protocol;
+use crate::plan::explain::Tuple;
 
 /// `lb status`.
 pub fn status(socket: &Path, service: Option<String>, json: bool) -> Result<u8, Failure> {
@@ -94,6 +97,24 @@ pub fn probe(socket: &Path, backend: BackendName, json: bool) -> Result<u8, Fail
     Ok(0)
 }
 
+/// `lb explain`.
+pub fn explain(
+    socket: &Path,
+    src: SocketAddr,
+    dst: SocketAddr,
+    protocol: Protocol,
+    json: bool,
+) -> Result<u8, Failure> {
+    // Wrong without asking anybody.
+    Tuple::new(src, dst, protocol).map_err(|error| Failure::Usage(error.to_string()))?;
+    match ask(socket, &Request::Explain { src, dst, protocol })? {
+        Frame::Explained(found) if json => output::print_json(&*found)?,
+        Frame::Explained(found) => output::print(&explain::render(&found, Palette::of_stdout()))?,
+        other => return Err(unexpected(&other)),
+    }
+    Ok(0)
+}
+
 /// `lb events`. Ends well on Ctrl-C, and when the agent ends.
 pub fn events(
     socket: &Path,
@@ -163,6 +184,7 @@ fn unexpected(frame: &Frame) -> Failure {
         Frame::Event(_) => "an event",
         Frame::Missed(_) => "a gap",
         Frame::Probe(_) => "a probe's result",
+        Frame::Explained(_) => "an explanation",
         Frame::Done(_) => "a confirmation",
         Frame::Error(error) => return Failure::Api(ApiError::clone(error)),
     };

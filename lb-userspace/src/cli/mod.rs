@@ -11,6 +11,7 @@ pub mod check;
 mod control;
 pub mod doctor;
 mod events;
+mod explain;
 mod output;
 pub mod probe;
 mod run;
@@ -116,6 +117,12 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
             json,
         } => control::probe(socket, backend, json),
         Command::Simulate { config, trace } => simulate::run(&config, &trace),
+        Command::Explain {
+            src,
+            dst,
+            protocol,
+            json,
+        } => control::explain(socket, src, dst, protocol, json),
         Command::Reload => control::reload(socket),
         Command::Detach => control::detach(socket),
         Command::Doctor { config, json } => doctor::run(config.as_deref(), json),

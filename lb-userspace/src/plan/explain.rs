@@ -13,6 +13,7 @@ use lb_common::abi::{Affinity, BackendState, Flow, FlowKey, FlowKind, Forwarding
 use lb_common::hash;
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
+use thiserror::Error;
 
 use super::{Contents, Service, ServiceId};
 use crate::model::Protocol;
@@ -23,6 +24,34 @@ pub struct Tuple {
     pub src: SocketAddr,
     pub dst: SocketAddr,
     pub protocol: Protocol,
+}
+
+impl Tuple {
+    /// Addresses in their plain form: `::ffff:10.0.0.1` is 10.0.0.1, and scopes are left out.
+    ///
+    /// # Errors
+    /// One address is IPv4 and the other IPv6.
+    pub fn new(
+        src: SocketAddr,
+        dst: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<Self, MixedFamilies> {
+        let plain = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
+        let (src, dst) = (plain(src), plain(dst));
+        if src.is_ipv4() == dst.is_ipv4() {
+            Ok(Self { src, dst, protocol })
+        } else {
+            Err(MixedFamilies { src, dst })
+        }
+    }
+}
+
+/// No packet goes between these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{src} and {dst} are of different families; give both in IPv4 or both in IPv6")]
+pub struct MixedFamilies {
+    pub src: SocketAddr,
+    pub dst: SocketAddr,
 }
 
 /// Where a flow goes, and by what.
@@ -104,7 +133,9 @@ impl Reason {
             Self::Previous => {
                 "owned the slot before the transition, and the flow table does not have the flow"
             }
-            Self::Fallback => "owns the slot now; who served the flow before is out",
+            Self::Fallback => {
+                "owns the slot; whoever had the flow before does not serve it any more"
+            }
             Self::NoOwner => "nobody owns the slot",
             Self::OwnerRefuses => "the slot's owner does not take it in its state",
             Self::Unresolved => "the MAC address of the backend's next hop is not known",

@@ -294,6 +294,15 @@ fn what_no_service_is_for_is_not_explained() {
 }
 
 #[test]
+fn addresses_are_of_one_family_and_plain() {
+    let new = |src, dst| Tuple::new(at(src), at(dst), Protocol::Tcp);
+    let mapped = new("[::ffff:198.51.100.1]:4000", "203.0.113.10:80");
+    assert_eq!(mapped, Ok(tuple(Protocol::Tcp)));
+    let mixed = new("[2001:db8::1]:4000", "203.0.113.10:80").unwrap_err();
+    assert!(mixed.to_string().contains("different families"));
+}
+
+#[test]
 fn errors_of_the_flow_table_come_out() {
     let contents = world(Forwarding::Nat, Protocol::Tcp, Slot::settled(1), &[Active]);
     assert_eq!(explain(&contents, tuple(Protocol::Tcp), |_| Err(7)), Err(7));
