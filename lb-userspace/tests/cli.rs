@@ -1,16 +1,20 @@
 //! The `lb` binary beside a made-up agent: what it asks, what it prints, and how it ends.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
 use lb_userspace::api::event::{Change, Kind, Origin};
+use lb_userspace::api::explain::{Answer, Explained};
 use lb_userspace::api::request::ProbeReport;
 use lb_userspace::api::server::{self, Agent};
-use lb_userspace::api::{ApiError, Journal, Listener, Reply, Request, Status};
+use lb_userspace::api::{ApiError, ErrorKind, Journal, Listener, Reply, Request, Status};
+use lb_userspace::model::Protocol;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -91,6 +95,13 @@ fn agent(events: usize) -> FakeAgent {
                 Request::Drain { backend, .. } if backend.backend != "web-1" => {
                     Err(ApiError::unknown_backend(&backend, ["web-1"]))
                 }
+                Request::Explain { dst, .. } if dst.port() != 80 => {
+                    let text = "no tcp service at that address; there are web";
+                    Err(ApiError::new(ErrorKind::Unknown, text))
+                }
+                Request::Explain { src, dst, protocol } => {
+                    Ok(Reply::Explained(Box::new(explained(src, dst, protocol))))
+                }
                 Request::Reload => Err(ApiError::config("line 3: unknown key")),
                 Request::Detach => Err(ApiError::failed("the kernel said EPERM")),
                 Request::Drain { .. }
@@ -110,6 +121,62 @@ fn agent(events: usize) -> FakeAgent {
         requests,
         _runtime: runtime,
         _directory: directory,
+    }
+}
+
+fn explained(src: SocketAddr, dst: SocketAddr, protocol: Protocol) -> Explained {
+    let answer = Answer {
+        backend: None,
+        verdict: Some("drop_no_backend".to_owned()),
+        reason: "nobody owns the slot".to_owned(),
+    };
+    Explained {
+        src,
+        dst,
+        protocol,
+        service: "web".to_owned(),
+        forwarding: "nat".to_owned(),
+        affinity: "flow".to_owned(),
+        hash: 1,
+        slot: 2,
+        slots: 4093,
+        in_transition: false,
+        current: None,
+        previous: None,
+        flow: None,
+        new: answer.clone(),
+        established: answer,
+        backends: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn explain_is_lines_for_people_and_json_for_programs() {
+    let agent = agent(0);
+    let (src, dst) = ("198.51.100.7:40000", "203.0.113.10:80");
+    let (code, out, err) = agent.run(&["explain", src, dst]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("is dropped (drop_no_backend)"), "{out}");
+    let (code, out, _) = agent.run(&["explain", src, dst, "--protocol", "udp", "--json"]);
+    assert_eq!(code, 0);
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&found["protocol"], &found["slots"]),
+        (&json!("udp"), &json!(4093))
+    );
+    assert_eq!(
+        (&found["flow"], &found["new"]["backend"]),
+        (&Value::Null, &Value::Null)
+    );
+    for (arguments, wanted) in [
+        ([src, "203.0.113.10:81"], "there are web"),
+        (["198.51.100.7", dst], "is not ADDRESS:PORT"),
+        ([src, "web"], "is not ADDRESS:PORT"),
+        (["[2001:db8::7]:40000", dst], "different families"),
+    ] {
+        let (code, out, err) = agent.run(&["explain", arguments[0], arguments[1]]);
+        assert_eq!((code, out.as_str()), (2, ""), "{arguments:?}");
+        assert!(err.contains(wanted), "{arguments:?}: {err}");
     }
 }
 
@@ -203,7 +270,7 @@ fn help_and_version_are_0() {
     assert_eq!(out, format!("lb {}\n", env!("CARGO_PKG_VERSION")));
     for command in [
         "run", "check", "status", "drain", "enable", "disable", "weight", "events", "probe",
-        "reload", "detach", "doctor",
+        "explain", "reload", "detach", "doctor",
     ] {
         let (code, out, err) = finished(lb(&[command, "--help"]).output().unwrap());
         assert_eq!(code, 0, "{command}: {err}");

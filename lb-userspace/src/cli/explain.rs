@@ -125,7 +125,7 @@ mod tests {
             forwarding: "nat".to_owned(),
             affinity: "flow".to_owned(),
             hash: 0x1f3a_90c4,
-            slot: 7993,
+            slot: 7994,
             slots: 65_537,
             in_transition: false,
             current: Some("web-1".to_owned()),
@@ -151,7 +151,7 @@ mod tests {
 flow         tcp 198.51.100.7:40000 -> 203.0.113.10:80
 service      web, nat
 hash         0x1f3a90c4 of addresses, ports and protocol (affinity = \"flow\")
-slot         7993 of 65537, settled
+slot         7994 of 65537, settled
 owner        web-1 (10.0.0.11:8080, active)
 flow entry   web-2 (10.0.0.12:8080, draining), leaves as 10.0.0.1:20017 -> 10.0.0.12:8080, closing
 new          goes to web-1 (10.0.0.11:8080, active): owns the slot
@@ -183,7 +183,7 @@ established  goes to web-2 (10.0.0.12:8080, draining): the flow table has it
 flow           udp 198.51.100.7:40000 -> 203.0.113.10:80
 service        web, dsr
 hash           0x1f3a90c4 of the client's address (affinity = \"client\")
-slot           7993 of 65537, in transition
+slot           7994 of 65537, in transition
 owner          none
 owner before   #9 (no longer there)
 flow entry     none
