@@ -76,6 +76,16 @@ pub enum Forwarding {
     Dsr = 2,
 }
 
+impl Forwarding {
+    /// Name in configuration and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Dsr => "dsr",
+        }
+    }
+}
+
 /// What the flow hash covers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -84,6 +94,16 @@ pub enum Affinity {
     Flow = 0,
     /// The client's address.
     Client = 1,
+}
+
+impl Affinity {
+    /// Name in configuration and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Flow => "flow",
+            Self::Client => "client",
+        }
+    }
 }
 
 /// Value of the service map.

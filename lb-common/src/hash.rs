@@ -38,6 +38,12 @@ pub const fn client(src: &Addr) -> u32 {
     (mix(fold(src)) >> 32) as u32
 }
 
+/// Hash of a name, the same in every version: phases of probes and names of pins follow from it.
+pub fn name(seed: u64, bytes: &[u8]) -> u64 {
+    let step = |hash, byte: &u8| mix(hash ^ *byte as u64);
+    bytes.iter().fold(mix(seed), step)
+}
+
 /// Maps a hash to `0..size` without a division (Lemire's fastrange).
 #[inline(always)]
 pub const fn slot(hash: u32, size: u32) -> u32 {

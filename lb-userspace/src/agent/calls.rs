@@ -6,7 +6,6 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::RunError;
 use super::explain::explain;
-use super::probes::Probes;
 use super::run::Agent;
 use super::saved::{Admin, Word};
 use crate::api::event::{Change, Kind, Origin};
@@ -35,21 +34,13 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
             drain(agent, &backend, deadline_ms, origin, responder);
         }
         Request::Enable { backend } => {
-            let word = Word {
+            let enabled = |old: Word| Word {
                 admin: Admin::Enabled,
-                weight: None,
+                ..old
             };
-            say(
-                agent,
-                &backend,
-                origin,
-                responder,
-                |old| Word {
-                    weight: old.weight,
-                    ..word
-                },
-                |name| format!("{name} is enabled"),
-            );
+            say(agent, &backend, origin, responder, enabled, |name| {
+                format!("{name} is enabled")
+            });
         }
         Request::Disable { backend } => {
             let since = Timestamp::now();
@@ -205,7 +196,7 @@ fn probe(agent: &Agent, name: &BackendName, responder: Responder) {
     let prober = agent.probes.prober();
     let name = name.to_string();
     tokio::spawn(async move {
-        let outcome = Probes::once(prober, spec.clone()).await;
+        let outcome = prober.run(&spec).await;
         responder.send(Ok(Reply::Probe(ProbeReport {
             json: to_json(&outcome),
             text: to_text(&name, &spec, &outcome),

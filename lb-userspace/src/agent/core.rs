@@ -207,16 +207,12 @@ impl Core {
             for backend in &service.backends {
                 let target = backend.address.ip();
                 let (old, new) = (self.paths.get(&target), paths.get(&target));
-                let (Some(old), Some(new)) = (old, new) else {
-                    continue;
-                };
-                if old == new {
-                    continue;
+                if old.is_some() && new.is_some() && old != new {
+                    let what = "its next hop has changed";
+                    let key = service.key(backend);
+                    self.journal
+                        .record(Change::backend(Kind::Neighbor, &key, Origin::Agent, what));
                 }
-                let what = "its next hop has changed";
-                let key = service.key(backend);
-                let change = Change::backend(Kind::Neighbor, &key, Origin::Agent, what);
-                self.journal.record(change);
             }
         }
         self.paths = paths;

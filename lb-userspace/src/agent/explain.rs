@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lb_common::abi::{Affinity, BackendState, Forwarding};
+use lb_common::abi::BackendState;
 use lb_common::slot::BackendIndex;
 use tokio::sync::oneshot;
 
@@ -114,21 +114,13 @@ fn name(model: &Model, tuple: Tuple, explained: &datapath::Explained) -> Explain
     };
     let (new, established) = (answer(found.new), answer(found.established));
     let service = service.map_or_else(|| tuple.dst.to_string(), |s| s.name.to_string());
-    let forwarding = match found.forwarding {
-        Forwarding::Nat => "nat",
-        Forwarding::Dsr => "dsr",
-    };
-    let affinity = match found.affinity {
-        Affinity::Flow => "flow",
-        Affinity::Client => "client",
-    };
     Explained {
         src: tuple.src,
         dst: tuple.dst,
         protocol: tuple.protocol,
         service,
-        forwarding: forwarding.to_owned(),
-        affinity: affinity.to_owned(),
+        forwarding: found.forwarding.name().to_owned(),
+        affinity: found.affinity.name().to_owned(),
         hash: found.hash,
         slot: found.slot,
         slots: found.slots,

@@ -45,8 +45,6 @@ pub enum RunError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
     #[error(transparent)]
-    Full(#[from] crate::plan::Full),
-    #[error(transparent)]
     Http(#[from] crate::api::http::HttpError),
     #[error("{key} cannot change while the agent runs; restart it (no packet is lost by that)")]
     NeedsRestart { key: &'static str },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::health::Start;
-use crate::model::{BackendKey, ProbeSpec};
+use crate::model::BackendKey;
 use crate::probe::{Outcome, Prober};
 
 /// Probes in flight at a time; what is due beyond that waits, those longest due first.
@@ -65,11 +65,7 @@ impl Probes {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// One probe beside the schedule, for `lb probe`.
-    pub async fn once(prober: Arc<Prober>, spec: ProbeSpec) -> Outcome {
-        prober.run(&spec).await
-    }
-
+    /// For a probe beside the schedule.
     pub fn prober(&self) -> Arc<Prober> {
         self.prober.clone()
     }

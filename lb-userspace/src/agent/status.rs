@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lb_common::abi::Forwarding;
 use lb_common::verdict::Verdict;
 
 use super::core::Core;
@@ -104,10 +103,7 @@ impl Core {
             name: service.name.to_string(),
             address: service.address.to_string(),
             protocol: service.protocol.name().to_owned(),
-            forwarding: match service.forwarding {
-                Forwarding::Nat => "nat".to_owned(),
-                Forwarding::Dsr => "dsr".to_owned(),
-            },
+            forwarding: service.forwarding.name().to_owned(),
             panic: routing.is_some_and(|routing| routing.panic),
             generation: id
                 .and_then(|id| self.generations.get(&id).copied())
@@ -149,11 +145,7 @@ impl Core {
             address: backend.address.to_string(),
             weight: weight.unwrap_or(backend.weight),
             tier: backend.tier,
-            health: match view.map_or(Health::Unknown, |view| view.health) {
-                Health::Unknown => status::Health::Unknown,
-                Health::Healthy => status::Health::Healthy,
-                Health::Unhealthy => status::Health::Unhealthy,
-            },
+            health: view.map_or(Health::Unknown, |view| view.health),
             admin: match word.map(|word| word.admin) {
                 None | Some(saved::Admin::Enabled) => status::Admin::Enabled,
                 Some(saved::Admin::Drain { .. }) => status::Admin::Drain,

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::request::ApiError;
+pub use crate::health::Health;
 
 /// The whole load balancer at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -173,16 +174,6 @@ pub struct ProbeCounts {
     pub flaps: u64,
 }
 
-/// What the probes say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Health {
-    /// Not yet decided.
-    Unknown,
-    Healthy,
-    Unhealthy,
-}
-
 /// What the operator says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -283,7 +274,6 @@ macro_rules! named {
 }
 
 named! {
-    Health { Unknown = "unknown", Healthy = "healthy", Unhealthy = "unhealthy" }
     Admin { Enabled = "enabled", Drain = "drain", Disabled = "disabled" }
     Routing {
         Active = "active", Draining = "draining", Out = "out", Standby = "standby",

@@ -83,10 +83,7 @@ impl ServiceReport {
             name: service.name.to_string(),
             address: service.address.to_string(),
             protocol: service.protocol.name(),
-            forwarding: match service.forwarding {
-                crate::model::Forwarding::Nat => "nat",
-                crate::model::Forwarding::Dsr => "dsr",
-            },
+            forwarding: service.forwarding.name(),
             backends: service.backends.len(),
             probe: probe.map_or("none", |probe| ProbeKind::name(&probe.kind)),
             budget: Budget::of(service).map(BudgetReport::new),

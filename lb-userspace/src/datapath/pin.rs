@@ -35,10 +35,11 @@ impl PinDirectory {
     /// The directory of the agent with this control socket: one for the default socket, and one of
     /// its own for every other, so that several agents can run beside each other.
     pub fn of(control_socket: &Path) -> Self {
+        let socket = control_socket.as_os_str().as_bytes();
         let name = if control_socket == Path::new(DEFAULT_SOCKET) {
             "lb".to_owned()
         } else {
-            format!("lb-{:016x}", hash(control_socket))
+            format!("lb-{:016x}", lb_common::hash::name(0, socket))
         };
         Self(Path::new(BPFFS).join(name))
     }
@@ -115,14 +116,6 @@ fn escape(interface: &str) -> String {
 
 fn unescape(name: &str) -> String {
     name.replace("%2E", ".").replace("%25", "%")
-}
-
-/// The same in every version of `lb`, which finds its predecessor's pins by it.
-fn hash(path: &Path) -> u64 {
-    let bytes = path.as_os_str().as_bytes().iter();
-    bytes.fold(0, |hash, byte| {
-        lb_common::hash::mix(hash ^ u64::from(*byte)).wrapping_add(1)
-    })
 }
 
 /// Gives this thread a view in which bpffs is mounted where the host has it, and mounts it if the

@@ -221,20 +221,12 @@ impl Thread {
             }
             let wait = wake.saturating_duration_since(Instant::now());
             match inbox.recv_timeout(wait) {
-                Ok(Command::Detach(reply)) => {
-                    // A caller that has gone away has still been served.
-                    let _ = reply.send(super::detach(&self.pins));
-                    return;
-                }
-                Ok(command) => {
-                    self.take(command);
+                Ok(first) => {
                     // What waits already may replace what has just come.
-                    while let Ok(command) = inbox.try_recv() {
-                        if let Command::Detach(reply) = command {
-                            let _ = reply.send(super::detach(&self.pins));
+                    for command in std::iter::once(first).chain(inbox.try_iter()) {
+                        if self.take(command) {
                             return;
                         }
-                        self.take(command);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -250,7 +242,8 @@ impl Thread {
         }
     }
 
-    fn take(&mut self, command: Command) {
+    /// Does as told; whether that was the last thing to do.
+    fn take(&mut self, command: Command) -> bool {
         match command {
             Command::Want(want) => self.pending = Some(want),
             Command::Attach {
@@ -268,8 +261,13 @@ impl Thread {
                 let _ = reply.send(explained);
             }
             Command::Count => self.notify(Notice::Counted(self.count())),
-            Command::Detach(_) => {}
+            Command::Detach(reply) => {
+                // As above.
+                let _ = reply.send(super::detach(&self.pins));
+                return true;
+            }
         }
+        false
     }
 
     fn explain(&self, tuple: Tuple) -> Result<Option<Explained>, DatapathError> {

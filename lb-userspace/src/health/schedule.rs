@@ -77,11 +77,8 @@ pub(super) struct Grid {
 impl Grid {
     /// `identity` tells targets apart, `agent` the agents that probe the same target.
     pub(super) fn new(identity: &str, agent: u64, jitter_percent: u8) -> Self {
-        let hash = identity
-            .bytes()
-            .fold(mix(agent), |hash, byte| mix(hash ^ u64::from(byte)));
         Self {
-            hash,
+            hash: lb_common::hash::name(agent, identity.as_bytes()),
             jitter_percent: jitter_percent.min(50),
         }
     }

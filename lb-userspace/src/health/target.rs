@@ -23,6 +23,9 @@ pub enum Health {
 }
 
 impl Health {
+    /// Every value.
+    pub const ALL: &'static [Self] = &[Self::Unknown, Self::Healthy, Self::Unhealthy];
+
     /// Name in JSON, events and metrics.
     pub const fn name(self) -> &'static str {
         match self {

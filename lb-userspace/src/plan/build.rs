@@ -321,13 +321,14 @@ impl Builder {
     /// Forgets backends that left and have no flows any more. Call it when a sweep that knew of
     /// them in [`Self::gone`] is done; whether there were any.
     pub fn release(&mut self, swept: &BTreeSet<BackendIndex>) -> bool {
-        let named = |index: &BackendIndex| {
-            let mut tables = self.contents.services.values();
-            tables.any(|service| table::referenced(&service.slots).contains(index))
-        };
-        let mut done: Vec<BackendIndex> = self.gone().intersection(swept).copied().collect();
-        // A slot in transition may still name it as the previous owner.
-        done.retain(|index| !named(index));
+        let mut done: BTreeSet<BackendIndex> = self.gone().intersection(swept).copied().collect();
+        if done.is_empty() {
+            return false;
+        }
+        // A slot in transition may still name one as the previous owner.
+        for service in self.contents.services.values() {
+            done = &done - &table::referenced(&service.slots);
+        }
         for index in &done {
             self.leaving.remove(index);
             self.contents.backends.remove(index);

@@ -81,18 +81,21 @@ pub struct Settled {
 ///   record (`by_previous` in its traffic counters has not moved for as long as flows may idle);
 /// - and no record of a live flow of the slot names another backend that still serves.
 pub fn settle(slots: &[Slot], mut is_over: impl FnMut(u32, Slot) -> bool) -> Option<Settled> {
-    let mut next = slots.to_vec();
-    let mut closed = Vec::new();
-    for (number, slot) in (0u32..).zip(&mut next) {
-        if slot.in_transition() && is_over(number, *slot) {
-            *slot = Slot::settled(slot.current());
-            closed.push(number);
-        }
+    let over = |(number, slot): &(u32, &Slot)| slot.in_transition() && is_over(*number, **slot);
+    let closed: Vec<u32> = (0..)
+        .zip(slots)
+        .filter(over)
+        .map(|(number, _)| number)
+        .collect();
+    if closed.is_empty() {
+        return None;
     }
-    (!closed.is_empty()).then_some(Settled {
-        slots: next,
-        closed,
-    })
+    let mut slots = slots.to_vec();
+    for number in &closed {
+        let slot = &mut slots[*number as usize];
+        *slot = Slot::settled(slot.current());
+    }
+    Some(Settled { slots, closed })
 }
 
 /// The same table with another number of slots: each new slot is the old one at the middle of its

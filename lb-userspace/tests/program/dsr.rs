@@ -17,27 +17,9 @@ fn only_mac_addresses_and_ttl_change() {
     let Some(mut kernel) = kernel("only_mac_addresses_and_ttl_change") else {
         return;
     };
-    kernel.serve(
-        VIP4,
-        Protocol::Tcp,
-        Dsr,
-        Slot::settled(1),
-        &[(1, "10.0.0.11:80")],
-    );
-    kernel.serve(
-        VIP6,
-        Protocol::Tcp,
-        Dsr,
-        Slot::settled(2),
-        &[(2, "[fd00::11]:80")],
-    );
-    kernel.serve(
-        VIP4,
-        Protocol::Udp,
-        Dsr,
-        Slot::settled(3),
-        &[(3, "10.0.0.11:80")],
-    );
+    kernel.serve_one(VIP4, Protocol::Tcp, Dsr, (1, "10.0.0.11:80"));
+    kernel.serve_one(VIP6, Protocol::Tcp, Dsr, (2, "[fd00::11]:80"));
+    kernel.serve_one(VIP4, Protocol::Udp, Dsr, (3, "10.0.0.11:80"));
     let frames = [
         (Frame::tcp(CLIENT, VIP4, "S"), 1),
         (Frame::tcp(CLIENT, VIP4, "PA"), 1),
@@ -72,13 +54,7 @@ fn a_backend_behind_another_interface_is_redirected_to() {
     let Some(mut kernel) = kernel("a_backend_behind_another_interface_is_redirected_to") else {
         return;
     };
-    kernel.serve(
-        VIP4,
-        Protocol::Tcp,
-        Dsr,
-        Slot::settled(1),
-        &[(1, "10.0.0.11:80")],
-    );
+    kernel.serve_one(VIP4, Protocol::Tcp, Dsr, (1, "10.0.0.11:80"));
     let mut wanted = kernel.contents.clone();
     wanted.backends.get_mut(&1).unwrap().path = Some(path(1, true, 4242));
     kernel.want(wanted.clone());
@@ -94,13 +70,7 @@ fn the_state_word_decides_what_a_backend_gets() {
     let Some(mut kernel) = kernel("the_state_word_decides_what_a_backend_gets") else {
         return;
     };
-    kernel.serve(
-        VIP4,
-        Protocol::Tcp,
-        Dsr,
-        Slot::settled(1),
-        &[(1, "10.0.0.11:80")],
-    );
+    kernel.serve_one(VIP4, Protocol::Tcp, Dsr, (1, "10.0.0.11:80"));
     let syn = Frame::tcp(CLIENT, VIP4, "S").bytes();
     let ack = Frame::tcp(CLIENT, VIP4, "A").bytes();
     kernel.forwards(&syn, 1);

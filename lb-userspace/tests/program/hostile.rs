@@ -12,13 +12,7 @@ const ABORTED: u32 = 0;
 const PACKETS: usize = 100_000;
 
 fn all_kinds(kernel: &mut Kernel) -> Vec<Vec<u8>> {
-    kernel.serve(
-        VIP4,
-        Protocol::Tcp,
-        Nat,
-        Slot::settled(1),
-        &[(1, "10.0.0.11:8080")],
-    );
+    kernel.serve_one(VIP4, Protocol::Tcp, Nat, (1, "10.0.0.11:8080"));
     kernel.serve(
         VIP6,
         Protocol::Tcp,
@@ -26,20 +20,8 @@ fn all_kinds(kernel: &mut Kernel) -> Vec<Vec<u8>> {
         Slot::transition(2, 3),
         &[(2, "[fd00::11]:80"), (3, "[fd00::12]:80")],
     );
-    kernel.serve(
-        VIP4,
-        Protocol::Udp,
-        Dsr,
-        Slot::settled(4),
-        &[(4, "10.0.0.11:80")],
-    );
-    kernel.serve(
-        VIP6,
-        Protocol::Udp,
-        Nat,
-        Slot::settled(5),
-        &[(5, "[fd00::11]:8080")],
-    );
+    kernel.serve_one(VIP4, Protocol::Udp, Dsr, (4, "10.0.0.11:80"));
+    kernel.serve_one(VIP6, Protocol::Udp, Nat, (5, "[fd00::11]:8080"));
     vec![
         Frame::tcp("198.51.100.1:1", VIP4, "S").bytes(),
         Frame::tcp("198.51.100.1:1", VIP4, "PA").vlans(2).bytes(),

@@ -152,6 +152,18 @@ impl Kernel {
         id
     }
 
+    /// Adds a service with one backend, which has all slots.
+    pub fn serve_one(
+        &mut self,
+        vip: &str,
+        protocol: Protocol,
+        forwarding: Forwarding,
+        (backend, address): (u16, &str),
+    ) -> u16 {
+        let slot = Slot::settled(backend);
+        self.serve(vip, protocol, forwarding, slot, &[(backend, address)])
+    }
+
     pub fn set_state(&mut self, backend: u16, state: BackendState) {
         let mut wanted = self.contents.clone();
         wanted.backends.get_mut(&backend).unwrap().state = state;

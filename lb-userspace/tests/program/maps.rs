@@ -17,13 +17,7 @@ fn contents_read_back_are_those_written() {
     };
     let web = [(1, "10.0.0.11:8080"), (2, "10.0.0.12:8080")];
     kernel.serve(VIP4, Protocol::Tcp, Nat, Slot::transition(1, 2), &web);
-    kernel.serve(
-        VIP6,
-        Protocol::Udp,
-        Dsr,
-        Slot::settled(3),
-        &[(3, "[fd00::11]:80")],
-    );
+    kernel.serve_one(VIP6, Protocol::Udp, Dsr, (3, "[fd00::11]:80"));
     assert_eq!(kernel.datapath.contents().unwrap(), kernel.contents);
     let mut wanted = kernel.contents.clone();
     wanted.services.remove(&1);

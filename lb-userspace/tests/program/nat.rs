@@ -37,34 +37,10 @@ fn requests_and_replies_are_rewritten() {
     let Some(mut kernel) = kernel("requests_and_replies_are_rewritten") else {
         return;
     };
-    kernel.serve(
-        VIP4,
-        Protocol::Tcp,
-        Nat,
-        Slot::settled(1),
-        &[(1, "10.0.0.11:8080")],
-    );
-    kernel.serve(
-        VIP4,
-        Protocol::Udp,
-        Nat,
-        Slot::settled(2),
-        &[(2, "10.0.0.11:53")],
-    );
-    kernel.serve(
-        VIP6,
-        Protocol::Tcp,
-        Nat,
-        Slot::settled(3),
-        &[(3, "[fd00::11]:8080")],
-    );
-    kernel.serve(
-        VIP6,
-        Protocol::Udp,
-        Nat,
-        Slot::settled(4),
-        &[(4, "[fd00::11]:53")],
-    );
+    kernel.serve_one(VIP4, Protocol::Tcp, Nat, (1, "10.0.0.11:8080"));
+    kernel.serve_one(VIP4, Protocol::Udp, Nat, (2, "10.0.0.11:53"));
+    kernel.serve_one(VIP6, Protocol::Tcp, Nat, (3, "[fd00::11]:8080"));
+    kernel.serve_one(VIP6, Protocol::Udp, Nat, (4, "[fd00::11]:53"));
     let cases = [
         (
             Frame::tcp(CLIENT, VIP4, "S"),
@@ -130,13 +106,7 @@ fn a_udp_checksum_of_zero_stays_absent() {
     let Some(mut kernel) = kernel("a_udp_checksum_of_zero_stays_absent") else {
         return;
     };
-    kernel.serve(
-        VIP4,
-        Protocol::Udp,
-        Nat,
-        Slot::settled(1),
-        &[(1, "10.0.0.11:53")],
-    );
+    kernel.serve_one(VIP4, Protocol::Udp, Nat, (1, "10.0.0.11:53"));
     let mut frame = Frame::udp(CLIENT, VIP4).bytes();
     frame[40..42].fill(0);
     let sent = kernel.forwards(&frame, 1);
@@ -197,13 +167,7 @@ fn packets_of_unknown_flows_are_reset() {
         return;
     };
     web(&mut kernel);
-    kernel.serve(
-        VIP6,
-        Protocol::Tcp,
-        Nat,
-        Slot::settled(3),
-        &[(3, "[fd00::11]:8080")],
-    );
+    kernel.serve_one(VIP6, Protocol::Tcp, Nat, (3, "[fd00::11]:8080"));
     let answer = parse(
         &kernel
             .expect(

@@ -13,20 +13,8 @@ fn other_traffic_passes_untouched() {
     let Some(mut kernel) = kernel("other_traffic_passes_untouched") else {
         return;
     };
-    kernel.serve(
-        VIP4,
-        Protocol::Tcp,
-        Nat,
-        Slot::settled(1),
-        &[(1, "10.0.0.11:8080")],
-    );
-    kernel.serve(
-        VIP6,
-        Protocol::Tcp,
-        Dsr,
-        Slot::settled(2),
-        &[(2, "[fd00::11]:80")],
-    );
+    kernel.serve_one(VIP4, Protocol::Tcp, Nat, (1, "10.0.0.11:8080"));
+    kernel.serve_one(VIP6, Protocol::Tcp, Dsr, (2, "[fd00::11]:80"));
     let mut fragment = Frame::tcp("198.51.100.1:1", "198.51.100.2:80", "S").bytes();
     fragment[20] = 0x20;
     let mut options = Frame::tcp("198.51.100.1:1", "198.51.100.2:80", "S").bytes();
@@ -100,13 +88,7 @@ fn neighbour_discovery_passes() {
     let Some(mut kernel) = kernel("neighbour_discovery_passes") else {
         return;
     };
-    kernel.serve(
-        VIP6,
-        Protocol::Tcp,
-        Dsr,
-        Slot::settled(1),
-        &[(1, "[fd00::11]:80")],
-    );
+    kernel.serve_one(VIP6, Protocol::Tcp, Dsr, (1, "[fd00::11]:80"));
     for target in ["2001:db8::10", "ff02::1:ff00:10"] {
         let target: std::net::Ipv6Addr = target.parse().unwrap();
         let mut frame = Vec::new();
@@ -126,20 +108,8 @@ fn what_is_for_a_vip_and_cannot_be_served_is_dropped_by_name() {
     else {
         return;
     };
-    kernel.serve(
-        VIP4,
-        Protocol::Tcp,
-        Nat,
-        Slot::settled(1),
-        &[(1, "10.0.0.11:8080")],
-    );
-    kernel.serve(
-        VIP6,
-        Protocol::Tcp,
-        Dsr,
-        Slot::settled(2),
-        &[(2, "[fd00::11]:80")],
-    );
+    kernel.serve_one(VIP4, Protocol::Tcp, Nat, (1, "10.0.0.11:8080"));
+    kernel.serve_one(VIP6, Protocol::Tcp, Dsr, (2, "[fd00::11]:80"));
     kernel.serve("203.0.113.11:80", Protocol::Tcp, Dsr, Slot::settled(0), &[]);
     let syn = Frame::tcp("198.51.100.1:1", VIP4, "S").bytes();
     let syn6 = Frame::tcp("[2001:db8::1]:1", VIP6, "S").bytes();
@@ -223,13 +193,7 @@ fn what_the_host_gets_at_the_address_that_nat_sends_from_passes() {
     else {
         return;
     };
-    kernel.serve(
-        VIP4,
-        Protocol::Tcp,
-        Nat,
-        Slot::settled(1),
-        &[(1, "10.0.0.11:8080")],
-    );
+    kernel.serve_one(VIP4, Protocol::Tcp, Nat, (1, "10.0.0.11:8080"));
     let whole = Frame::udp("198.51.100.1:53", "10.0.0.1:5353").bytes();
     let mut fragment = whole.clone();
     fragment[20] = 0x20;
