@@ -105,6 +105,8 @@ pub fn build(
             "CARGO_ENCODED_RUSTFLAGS",
             [
                 &format!("--cfg=bpf_target_arch=\"{arch}\""),
+                // 32-bit registers and compare-and-swap: all that Linux 6.1 runs.
+                "-Ctarget-cpu=v3",
                 "-Cdebuginfo=2",
                 "-Clink-arg=--btf",
             ]

@@ -3,19 +3,19 @@
 
 /// Changes whenever a map's key, value, size class or meaning changes. An agent refuses to adopt
 /// pinned maps of another layout.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Capacity of the service table, service number 0 included (it means "none").
 pub const MAX_SERVICES: u32 = 1024;
 /// Capacity of the backend table, backend number 0 included (it means "none").
 pub const MAX_BACKENDS: u32 = 16_384;
-/// Flow entries unless the configuration says otherwise.
+/// Flows that the flow table has room for unless the configuration says otherwise.
 pub const DEFAULT_FLOW_ENTRIES: u32 = 262_144;
 
 /// An IPv6 address, or an IPv4 address in its mapped form `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), as
 /// four words whose bytes in memory are in network order.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Addr(pub [u32; 4]);
 
 impl Addr {
@@ -26,6 +26,14 @@ impl Addr {
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
         Self([0, 0, Self::V4_MARK, word])
+    }
+
+    /// 0 if the two are the same. Several such differences are put together without a branch for
+    /// each, which both the processor and the verifier prefer.
+    #[inline(always)]
+    pub const fn difference(&self, other: &Self) -> u64 {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
+        ((a ^ e) | (b ^ f) | (c ^ g) | (d ^ h)) as u64
     }
 }
 
@@ -55,15 +63,22 @@ impl From<Addr> for std::net::IpAddr {
     }
 }
 
-/// Key of the service map. Port in network order.
+/// What a service is found by.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
-#[repr(C)]
 pub struct ServiceKey {
     pub addr: Addr,
+    /// In network order.
     pub port: u16,
     /// IANA protocol number: 6 TCP, 17 UDP.
     pub protocol: u8,
-    pub pad: u8,
+}
+
+impl ServiceKey {
+    /// The key's second part in one word, which is never 0.
+    #[inline(always)]
+    pub const fn word(&self) -> u32 {
+        (self.port as u32) << 16 | self.protocol as u32
+    }
 }
 
 /// How packets reach a backend.
@@ -106,9 +121,9 @@ impl Affinity {
     }
 }
 
-/// Value of the service map.
+/// How packets of a service are forwarded. Read and written as one word.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Service {
     /// Number of the service; index of its table and of its drop counters.
     pub id: u16,
@@ -119,6 +134,26 @@ pub struct Service {
     /// Index into [`crate::slot::TABLE_SIZES`].
     pub table_class: u8,
     pub pad: [u8; 3],
+}
+
+/// Places in the service table, a power of two. With [`MAX_SERVICES`] services one in sixteen is
+/// taken.
+pub const SERVICE_PLACES: u32 = 16_384;
+/// Places in a row, from the one its hash names, that a service may be at. All are looked at before
+/// a packet is taken for nobody's, so a service can be removed without moving others. That a
+/// service finds them all taken by others has a chance of one in a million.
+pub const SERVICE_PROBES: u32 = 8;
+
+/// A place in the service table, an open-addressing hash table in an array: a look-up costs no
+/// helper call.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C, align(8))]
+pub struct ServiceEntry {
+    pub addr: Addr,
+    /// [`ServiceKey::word`]; 0 in a free place. Written last and removed first.
+    pub word: u32,
+    pub pad: u32,
+    pub service: Service,
 }
 
 /// What the data plane lets a backend do. A word of its own, so that a change acts on the next
@@ -156,7 +191,8 @@ pub struct Backend {
     pub hop: u8,
     /// 4 or 6.
     pub family: u8,
-    pub pad: u8,
+    /// Number of the balancer's own address on the way to this backend; 0 while that is unknown.
+    pub source_index: SourceIndex,
     /// Port in network order.
     pub port: u16,
     /// Number of its service.
@@ -164,12 +200,15 @@ pub struct Backend {
     pub hops: [Hop; 2],
     pub pad2: [u64; 3],
     pub addr: Addr,
-    /// Source address for NAT: the balancer's own, on the way to this backend.
-    pub source: Addr,
-    pub pad3: [u64; 4],
+    pub pad3: [u64; 6],
 }
 
-/// Key of the flow map: a packet's addresses and ports as they arrive, in network order.
+/// Number of an address in the source array; 0 means none.
+pub type SourceIndex = u8;
+/// Capacity of the source array: addresses of this host on the ways to backends, number 0 included.
+pub const MAX_SOURCES: u32 = 256;
+
+/// A packet's addresses and ports as they arrive, in network order.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 #[repr(C)]
 pub struct FlowKey {
@@ -180,19 +219,7 @@ pub struct FlowKey {
     pub protocol: u32,
 }
 
-/// What a flow entry is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum FlowKind {
-    /// Flow opened during a transition: remembers its backend.
-    Tracked = 1,
-    /// NAT, client to backend.
-    Forward = 2,
-    /// NAT, backend to client.
-    Reply = 3,
-}
-
-/// Bits of [`Flow::tcp`].
+/// Bits of [`Flow::forward`] and [`Flow::reply`].
 pub mod tcp_seen {
     /// FIN from the client.
     pub const CLIENT_FIN: u8 = 1;
@@ -206,28 +233,33 @@ pub mod tcp_seen {
     pub const CLIENT_ACK: u8 = 16;
 }
 
-/// Value of the flow map.
+/// A record of the flow table, for both directions of a flow; one cache line.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Flow {
-    /// A [`FlowKind`].
-    pub kind: u8,
-    /// [`tcp_seen`] bits.
-    pub tcp: u8,
+    pub client: Addr,
+    pub vip: Addr,
+    /// In network order, as all ports here. From here to `backend` is one word, which is written
+    /// last and cleared first.
+    pub client_port: u16,
+    pub vip_port: u16,
+    /// IANA protocol number; 0 in a record that is not in use.
+    pub protocol: u8,
+    /// NAT: number of the source address that requests leave with. 0: the flow was opened in a
+    /// transition, and only its backend is remembered.
+    pub source: SourceIndex,
     pub backend: u16,
-    pub service: u16,
-    /// NAT: rewritten source port, network order.
-    pub sport: u16,
-    /// NAT: rewritten destination port, network order.
-    pub dport: u16,
-    pub pad: u16,
     /// [`Params::tick`] when the flow was last seen.
     pub last_seen: u32,
-    /// NAT: rewritten addresses.
-    pub src: Addr,
-    pub dst: Addr,
+    /// NAT: source port that requests leave with.
+    pub nat_port: u16,
+    /// [`tcp_seen`] bits of the client's packets; its own byte, because the two directions may be
+    /// handled by two CPUs at once.
+    pub forward: u8,
+    /// [`tcp_seen`] bits of the backend's packets.
+    pub reply: u8,
     /// NAT: the way back to the client, as its last packet came.
-    pub client: Hop,
+    pub way_back: Hop,
 }
 
 /// The one value of the parameter array.
@@ -242,8 +274,11 @@ pub struct Params {
     pub snat_first: u16,
     /// Number of NAT source ports.
     pub snat_count: u16,
-    /// Spreads the choice of NAT source ports.
-    pub snat_seed: u32,
+    /// Drawn once for each flow table: spreads its flows and the choice of NAT ports.
+    pub seed: u32,
+    /// Buckets of the flow table.
+    pub flow_buckets: u32,
+    pub pad: u32,
 }
 
 /// Words of the destination filter: one bit for each of 65,536 address hashes.
@@ -271,14 +306,15 @@ pub struct Traffic {
 
 const _: () = {
     assert!(size_of::<Addr>() == 16);
-    assert!(size_of::<ServiceKey>() == 20);
+    assert!(size_of::<ServiceEntry>() == 32);
     assert!(size_of::<Service>() == 8);
     assert!(size_of::<Hop>() == 16);
     assert!(size_of::<Backend>() == 128);
     assert!(core::mem::offset_of!(Backend, addr) == 64);
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 64);
-    assert!(size_of::<Params>() == 16);
+    assert!(core::mem::offset_of!(Flow, client_port) == 32);
+    assert!(size_of::<Params>() == 24);
 };
 
 #[cfg(all(test, feature = "std"))]

@@ -4,7 +4,7 @@
 //! BPF lacks, so each round is murmur3's finaliser, whose avalanche is complete). Keyed by nothing
 //! but the addresses, so that several balancers agree.
 
-use crate::abi::Addr;
+use crate::abi::{Addr, SERVICE_PLACES, ServiceKey};
 
 /// murmur3's 64-bit finaliser.
 #[inline(always)]
@@ -17,7 +17,7 @@ pub const fn mix(mut h: u64) -> u64 {
 }
 
 #[inline(always)]
-const fn fold(addr: &Addr) -> u64 {
+pub(crate) const fn fold(addr: &Addr) -> u64 {
     let [a, b, c, d] = addr.0;
     let high = (a as u64) << 32 | b as u64;
     let low = (c as u64) << 32 | d as u64;
@@ -30,6 +30,13 @@ pub const fn flow(src: &Addr, dst: &Addr, sport: u16, dport: u16, protocol: u8) 
     let ports = (sport as u64) << 32 | (dport as u64) << 16 | protocol as u64;
     let h = fold(src).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ fold(dst).rotate_left(32);
     (mix(h.wrapping_add(ports.wrapping_mul(0xd6e8_feb8_6659_fd93))) >> 32) as u32
+}
+
+/// First place of a service in its table, `0..`[`SERVICE_PLACES`].
+#[inline(always)]
+pub const fn service_place(key: &ServiceKey) -> u32 {
+    let h = (fold(&key.addr) ^ key.word() as u64).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    ((h ^ h >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32 & (SERVICE_PLACES - 1)
 }
 
 /// Hash of a client's address, for `affinity = "client"`.

@@ -5,6 +5,7 @@
 pub mod abi;
 pub mod checksum;
 pub mod flow;
+pub mod flow_table;
 pub mod hash;
 pub mod slot;
 pub mod verdict;

@@ -4,8 +4,11 @@
 //! counted in one place, here.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod atomic;
 mod count;
+mod flows;
 mod forward;
 mod maps;
 mod packet;
@@ -15,7 +18,7 @@ mod select;
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{FlowKey, Forwarding, ServiceKey};
+use lb_common::abi::{Forwarding, Service, ServiceKey};
 use lb_common::verdict::Verdict;
 
 use crate::packet::Packet;
@@ -33,7 +36,14 @@ pub type Fate = Result<u32, Refusal>;
 #[xdp]
 #[inline(always)]
 pub fn lb_xdp(ctx: XdpContext) -> u32 {
-    match process(ctx.ctx).unpack() {
+    let mut fate = process(ctx.ctx, false);
+    if fate.0 == forward::OPEN as u64 {
+        fate = forward::open(ctx.ctx);
+        if fate.0 == forward::OPEN as u64 {
+            fate = process(ctx.ctx, true);
+        }
+    }
+    match fate.unpack() {
         Ok(action) => action,
         Err(Refusal { service, verdict }) => {
             let verdict = forward::answer(ctx.ctx, verdict);
@@ -73,64 +83,81 @@ impl Packed {
     }
 }
 
-/// A function of its own, beside the one that makes RSTs: each may have a large stack, and the
-/// kernel adds up what is nested (512 bytes, and before Linux 6.8 each rounded up to 32).
+/// The way of nearly every packet; `opened` if its flow has just been recorded. A function of its own, beside the others that `lb_xdp` calls:
+/// each may have a large stack, and the kernel adds up what is nested (512 bytes, and before Linux
+/// 6.8 each rounded up to 32).
+#[inline(always)]
+fn process(ctx: *mut xdp_md, opened: bool) -> Packed {
+    Packed(lb_process(ctx, opened as u32))
+}
+
+/// Does what [`process`] says: a global function, which the verifier goes through once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn process(ctx: *mut xdp_md) -> Packed {
+pub extern "C" fn lb_process(ctx: *mut xdp_md, opened: u32) -> u64 {
     let packet = &Packet::new(&XdpContext::new(ctx));
-    Packed::pack(read(packet))
+    let opened = opened != 0;
+    Packed::pack(read(packet, Balance { opened })).0
+}
+
+/// What comes behind the parser.
+trait Then {
+    fn then<const V6: bool>(self, packet: &Packet, headers: &Headers<V6>) -> Fate;
 }
 
 #[inline(always)]
-fn read(packet: &Packet) -> Fate {
+fn read(packet: &Packet, then: impl Then) -> Fate {
     let unserved = |verdict| Refusal {
         service: 0,
         verdict,
     };
     let (ethertype, l3) = parse::ethernet(packet).map_err(unserved)?;
     match ethertype {
-        parse::IPV4 => balance(packet, &parse::ipv4(packet, l3).map_err(unserved)?),
-        parse::IPV6 => balance(packet, &parse::ipv6(packet, l3).map_err(unserved)?),
+        parse::IPV4 => then.then(packet, &parse::ipv4(packet, l3).map_err(unserved)?),
+        parse::IPV6 => then.then(packet, &parse::ipv6(packet, l3).map_err(unserved)?),
         _ => Err(unserved(Verdict::PassNotIp)),
     }
 }
 
+/// The service that a packet is for.
 #[inline(always)]
-fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Fate {
-    let flow = FlowKey {
-        src: headers.src,
-        dst: headers.dst,
-        sport: headers.sport,
-        dport: headers.dport,
-        protocol: headers.protocol as u32,
-    };
-    if forward::nat::may_be_reply(&flow)
-        && let Some(fate) = forward::nat::reply(packet, headers, &flow)
-    {
-        return fate;
-    }
+fn for_service<const V6: bool>(headers: &Headers<V6>) -> Result<Service, Refusal> {
     let key = ServiceKey {
-        addr: flow.dst,
-        port: flow.dport,
+        addr: headers.dst,
+        port: headers.dport,
         protocol: headers.protocol,
-        pad: 0,
     };
-    // SAFETY: the agent replaces values whole and frees none while a program runs (RCU).
-    let Some(service) = (unsafe { maps::SERVICES.get(&key) }) else {
-        return Err(Refusal {
-            service: 0,
-            verdict: Verdict::PassNoService,
-        });
-    };
-    if service.forwarding == Forwarding::Nat as u8 {
-        forward::nat::request(packet, headers, &flow, service)
-    } else {
-        forward::dsr::request(packet, headers, &flow, service)
-    }
-    .map_err(|verdict| Refusal {
-        service: service.id,
-        verdict,
+    select::service(&key).ok_or(Refusal {
+        service: 0,
+        verdict: Verdict::PassNoService,
     })
+}
+
+/// To the backend of the packet's flow, or back to its client.
+struct Balance {
+    opened: bool,
+}
+
+impl Then for Balance {
+    #[inline(always)]
+    fn then<const V6: bool>(self, packet: &Packet, headers: &Headers<V6>) -> Fate {
+        let flow = headers.flow();
+        if forward::nat::may_be_reply(&flow)
+            && let Some(fate) = forward::nat::reply(packet, headers, &flow)
+        {
+            return fate;
+        }
+        let service = &for_service(headers)?;
+        if service.forwarding == Forwarding::Nat as u8 {
+            forward::nat::request(packet, headers, &flow, self.opened)
+        } else {
+            forward::dsr::request(packet, headers, &flow, service, self.opened)
+        }
+        .map_err(|verdict| Refusal {
+            service: service.id,
+            verdict,
+        })
+    }
 }
 
 #[inline(always)]

@@ -1,16 +1,18 @@
 //! The maps, all pinned by the agent. Layouts are in `lb_common::abi`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, Flow, FlowKey, MAX_BACKENDS, MAX_SERVICES, Params,
-    Service, ServiceKey, Traffic,
+    Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, FlowKey, Hop, MAX_BACKENDS, MAX_SERVICES,
+    MAX_SOURCES, Params, SERVICE_PLACES, ServiceEntry, Traffic,
 };
-use lb_common::slot::TABLE_SIZES;
+use lb_common::flow_table::{Bucket, Replies, buckets_for, reply_lines};
+use lb_common::slot::{BackendIndex, TABLE_SIZES};
 use lb_common::verdict::VERDICT_STRIDE;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+const BUCKETS: u32 = buckets_for(DEFAULT_FLOW_ENTRIES);
 const SERVICE_COUNT: usize = MAX_SERVICES as usize;
 
 #[btf_map]
@@ -26,7 +28,7 @@ pub static FILTER: Array<Filter, 1, MMAPABLE> = Array::new();
 pub static VIPS: HashMap<Addr, u32, SERVICE_COUNT> = HashMap::new();
 
 #[btf_map]
-pub static SERVICES: HashMap<ServiceKey, Service, SERVICE_COUNT> = HashMap::new();
+pub static SERVICES: Array<ServiceEntry, { SERVICE_PLACES as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
@@ -42,8 +44,17 @@ pub static TABLES_M: ArrayOfMaps<Array<u32, { TABLE_SIZES[1] as usize }, MMAPABL
 pub static TABLES_L: ArrayOfMaps<Array<u32, { TABLE_SIZES[2] as usize }, MMAPABLE>, SERVICE_COUNT> =
     ArrayOfMaps::new();
 
+/// Addresses of this host on the ways to backends, by number.
 #[btf_map]
-pub static FLOWS: LruHashMap<FlowKey, Flow, { DEFAULT_FLOW_ENTRIES as usize }> = LruHashMap::new();
+pub static SOURCES: Array<Addr, { MAX_SOURCES as usize }, MMAPABLE> = Array::new();
+
+/// The agent makes it and [`REPLIES`] as large as its configuration says.
+#[btf_map]
+pub static FLOWS: Array<Bucket, { BUCKETS as usize }, MMAPABLE> = Array::new();
+
+/// References to NAT flows by what their replies carry.
+#[btf_map]
+pub static REPLIES: Array<Replies, { reply_lines(BUCKETS) as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 pub static TRAFFIC: PerCpuArray<Traffic, { MAX_BACKENDS as usize }> = PerCpuArray::new();
@@ -56,12 +67,29 @@ pub static VERDICTS: PerCpuArray<u64, { (MAX_SERVICES * VERDICT_STRIDE) as usize
 /// A flow being opened: too large for the stack, and what the verifier need not follow.
 #[repr(C)]
 pub struct Opening {
+    pub key: FlowKey,
+    /// The way back to its client.
+    pub way_back: Hop,
+    /// The clock in seconds.
+    pub tick: u32,
+    pub backend: BackendIndex,
+    pub service: u16,
+    /// Whether it is a NAT flow, which gets a port.
+    pub is_nat: u16,
+    /// From here on `flows::insert`'s own. A flow that can do without its port, which is this one.
+    pub victim_port: u16,
+    pub victim: u32,
+    /// The flow's replies as they will arrive.
     pub reply: FlowKey,
-    pub entry: Flow,
     /// State of the generator that ports are drawn from.
     pub random: u64,
+    /// Bucket and way of its record.
+    pub bucket: u32,
+    pub way: u32,
     /// Whether a port was found.
-    pub reserved: u64,
+    pub reserved: u32,
+    /// Whether each try draws a port.
+    pub draw: u32,
 }
 
 #[btf_map]

@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use lb_common::abi::Addr;
+use lb_common::abi::{Addr, FlowKey};
 use lb_common::hash;
 use lb_common::verdict::Verdict;
 use network_types::eth::{EthHdr, EtherType};
@@ -55,6 +55,18 @@ impl<const V6: bool> Headers<V6> {
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {
         self.protocol == TCP
+    }
+
+    /// Addresses and ports as they arrive.
+    #[inline(always)]
+    pub fn flow(&self) -> FlowKey {
+        FlowKey {
+            src: self.src,
+            dst: self.dst,
+            sport: self.sport,
+            dport: self.dport,
+            protocol: self.protocol as u32,
+        }
     }
 
     /// First packet of a TCP connection.

@@ -1,10 +1,63 @@
 //! From a service and a flow to a backend.
 
-use lb_common::abi::{Affinity, Backend, BackendState, FlowKey, Service};
+use lb_common::abi::{
+    Addr, Affinity, Backend, BackendState, FlowKey, SERVICE_PLACES, SERVICE_PROBES, Service,
+    ServiceEntry, ServiceKey,
+};
 use lb_common::hash;
 use lb_common::slot::{BackendIndex, Slot, TABLE_SIZES};
 
-use crate::maps::{BACKENDS, TABLES_L, TABLES_M, TABLES_S};
+use crate::maps::{BACKENDS, SERVICES, TABLES_L, TABLES_M, TABLES_S};
+
+/// The service of this address, port and protocol.
+#[inline(always)]
+pub fn service(key: &ServiceKey) -> Option<Service> {
+    let first = hash::service_place(key);
+    let entry = SERVICES.get_ptr(first)?;
+    if is_at(entry, key) {
+        return Some(value(entry));
+    }
+    let entry = SERVICES.get_ptr(lb_service_away(first, &key.addr, key.word()))?;
+    Some(value(entry))
+}
+
+#[inline(always)]
+fn is_at(entry: *const ServiceEntry, key: &ServiceKey) -> bool {
+    // SAFETY: in the map, whose memory is never freed; the agent writes the word last.
+    unsafe {
+        let word = (&raw const (*entry).word).read_volatile();
+        (*entry).addr.difference(&key.addr) | (word ^ key.word()) as u64 == 0
+    }
+}
+
+#[inline(always)]
+fn value(entry: *const ServiceEntry) -> Service {
+    // SAFETY: as above; the agent writes it in one store.
+    unsafe { (&raw const (*entry).service).read_volatile() }
+}
+
+/// The place of a service that is not where its hash says; [`SERVICE_PLACES`] if it is nowhere. A
+/// global function, which the verifier goes through once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_service_away(first: u32, addr: *const Addr, word: u32) -> u32 {
+    if addr.is_null() {
+        return SERVICE_PLACES;
+    }
+    let mut probe = 1;
+    while probe < SERVICE_PROBES {
+        let place = (first + probe) & (SERVICE_PLACES - 1);
+        let Some(entry) = SERVICES.get_ptr(place) else {
+            return SERVICE_PLACES;
+        };
+        // SAFETY: as above, and the caller's address.
+        if unsafe { (*entry).addr.difference(&*addr) | ((*entry).word ^ word) as u64 == 0 } {
+            return place;
+        }
+        probe += 1;
+    }
+    SERVICE_PLACES
+}
 
 /// The flow's slot; `None` while the service has no table.
 #[inline(always)]

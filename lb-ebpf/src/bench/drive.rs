@@ -1,4 +1,4 @@
-//! What the bench's driver and its user space share. Included by both, so `core` only.
+//! What the bench's driver and its user space share. Included by both, so `core` and `lb-common` only.
 
 /// Bytes that the driver restores before each run: an IPv6 header and a TCP header fit.
 pub const FRAME_LEN: usize = 80;
@@ -13,10 +13,8 @@ pub enum Target {
     Pass = 0,
     /// The least that any balancer does which rewrites MAC addresses.
     FloorDsr = 1,
-    /// The least that any balancer does which rewrites both ends from a flow table.
-    FloorNat = 2,
     /// The product.
-    Lb = 3,
+    Lb = 2,
 }
 
 /// How the driver makes a run's flow.
@@ -46,6 +44,15 @@ pub struct Drive {
     pub v6: u32,
     /// The frame in words as they stand in memory.
     pub frame: [u32; FRAME_LEN / 4],
+}
+
+/// Key of the floor's services, in network order.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FloorKey {
+    pub addr: lb_common::abi::Addr,
+    pub port: u16,
+    pub protocol: u16,
 }
 
 /// A flow's last address words and ports, in network order, as they go into the frame.

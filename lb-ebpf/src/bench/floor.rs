@@ -2,11 +2,13 @@
 //! tags, no fragments, no TTL, no states, no verdicts, and only IPv4 over TCP without options.
 
 use aya_ebpf::bindings::xdp_action;
-use lb_common::abi::{Addr, FlowKey, Hop, ServiceKey};
+use lb_common::abi::{Addr, FlowKey, Hop};
+use lb_common::hash;
 use lb_common::slot::{Slot, TABLE_SIZES};
-use lb_common::{checksum, hash};
 
-use crate::maps::{BACKENDS, FLOWS, SERVICES, TABLES_M, TRAFFIC};
+use crate::FLOOR_SERVICES;
+use crate::drive::FloorKey;
+use crate::maps::{BACKENDS, TABLES_M, TRAFFIC};
 use crate::packet::{Packet, Window};
 
 const L3: usize = 14;
@@ -56,39 +58,16 @@ fn finish(packet: &Packet, headers: Headers, hop: &Hop, backend: u16) -> Option<
 #[inline(always)]
 pub fn dsr(packet: &Packet) -> Option<u32> {
     let (headers, flow) = parse(packet)?;
-    let key = ServiceKey {
+    let key = FloorKey {
         addr: flow.dst,
         port: flow.dport,
-        protocol: TCP,
-        pad: 0,
+        protocol: TCP as u16,
     };
     // SAFETY: nothing is changed while the bench runs.
-    let service = unsafe { SERVICES.get(&key) }?;
+    let service = unsafe { FLOOR_SERVICES.get(&key) }?;
     let hash = hash::flow(&flow.src, &flow.dst, flow.sport, flow.dport, TCP);
-    let table = TABLES_M.get(service.id as u32)?;
+    let table = TABLES_M.get(*service)?;
     let index = Slot(*table.get(hash::slot(hash, TABLE_SIZES[1]))?).current();
     let backend = BACKENDS.get(index as u32)?;
     finish(packet, headers, &backend.hops[0], index)
-}
-
-/// Parse, one flow look-up, one backend, both ends rewritten with checksums, MAC addresses, one
-/// counter.
-#[inline(always)]
-pub fn nat(packet: &Packet) -> Option<u32> {
-    let (headers, flow) = parse(packet)?;
-    // SAFETY: as above.
-    let entry = unsafe { FLOWS.get(&flow) }?;
-    let (src, dst) = (entry.src.0[3], entry.dst.0[3]);
-    let mut sum = checksum::replace32(0, flow.src.0[3], src);
-    sum = checksum::replace32(sum, flow.dst.0[3], dst);
-    headers.set_u32::<{ L3 + 12 }>(src);
-    headers.set_u32::<{ L3 + 16 }>(dst);
-    headers.set_u16::<{ L3 + 10 }>(checksum::apply(headers.u16::<{ L3 + 10 }>(), sum));
-    sum = checksum::replace16(sum, flow.sport, entry.sport);
-    sum = checksum::replace16(sum, flow.dport, entry.dport);
-    headers.set_u16::<L4>(entry.sport);
-    headers.set_u16::<{ L4 + 2 }>(entry.dport);
-    headers.set_u16::<{ L4 + 16 }>(checksum::apply(headers.u16::<{ L4 + 16 }>(), sum));
-    let backend = BACKENDS.get(entry.backend as u32)?;
-    finish(packet, headers, &backend.hops[0], entry.backend)
 }

@@ -16,12 +16,12 @@ mod maps;
 mod packet;
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, xdp_action};
-use aya_ebpf::btf_maps::{Array, ProgramArray};
+use aya_ebpf::btf_maps::{Array, HashMap, ProgramArray};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::hash;
 
-use drive::{Drive, FRAME_LEN, MAX_TUPLES, Order, Tuple};
+use drive::{Drive, FRAME_LEN, FloorKey, MAX_TUPLES, Order, Tuple};
 use packet::Packet;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -32,9 +32,13 @@ static DRIVE: Array<Drive, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static TUPLES: Array<Tuple, MAX_TUPLES, MMAPABLE> = Array::new();
 
+/// Numbers of services as the floor finds them: in the kernel's hash map, as balancers commonly do.
+#[btf_map]
+pub static FLOOR_SERVICES: HashMap<FloorKey, u32, 16> = HashMap::new();
+
 /// By `drive::Target`.
 #[btf_map]
-static TARGETS: ProgramArray<4> = ProgramArray::new();
+static TARGETS: ProgramArray<3> = ProgramArray::new();
 
 #[xdp]
 pub fn bench_drive(ctx: XdpContext) -> u32 {
@@ -54,11 +58,6 @@ pub fn bench_pass(_: XdpContext) -> u32 {
 #[xdp]
 pub fn bench_floor_dsr(ctx: XdpContext) -> u32 {
     floor::dsr(&Packet::new(&ctx)).unwrap_or(xdp_action::XDP_ABORTED)
-}
-
-#[xdp]
-pub fn bench_floor_nat(ctx: XdpContext) -> u32 {
-    floor::nat(&Packet::new(&ctx)).unwrap_or(xdp_action::XDP_ABORTED)
 }
 
 /// Restores the frame and puts the run's flow into it; gives the target.

@@ -1,17 +1,16 @@
 //! Direct server return: the destination MAC becomes the backend's, which owns the VIP and answers
 //! the client itself. Only flows through a slot in transition are looked up and recorded.
 
-use aya_ebpf::bindings::BPF_ANY;
-use lb_common::abi::{Backend, Flow, FlowKey, FlowKind, Service, tcp_seen};
+use lb_common::abi::{Backend, Flow, FlowKey, Service, tcp_seen};
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
 
 use crate::count::{self, Kind};
-use crate::forward::{decrement_ttl, hop, send};
-use crate::maps::{FLOWS, OPENING, PARAMS};
+use crate::forward::{OPEN, decrement_ttl, hop, send};
+use crate::maps::PARAMS;
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
-use crate::select;
+use crate::{flows, select};
 
 /// Sends a packet for the VIP to its backend.
 #[inline(always)]
@@ -20,10 +19,15 @@ pub fn request<const V6: bool>(
     headers: &Headers<V6>,
     flow: &FlowKey,
     service: &Service,
+    opened: bool,
 ) -> Result<u32, Verdict> {
     let slot = select::slot(service, flow).ok_or(Verdict::DropNoBackend)?;
     let (index, backend, kind) = if slot.in_transition() {
-        in_transition(headers, flow, service, slot)?
+        if headers.is_syn() && !opened {
+            return Ok(OPEN);
+        }
+        let (index, backend, kind) = in_transition(headers, flow, slot)?;
+        (index, backend, if opened { Kind::Opens } else { kind })
     } else {
         let index = slot.current();
         let backend = select::backend(index).ok_or(Verdict::DropNoBackend)?;
@@ -40,10 +44,21 @@ pub fn request<const V6: bool>(
             },
         )
     };
+    forward(packet, headers, index, backend, kind)
+}
+
+/// Sends a packet for the VIP to this backend.
+#[inline(always)]
+fn forward<const V6: bool>(
+    packet: &Packet,
+    headers: &Headers<V6>,
+    index: BackendIndex,
+    backend: &Backend,
+    kind: Kind,
+) -> Result<u32, Verdict> {
     let bytes = packet.len() as u64;
-    let hop = hop(backend);
     decrement_ttl(packet, headers)?;
-    let action = send(packet, hop)?;
+    let action = send(packet, hop(backend))?;
     count::forwarded(index, bytes, kind);
     Ok(action)
 }
@@ -63,24 +78,14 @@ fn takes(backend: &Backend, opens: bool) -> bool {
 fn in_transition<const V6: bool>(
     headers: &Headers<V6>,
     flow: &FlowKey,
-    service: &Service,
     slot: Slot,
 ) -> Result<(BackendIndex, &'static Backend, Kind), Verdict> {
-    if headers.is_syn() {
-        let index = slot.current();
-        let backend = select::for_new(index).ok_or(Verdict::DropNoBackend)?;
-        record(flow, service, index)?;
-        return Ok((index, backend, Kind::Opens));
-    }
-    let recorded = FLOWS.get_ptr_mut(flow).and_then(|record| {
-        // SAFETY: entries are preallocated; a racing eviction leaves readable memory of this type.
-        let record = unsafe { &mut *record };
-        if record.kind != FlowKind::Tracked as u8 {
-            return None;
-        }
-        see(record, headers);
-        Some(record.backend)
-    });
+    let recorded = flows::find(flow)
+        .filter(|record| record.source == 0)
+        .map(|record| {
+            see(record, headers);
+            record.backend
+        });
     if let Some(index) = recorded
         && let Some(backend) = select::for_established(index)
     {
@@ -104,23 +109,15 @@ fn see<const V6: bool>(record: &mut Flow, headers: &Headers<V6>) {
     if record.last_seen != tick {
         record.last_seen = tick;
     }
-    if headers.is_tcp() && headers.flags & (flag::FIN | flag::RST) != 0 {
-        record.tcp |= tcp_seen::CLIENT_FIN;
+    let closes = headers.is_tcp() && headers.flags & (flag::FIN | flag::RST) != 0;
+    let fin = if closes { tcp_seen::CLIENT_FIN } else { 0 };
+    let ack = if headers.is_syn() {
+        0
+    } else {
+        tcp_seen::CLIENT_ACK
+    };
+    let seen = record.forward | ack | fin;
+    if record.forward != seen {
+        record.forward = seen;
     }
-}
-
-#[inline(always)]
-fn record(flow: &FlowKey, service: &Service, backend: BackendIndex) -> Result<(), Verdict> {
-    let opening = OPENING.get_ptr_mut(0).ok_or(Verdict::DropFlowTable)?;
-    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
-    let record = unsafe { &mut (*opening).entry };
-    // The rest of the entry means nothing in a record, and keeps what it held.
-    record.kind = FlowKind::Tracked as u8;
-    record.tcp = 0;
-    record.backend = backend;
-    record.service = service.id;
-    record.last_seen = PARAMS.get(0).map_or(0, |params| params.tick);
-    FLOWS
-        .insert(flow, &*record, BPF_ANY as u64)
-        .map_err(|_| Verdict::DropFlowTable)
 }

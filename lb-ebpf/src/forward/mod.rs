@@ -15,9 +15,14 @@ use crate::parse::Headers;
 
 pub mod dsr;
 pub mod nat;
+mod open;
 mod reset;
 
+pub use open::open;
 pub use reset::answer;
+
+/// Stands for an XDP action where the packet opens a flow that is to be recorded; see [`open`].
+pub const OPEN: u32 = 0xff;
 
 /// The hop in force of a backend.
 #[inline(always)]

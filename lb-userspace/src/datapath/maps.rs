@@ -1,6 +1,7 @@
 //! Typed access to the pinned maps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
@@ -10,22 +11,24 @@ use std::sync::Arc;
 use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use lb_common::abi::{
-    self, Addr, Backend, Filter, FlowKey, Forwarding, Hop, LAYOUT_VERSION, MAX_BACKENDS, Params,
-    ServiceKey, Traffic,
+    self, Addr, Backend, Filter, Forwarding, Hop, LAYOUT_VERSION, MAX_BACKENDS, MAX_SOURCES,
+    Params, SERVICE_PLACES, SERVICE_PROBES, ServiceEntry, ServiceKey, SourceIndex, Traffic,
 };
+use lb_common::flow_table::reply_lines;
 use lb_common::hash;
 use lb_common::slot::{BackendIndex, Slot, TABLE_SIZES};
 use lb_common::verdict::{VERDICT_STRIDE, Verdict};
 use thiserror::Error;
 
+use super::flow_table::FlowTable;
 use super::sys::{self, Mapped, Plain, Raw};
 use crate::model::Protocol;
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 14] = [
     "PARAMS", "FILTER", "VIPS", "SERVICES", "BACKENDS", "TABLES_S", "TABLES_M", "TABLES_L",
-    "FLOWS", "TRAFFIC", "VERDICTS", "OPENING",
+    "SOURCES", "FLOWS", "REPLIES", "TRAFFIC", "VERDICTS", "OPENING",
 ];
 
 /// Why a map cannot be read or written.
@@ -52,15 +55,12 @@ pub struct Maps {
     params: Mapped<Params>,
     filter: Mapped<Filter>,
     vips: HashMap<MapData, Raw<Addr>, Raw<u32>>,
-    services: HashMap<MapData, Raw<ServiceKey>, Raw<abi::Service>>,
-    backends: Mapped<Backend>,
+    services: Mapped<ServiceEntry>,
+    pub(super) backends: Mapped<Backend>,
+    pub(super) sources: Mapped<Addr>,
     tables: [ArrayOfMaps<MapData>; TABLE_SIZES.len()],
     table_fds: [OwnedFd; TABLE_SIZES.len()],
-    pub(super) flows: HashMap<MapData, Raw<FlowKey>, Raw<abi::Flow>>,
-    pub(super) flow_fd: OwnedFd,
-    /// The coarse clock's reading when these maps were opened. While no agent ran it may have stood
-    /// still, and flows that were alive all the time look as if they had been silent since.
-    pub(super) opened: u32,
+    pub(super) flows: FlowTable,
     traffic: PerCpuArray<MapData, Raw<Traffic>>,
     verdicts: PerCpuArray<MapData, Raw<u64>>,
 }
@@ -74,7 +74,7 @@ fn system_error(name: &'static str) -> impl FnOnce(io::Error) -> AccessError {
 }
 
 fn descriptor(map: &Map, name: &'static str) -> Result<OwnedFd, AccessError> {
-    let (Map::Array(data) | Map::ArrayOfMaps(data) | Map::LruHashMap(data)) = map else {
+    let (Map::Array(data) | Map::ArrayOfMaps(data)) = map else {
         return Err(AccessError::Content {
             name,
             what: format!("{map:?}"),
@@ -84,6 +84,11 @@ fn descriptor(map: &Map, name: &'static str) -> Result<OwnedFd, AccessError> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(system_error(name))
+}
+
+fn entries(map: &Map, name: &'static str) -> Result<u32, AccessError> {
+    let data = MapData::from_fd(descriptor(map, name)?).map_err(map_error(name))?;
+    Ok(data.info().map_err(map_error(name))?.max_entries())
 }
 
 fn mapped<T: Plain>(map: &Map, name: &'static str, entries: u32) -> Result<Mapped<T>, AccessError> {
@@ -100,15 +105,29 @@ impl Maps {
         }
         let table_fds = fds.try_into().map_err(|_| AccessError::Missing("TABLES"))?;
         let mut take = |name| ebpf.take_map(name).ok_or(AccessError::Missing(name));
-        let flows = take("FLOWS")?;
+        let mut params = mapped::<Params>(&take("PARAMS")?, "PARAMS", 1)?;
+        let (flows, replies) = (take("FLOWS")?, take("REPLIES")?);
+        let buckets = entries(&flows, "FLOWS")?;
+        let sources = mapped(&take("SOURCES")?, "SOURCES", MAX_SOURCES)?;
+        let backends = mapped(&take("BACKENDS")?, "BACKENDS", MAX_BACKENDS)?;
+        if params.get(0).flow_buckets == 0 {
+            let seed = RandomState::new().hash_one(buckets) as u32;
+            params.set_field(0, offset_of!(Params, seed), seed);
+            params.set_field(0, offset_of!(Params, flow_buckets), buckets);
+        }
         Ok(Self {
-            params: mapped(&take("PARAMS")?, "PARAMS", 1)?,
+            flows: FlowTable::new(
+                mapped(&flows, "FLOWS", buckets)?,
+                mapped(&replies, "REPLIES", reply_lines(buckets))?,
+                params.get(0).seed,
+                sys::monotonic().as_secs() as u32,
+            ),
+            params,
+            sources,
             filter: mapped(&take("FILTER")?, "FILTER", 1)?,
             vips: take("VIPS")?.try_into().map_err(map_error("VIPS"))?,
-            services: take("SERVICES")?
-                .try_into()
-                .map_err(map_error("SERVICES"))?,
-            backends: mapped(&take("BACKENDS")?, "BACKENDS", MAX_BACKENDS)?,
+            services: mapped(&take("SERVICES")?, "SERVICES", SERVICE_PLACES)?,
+            backends,
             tables: [
                 take("TABLES_S")?
                     .try_into()
@@ -121,21 +140,11 @@ impl Maps {
                     .map_err(map_error("TABLES_L"))?,
             ],
             table_fds,
-            flow_fd: descriptor(&flows, "FLOWS")?,
-            opened: sys::monotonic().as_secs() as u32,
-            flows: flows.try_into().map_err(map_error("FLOWS"))?,
             traffic: take("TRAFFIC")?.try_into().map_err(map_error("TRAFFIC"))?,
             verdicts: take("VERDICTS")?
                 .try_into()
                 .map_err(map_error("VERDICTS"))?,
         })
-    }
-
-    /// Entries that the flow table has room for.
-    pub fn flow_capacity(&self) -> Result<u32, AccessError> {
-        let fd = self.flow_fd.try_clone().map_err(system_error("FLOWS"))?;
-        let map = MapData::from_fd(fd).map_err(map_error("FLOWS"))?;
-        Ok(map.info().map_err(map_error("FLOWS"))?.max_entries())
     }
 
     /// The coarse clock that the packet path keeps idle times by.
@@ -148,9 +157,7 @@ impl Maps {
     }
 
     /// Declares the maps filled, with these NAT ports.
-    pub fn set_ports(&mut self, ports: SnatPorts, seed: u32) {
-        self.params
-            .set_field(0, offset_of!(Params, snat_seed), seed);
+    pub fn set_ports(&mut self, ports: SnatPorts) {
         // First and count are two halves of a word: one store, so that no packet sees one of them
         // without the other.
         let word = if cfg!(target_endian = "little") {
@@ -197,6 +204,8 @@ impl Maps {
         id: BackendIndex,
         backend: &plan::Backend,
     ) -> Result<(), AccessError> {
+        let source = backend.path.map(|path| path.source);
+        let source_index = source.map_or(Ok(0), |source| self.source(source))?;
         let zeros = per_cpu("TRAFFIC", Traffic::default())?;
         self.traffic
             .set(id.into(), zeros, 0)
@@ -210,9 +219,7 @@ impl Maps {
                 service: backend.service,
                 hops: [backend.path.map_or(Hop::default(), |path| path.hop); 2],
                 addr: backend.address.ip().into(),
-                source: backend
-                    .path
-                    .map_or(Addr::default(), |path| path.source.into()),
+                source_index,
                 ..Backend::default()
             },
         );
@@ -220,7 +227,11 @@ impl Maps {
     }
 
     /// Changes the way to a backend: the spare hop is written, then put in force.
-    pub fn set_path(&mut self, id: BackendIndex, path: Option<plan::Path>) {
+    pub fn set_path(
+        &mut self,
+        id: BackendIndex,
+        path: Option<plan::Path>,
+    ) -> Result<(), AccessError> {
         let index = usize::from(id);
         let spare = 1 - (self.backends.get(index).hop & 1);
         let hop = path.map_or(Hop::default(), |path| path.hop);
@@ -228,11 +239,42 @@ impl Maps {
         self.backends.set_field(index, offset, hop);
         if let Some(path) = path {
             // Read only when a flow is opened, from an address that has been, or will be, ours.
+            let source = self.source(path.source)?;
             self.backends
-                .set_field(index, offset_of!(Backend, source), Addr::from(path.source));
+                .set_field(index, offset_of!(Backend, source_index), source);
         }
         self.backends
             .set_field(index, offset_of!(Backend, hop), spare);
+        Ok(())
+    }
+
+    /// Number of a source address, which gets one if it has none.
+    fn source(&mut self, address: IpAddr) -> Result<SourceIndex, AccessError> {
+        let address = Addr::from(address);
+        let place = |wanted: Addr| {
+            (1..=SourceIndex::MAX).find(|index| self.sources.get((*index).into()) == wanted)
+        };
+        if let Some(known) = place(address) {
+            return Ok(known);
+        }
+        let free = place(Addr::default()).ok_or_else(|| AccessError::Content {
+            name: "SOURCES",
+            what: format!("{} addresses, as many as it has room for", MAX_SOURCES - 1),
+        })?;
+        self.sources.set(free.into(), address);
+        Ok(free)
+    }
+
+    /// Forgets the source addresses that are not among these and that no backend has.
+    pub fn retain_sources(&mut self, keep: &BTreeSet<IpAddr>) {
+        let backends = (1..self.backends.entries()).map(|index| self.backends.get(index));
+        let used: BTreeSet<SourceIndex> = backends.map(|backend| backend.source_index).collect();
+        for index in 1..=SourceIndex::MAX {
+            let address = self.sources.get(index.into());
+            if !used.contains(&index) && !keep.contains(&IpAddr::from(address)) {
+                self.sources.set(index.into(), Addr::default());
+            }
+        }
     }
 
     pub fn set_state(&mut self, id: BackendIndex, state: abi::BackendState) {
@@ -294,19 +336,40 @@ impl Maps {
             pad: [0; 3],
         };
         let key = service_key(service.address, service.protocol);
+        if let Some(place) = self.place(&key, |entry| is_at(entry, &key)) {
+            self.services
+                .set_field(place, offset_of!(ServiceEntry, service), value);
+            return Ok(());
+        }
+        let free = self.place(&key, |entry| entry.word == 0);
+        let place = free.ok_or_else(|| AccessError::Content {
+            name: "SERVICES",
+            what: format!("other services in every place for {}", service.address),
+        })?;
+        let entry = ServiceEntry {
+            addr: key.addr,
+            service: value,
+            ..ServiceEntry::default()
+        };
+        self.services.set(place, entry);
         self.services
-            .insert(Raw(key), Raw(value), 0)
-            .map_err(map_error("SERVICES"))
+            .set_field(place, offset_of!(ServiceEntry, word), key.word());
+        Ok(())
     }
 
-    pub fn remove_service(
-        &mut self,
-        at: SocketAddr,
-        protocol: Protocol,
-    ) -> Result<(), AccessError> {
-        match self.services.remove(&Raw(service_key(at, protocol))) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(map_error("SERVICES")(error)),
+    /// The first place where a service may be whose entry is as asked for.
+    fn place(&self, key: &ServiceKey, is: impl Fn(&ServiceEntry) -> bool) -> Option<usize> {
+        let first = hash::service_place(key);
+        (0..SERVICE_PROBES)
+            .map(|probe| ((first + probe) & (SERVICE_PLACES - 1)) as usize)
+            .find(|place| is(&self.services.get(*place)))
+    }
+
+    pub fn remove_service(&mut self, at: SocketAddr, protocol: Protocol) {
+        let key = service_key(at, protocol);
+        if let Some(place) = self.place(&key, |entry| is_at(entry, &key)) {
+            self.services
+                .set_field(place, offset_of!(ServiceEntry, word), 0u32);
         }
     }
 
@@ -366,28 +429,33 @@ impl Maps {
                 count: params.snat_count,
             });
         }
-        for entry in self.services.iter() {
-            let (Raw(key), Raw(value)) = entry.map_err(map_error("SERVICES"))?;
-            contents
-                .services
-                .insert(value.id, self.service(key, value)?);
+        for place in 0..self.services.entries() {
+            let entry = self.services.get(place);
+            if entry.word != 0 {
+                let service = self.service(&entry)?;
+                contents.services.insert(entry.service.id, service);
+            }
         }
         for index in 1..self.backends.entries() {
-            let Some(backend) = backend(&self.backends.get(index))? else {
-                continue;
-            };
-            let service = contents.services.get(&backend.service);
-            if service.is_some_and(|service| service.forwarding == Forwarding::Nat) {
-                contents
-                    .sources
-                    .extend(backend.path.map(|path| path.source));
+            if let Some(backend) = self.backend(&self.backends.get(index))? {
+                contents.backends.insert(index as BackendIndex, backend);
             }
-            contents.backends.insert(index as BackendIndex, backend);
         }
+        let of_others: BTreeSet<IpAddr> = contents.sources_of(|service| !service).collect();
+        contents.sources = (1..self.sources.entries())
+            .map(|index| self.sources.get(index))
+            .filter(|source| *source != Addr::default())
+            .map(IpAddr::from)
+            // What only other services than NAT's send from needs no look at its packets.
+            .filter(|source| !of_others.contains(source))
+            .chain(contents.sources_of(|nat| nat))
+            .collect();
         Ok(contents)
     }
 
-    fn service(&self, key: ServiceKey, value: abi::Service) -> Result<plan::Service, AccessError> {
+    fn service(&self, entry: &ServiceEntry) -> Result<plan::Service, AccessError> {
+        let value = entry.service;
+        let [port, protocol_number] = [(entry.word >> 16) as u16, entry.word as u16];
         let content = |what: String| AccessError::Content {
             name: "SERVICES",
             what,
@@ -397,11 +465,11 @@ impl Maps {
             return Err(content(format!("table class {class}")));
         }
         Ok(plan::Service {
-            address: SocketAddr::new(key.addr.into(), u16::from_be(key.port)),
+            address: SocketAddr::new(entry.addr.into(), u16::from_be(port)),
             protocol: [Protocol::Tcp, Protocol::Udp]
                 .into_iter()
-                .find(|protocol| protocol.number() == key.protocol)
-                .ok_or_else(|| content(format!("protocol {}", key.protocol)))?,
+                .find(|protocol| u16::from(protocol.number()) == protocol_number)
+                .ok_or_else(|| content(format!("protocol {protocol_number}")))?,
             forwarding: [Forwarding::Nat, Forwarding::Dsr]
                 .into_iter()
                 .find(|forwarding| *forwarding as u8 == value.forwarding)
@@ -412,6 +480,31 @@ impl Maps {
                 .ok_or_else(|| content(format!("affinity {}", value.affinity)))?,
             slots: Arc::new(self.table(value.id, class)?),
         })
+    }
+
+    fn backend(&self, entry: &Backend) -> Result<Option<plan::Backend>, AccessError> {
+        use abi::BackendState::{Active, Draining, Out, Unset};
+        let state = [Unset, Active, Draining, Out]
+            .into_iter()
+            .find(|state| *state as u8 == entry.state)
+            .ok_or_else(|| AccessError::Content {
+                name: "BACKENDS",
+                what: format!("state {}", entry.state),
+            })?;
+        if state == Unset {
+            return Ok(None);
+        }
+        let hop = entry.hops[usize::from(entry.hop & 1)];
+        let path = (hop.ifindex != 0).then(|| plan::Path {
+            hop,
+            source: self.sources.get(entry.source_index.into()).into(),
+        });
+        Ok(Some(plan::Backend {
+            service: entry.service,
+            address: SocketAddr::new(entry.addr.into(), u16::from_be(entry.port)),
+            state,
+            path,
+        }))
     }
 }
 
@@ -440,33 +533,11 @@ fn service_key(at: SocketAddr, protocol: Protocol) -> ServiceKey {
         addr: at.ip().into(),
         port: at.port().to_be(),
         protocol: protocol.number(),
-        pad: 0,
     }
 }
 
-fn backend(entry: &Backend) -> Result<Option<plan::Backend>, AccessError> {
-    use abi::BackendState::{Active, Draining, Out, Unset};
-    let state = [Unset, Active, Draining, Out]
-        .into_iter()
-        .find(|state| *state as u8 == entry.state)
-        .ok_or_else(|| AccessError::Content {
-            name: "BACKENDS",
-            what: format!("state {}", entry.state),
-        })?;
-    if state == Unset {
-        return Ok(None);
-    }
-    let hop = entry.hops[usize::from(entry.hop & 1)];
-    let path = (hop.ifindex != 0).then(|| plan::Path {
-        hop,
-        source: entry.source.into(),
-    });
-    Ok(Some(plan::Backend {
-        service: entry.service,
-        address: SocketAddr::new(entry.addr.into(), u16::from_be(entry.port)),
-        state,
-        path,
-    }))
+fn is_at(entry: &ServiceEntry, key: &ServiceKey) -> bool {
+    entry.word == key.word() && entry.addr == key.addr
 }
 
 fn per_cpu<T: Plain>(name: &'static str, value: T) -> Result<PerCpuValues<Raw<T>>, AccessError> {

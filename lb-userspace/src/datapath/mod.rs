@@ -8,13 +8,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use lb_common::abi::{LAYOUT_VERSION, Traffic};
+use lb_common::abi::{Flow, FlowKey, LAYOUT_VERSION, Traffic};
 use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
 use thiserror::Error;
 use tracing::{info, warn};
 
 mod attach;
+mod flow_table;
 mod flows;
 pub mod interface;
 mod maps;
@@ -101,7 +102,9 @@ impl Datapath {
 
     fn load(pins: &PinDirectory, flow_entries: u32) -> Result<Self, DatapathError> {
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("FLOWS", flow_entries);
+        let buckets = flow_table::buckets_for(flow_entries);
+        loader.map_max_entries("FLOWS", buckets);
+        loader.map_max_entries("REPLIES", flow_table::reply_lines(buckets));
         for name in maps::NAMES {
             loader.map_pin_path(name, pins.map(name));
         }
@@ -112,11 +115,11 @@ impl Datapath {
             .load()
             .map_err(|error| DatapathError::Verify(error.into()))?;
         let maps = Maps::take(&mut ebpf)?;
-        let capacity = maps.flow_capacity()?;
-        if capacity != flow_entries {
+        if maps.flows.buckets() != buckets as usize {
             warn!(
-                "the flow table keeps its {capacity} entries; {flow_entries} take effect after \
-                 `lb detach` and a new start"
+                "the flow table keeps its room for {} flows; {flow_entries} take effect after \
+                 `lb detach` and a new start",
+                maps.flows.capacity()
             );
         }
         match std::fs::remove_file(pins.program()) {
@@ -183,19 +186,19 @@ impl Datapath {
         let maps = &mut self.maps;
         match op {
             Op::Filter(addresses) => maps.set_filter(addresses)?,
-            Op::Ports(ports) => maps.set_ports(*ports, std::process::id()),
+            Op::Ports(ports) => maps.set_ports(*ports),
             Op::AddBackend(id, backend) => maps.add_backend(*id, backend)?,
-            Op::Path(id, path) => maps.set_path(*id, *path),
+            Op::Path(id, path) => maps.set_path(*id, *path)?,
             Op::Table(id, slots) => maps.set_table(*id, slots)?,
             Op::Service(id, service) => maps.set_service(*id, service)?,
             Op::State(id, state) => maps.set_state(*id, *state),
             Op::RemoveService(id, address, protocol) => {
-                maps.remove_service(*address, *protocol)?;
+                maps.remove_service(*address, *protocol);
                 maps.clear_verdicts(*id)?;
             }
             Op::RemoveTable(id, size) => maps.remove_table(*id, *size)?,
             Op::RemoveBackend(id) => maps.remove_backend(*id),
-            Op::Sources(_) => {}
+            Op::Sources(sources) => maps.retain_sources(sources),
         }
         Ok(())
     }
@@ -223,24 +226,24 @@ impl Datapath {
 
     /// Goes over all flows once: counts them, and removes those that are over or whose backend is
     /// one of `gone`.
-    pub fn sweep(
-        &mut self,
-        contents: &Contents,
-        gone: &BTreeSet<BackendIndex>,
-    ) -> Result<Sweep, DatapathError> {
-        Ok(self.maps.sweep(contents, gone)?)
+    pub fn sweep(&mut self, contents: &Contents, gone: &BTreeSet<BackendIndex>) -> Sweep {
+        self.maps.sweep(contents, gone)
     }
 
     /// What becomes of a flow's packets while the maps hold `contents`; `None` if no service is at
     /// its destination.
-    pub fn explain(
-        &self,
-        contents: &Contents,
-        tuple: Tuple,
-    ) -> Result<Option<Explanation>, DatapathError> {
-        Ok(explain::explain(contents, tuple, |key| {
-            self.maps.flow(key)
-        })?)
+    pub fn explain(&self, contents: &Contents, tuple: Tuple) -> Option<Explanation> {
+        explain::explain(contents, tuple, &self.maps)
+    }
+
+    /// Flows that the flow table has room for.
+    pub fn flow_capacity(&self) -> u32 {
+        self.maps.flows.capacity()
+    }
+
+    /// The record of a flow, by its client's packets.
+    pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        explain::Flows::find(&self.maps, key)
     }
 
     /// The program, for test runs.

@@ -13,7 +13,6 @@ const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_PROG_TEST_RUN: u32 = 10;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
-const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
 const BPF_LINK_GET_FD_BY_ID: u32 = 30;
@@ -46,13 +45,15 @@ unsafe impl Plain for lb_common::abi::Filter {}
 // SAFETY: as above.
 unsafe impl Plain for lb_common::abi::Flow {}
 // SAFETY: as above.
-unsafe impl Plain for lb_common::abi::FlowKey {}
+unsafe impl Plain for lb_common::flow_table::Bucket {}
 // SAFETY: as above.
 unsafe impl Plain for lb_common::abi::Params {}
 // SAFETY: as above.
 unsafe impl Plain for lb_common::abi::Service {}
 // SAFETY: as above.
-unsafe impl Plain for lb_common::abi::ServiceKey {}
+unsafe impl Plain for lb_common::abi::ServiceEntry {}
+// SAFETY: as above.
+unsafe impl Plain for lb_common::flow_table::Replies {}
 // SAFETY: as above.
 unsafe impl Plain for lb_common::abi::Traffic {}
 // SAFETY: an integer.
@@ -65,6 +66,8 @@ unsafe impl Plain for lb_common::abi::Hop {}
 unsafe impl Plain for lb_common::abi::Addr {}
 // SAFETY: an integer.
 unsafe impl Plain for u32 {}
+// SAFETY: plain words, one behind the other.
+unsafe impl<const N: usize> Plain for [u32; N] {}
 // SAFETY: an integer.
 unsafe impl Plain for u64 {}
 
@@ -140,6 +143,34 @@ impl<T: Plain> Mapped<T> {
         unsafe { self.at(index).read_volatile() }
     }
 
+    /// Copies one field of an entry out.
+    ///
+    /// # Panics
+    /// If it is outside of the entry, or not aligned; likewise the others.
+    pub fn get_field<F: Plain>(&self, index: usize, offset: usize) -> F {
+        // SAFETY: inside the entry, aligned, and plain bytes.
+        unsafe { self.field::<F>(index, offset).read_volatile() }
+    }
+
+    fn field<F: Plain>(&self, index: usize, offset: usize) -> *mut F {
+        assert!(
+            offset + size_of::<F>() <= size_of::<T>() && offset.is_multiple_of(align_of::<F>())
+        );
+        // SAFETY: inside the entry.
+        unsafe { self.at(index).cast::<u8>().add(offset).cast() }
+    }
+
+    /// Puts `new` in the place of `old` in one field, unless another CPU was quicker; whether it is
+    /// there. Orders all accesses before and after.
+    pub fn swap_field(&mut self, index: usize, offset: usize, old: u32, new: u32) -> bool {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        // SAFETY: inside the entry and aligned; the packet path uses it by single words too.
+        let field = unsafe { AtomicU32::from_ptr(self.field::<u32>(index, offset)) };
+        field
+            .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
     /// Writes a whole entry. Not atomic: only for entries that no packet uses.
     pub fn set(&mut self, index: usize, value: T) {
         // SAFETY: as above.
@@ -149,18 +180,9 @@ impl<T: Plain> Mapped<T> {
     /// Writes one field of an entry with a single store, seen by other CPUs after all that was
     /// written before it.
     pub fn set_field<F: Plain>(&mut self, index: usize, offset: usize, value: F) {
-        assert!(
-            offset + size_of::<F>() <= size_of::<T>() && offset.is_multiple_of(align_of::<F>())
-        );
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         // SAFETY: inside the entry, aligned, and plain bytes.
-        unsafe {
-            self.at(index)
-                .cast::<u8>()
-                .add(offset)
-                .cast::<F>()
-                .write_volatile(value)
-        }
+        unsafe { self.field::<F>(index, offset).write_volatile(value) }
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     }
 }
@@ -215,62 +237,6 @@ pub fn map_delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
         flags: 0,
     };
     bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
-}
-
-/// Where a walk through a hash map stands.
-pub struct Batch<K, V> {
-    cursor: Option<u32>,
-    pub keys: Vec<K>,
-    pub values: Vec<V>,
-}
-
-impl<K: Plain + Default, V: Plain + Default> Batch<K, V> {
-    /// A walk from the start, up to `size` entries at a time. `size` must exceed the entries of
-    /// any one bucket of the map.
-    pub fn new(size: usize) -> Self {
-        Self {
-            cursor: None,
-            keys: vec![K::default(); size],
-            values: vec![V::default(); size],
-        }
-    }
-
-    /// Fetches the next entries into the front of `keys` and `values` (Linux 5.6): how many, and
-    /// whether more may follow.
-    pub fn next(&mut self, map: BorrowedFd<'_>) -> io::Result<(usize, bool)> {
-        #[repr(C)]
-        struct Attr {
-            in_batch: u64,
-            out_batch: u64,
-            keys: u64,
-            values: u64,
-            count: u32,
-            map_fd: u32,
-            elem_flags: u64,
-            flags: u64,
-        }
-        let mut out = 0u32;
-        let mut attr = Attr {
-            in_batch: self
-                .cursor
-                .as_ref()
-                .map_or(0, |cursor| cursor as *const u32 as u64),
-            out_batch: &raw mut out as u64,
-            keys: self.keys.as_mut_ptr() as u64,
-            values: self.values.as_mut_ptr() as u64,
-            count: self.keys.len().min(self.values.len()) as u32,
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
-        };
-        let more = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
-            Ok(_) => true,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => false,
-            Err(error) => return Err(error),
-        };
-        self.cursor = Some(out);
-        Ok((attr.count as usize, more))
-    }
 }
 
 /// An XDP link: what holds a program on an interface. Dropped, it ends, unless it is pinned.

@@ -256,9 +256,8 @@ impl Thread {
                 let _ = reply.send(self.datapath.attach(&interfaces, mode, replace));
             }
             Command::Explain { tuple, reply } => {
-                let explained = self.explain(tuple);
                 // A caller that has gone away needs no answer.
-                let _ = reply.send(explained);
+                let _ = reply.send(Ok(self.explain(tuple)));
             }
             Command::Count => self.notify(Notice::Counted(self.count())),
             Command::Detach(reply) => {
@@ -270,8 +269,8 @@ impl Thread {
         false
     }
 
-    fn explain(&self, tuple: Tuple) -> Result<Option<Explained>, DatapathError> {
-        let explanation = self.datapath.explain(&self.applied, tuple)?;
+    fn explain(&self, tuple: Tuple) -> Option<Explained> {
+        let explanation = self.datapath.explain(&self.applied, tuple);
         let backends = |explanation: &Explanation| {
             let backends = self.applied.backends.iter();
             backends
@@ -279,10 +278,10 @@ impl Thread {
                 .map(|(id, backend)| (*id, backend.clone()))
                 .collect()
         };
-        Ok(explanation.map(|explanation| Explained {
+        explanation.map(|explanation| Explained {
             backends: backends(&explanation),
             explanation,
-        }))
+        })
     }
 
     fn on_time(&mut self) {
@@ -292,15 +291,12 @@ impl Thread {
             self.datapath.tick();
         }
         if now >= self.next_sweep {
-            let result = self.datapath.sweep(&self.applied, &self.gone);
+            let sweep = self.datapath.sweep(&self.applied, &self.gone);
             let took = now.elapsed();
             self.next_sweep = Instant::now() + SWEEP_INTERVAL.max(took * SWEEP_SHARE);
-            self.notify(match result {
-                Ok(sweep) => Notice::Swept {
-                    sweep,
-                    generation: self.generation,
-                },
-                Err(error) => Notice::Failed(error),
+            self.notify(Notice::Swept {
+                sweep,
+                generation: self.generation,
             });
         }
     }

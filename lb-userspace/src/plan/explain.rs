@@ -7,9 +7,9 @@
 //! what depends on the packet itself or on chance: TTL, malformed headers, and running out of NAT
 //! ports.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{Affinity, BackendState, Flow, FlowKey, FlowKind, Forwarding, tcp_seen};
+use lb_common::abi::{Affinity, BackendState, Flow, FlowKey, Forwarding, tcp_seen};
 use lb_common::hash;
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
@@ -144,22 +144,22 @@ impl Reason {
     }
 }
 
-/// Explains a flow; `None` if there is no such service. `find` looks into the flow table.
-///
-/// # Errors
-/// Those of `find`.
-pub fn explain<E>(
-    contents: &Contents,
-    tuple: Tuple,
-    mut find: impl FnMut(&FlowKey) -> Result<Option<Flow>, E>,
-) -> Result<Option<Explanation>, E> {
+/// What is asked of the flow table.
+pub trait Flows {
+    /// The record of a flow, by its client's packets.
+    fn find(&self, key: &FlowKey) -> Option<Flow>;
+    /// Whether such packets are replies to a NAT flow.
+    fn is_reply(&self, key: &FlowKey) -> bool;
+    /// The address that a NAT flow's requests leave with.
+    fn source(&self, flow: &Flow) -> IpAddr;
+}
+
+/// Explains a flow; `None` if there is no such service.
+pub fn explain(contents: &Contents, tuple: Tuple, flows: &impl Flows) -> Option<Explanation> {
     let at = (tuple.dst, tuple.protocol);
     let mut services = contents.services.iter();
-    let Some((id, service)) = services.find(|(_, s)| (s.address, s.protocol) == at) else {
-        return Ok(None);
-    };
+    let (id, service) = services.find(|(_, s)| (s.address, s.protocol) == at)?;
     let key = key(tuple);
-    let found = find(&key)?;
     let hash = hash_of(&key, service.affinity);
     let slots = service.slots.len() as u32;
     let slot = hash::slot(hash, slots);
@@ -171,18 +171,11 @@ pub fn explain<E>(
         entry: None,
     };
     // A service that has changed its forwarding heeds no entries of the other kind.
-    let kind = match service.forwarding {
-        Forwarding::Nat => FlowKind::Forward,
-        Forwarding::Dsr => FlowKind::Tracked,
-    };
-    if let Some(flow) = found.filter(|flow| flow.kind == kind as u8) {
-        let reply = match service.forwarding {
-            Forwarding::Nat => find(&opposite(&flow, key.protocol))?,
-            Forwarding::Dsr => None,
-        };
-        path.entry = Some(entry(service, &flow, reply.as_ref()));
+    let heeded = |flow: &Flow| (service.forwarding == Forwarding::Nat) == (flow.source != 0);
+    if let Some(flow) = flows.find(&key).filter(heeded) {
+        path.entry = Some(entry(contents, service, &flow, flows));
     }
-    let [new, established] = if found.is_some_and(|flow| is_reply(contents, &key, &flow)) {
+    let [new, established] = if may_be_reply(contents, &key) && flows.is_reply(&key) {
         [Decision::not(Verdict::NatReply, Reason::Reply); 2]
     } else {
         // UDP has no SYN.
@@ -191,7 +184,7 @@ pub fn explain<E>(
             Forwarding::Dsr => path.dsr(syn),
         })
     };
-    Ok(Some(Explanation {
+    Some(Explanation {
         service: *id,
         forwarding: service.forwarding,
         affinity: service.affinity,
@@ -205,7 +198,7 @@ pub fn explain<E>(
             .filter(|_| service.forwarding == Forwarding::Nat || path.owner.in_transition()),
         new,
         established,
-    }))
+    })
 }
 
 /// The hash that picks a flow's slot.
@@ -227,40 +220,28 @@ fn key(tuple: Tuple) -> FlowKey {
     }
 }
 
-/// Key of a NAT flow's other direction.
-pub fn opposite(flow: &Flow, protocol: u32) -> FlowKey {
-    FlowKey {
-        src: flow.dst,
-        dst: flow.src,
-        sport: flow.dport,
-        dport: flow.sport,
-        protocol,
+fn entry(contents: &Contents, service: &Service, flow: &Flow, flows: &impl Flows) -> Entry {
+    let nat = || {
+        let source = SocketAddr::new(flows.source(flow), u16::from_be(flow.nat_port));
+        let backend = contents.backends.get(&flow.backend)?;
+        Some((source, backend.address))
+    };
+    let closing = flow.forward & (tcp_seen::CLIENT_FIN | tcp_seen::RST)
+        | flow.reply & (tcp_seen::BACKEND_FIN | tcp_seen::RST);
+    Entry {
+        backend: flow.backend,
+        rewritten: match service.forwarding {
+            Forwarding::Nat => nat(),
+            Forwarding::Dsr => None,
+        },
+        closing: closing != 0,
     }
 }
 
-fn entry(service: &Service, flow: &Flow, reply: Option<&Flow>) -> Entry {
-    let at =
-        |addr: lb_common::abi::Addr, port: u16| SocketAddr::new(addr.into(), u16::from_be(port));
-    match service.forwarding {
-        Forwarding::Nat => Entry {
-            backend: flow.backend,
-            rewritten: Some((at(flow.src, flow.sport), at(flow.dst, flow.dport))),
-            closing: flow.tcp & (tcp_seen::CLIENT_FIN | tcp_seen::RST) != 0
-                || reply.is_none_or(|r| r.tcp & (tcp_seen::BACKEND_FIN | tcp_seen::RST) != 0),
-        },
-        Forwarding::Dsr => Entry {
-            backend: flow.backend,
-            rewritten: None,
-            closing: flow.tcp & tcp_seen::CLIENT_FIN != 0,
-        },
-    }
-}
-
-fn is_reply(contents: &Contents, key: &FlowKey, flow: &Flow) -> bool {
-    flow.kind == FlowKind::Reply as u8
-        && contents
-            .ports
-            .is_some_and(|ports| u16::from_be(key.dport).wrapping_sub(ports.first) < ports.count)
+fn may_be_reply(contents: &Contents, key: &FlowKey) -> bool {
+    contents
+        .ports
+        .is_some_and(|ports| u16::from_be(key.dport).wrapping_sub(ports.first) < ports.count)
 }
 
 impl Decision {

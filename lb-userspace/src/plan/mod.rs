@@ -85,6 +85,15 @@ pub struct Path {
 }
 
 impl Contents {
+    /// Addresses that backends are reached from whose service is NAT, or is not.
+    pub fn sources_of(&self, wanted: impl Fn(bool) -> bool) -> impl Iterator<Item = IpAddr> {
+        let backends = self.backends.values().filter(move |backend| {
+            let service = self.services.get(&backend.service);
+            service.is_some_and(|service| wanted(service.forwarding == Forwarding::Nat))
+        });
+        backends.filter_map(|backend| Some(backend.path?.source))
+    }
+
     /// Addresses whose packets the program must look at, and whether each is a service's.
     pub fn addresses(&self) -> BTreeMap<IpAddr, bool> {
         let sources = self.sources.iter().map(|source| (*source, false));

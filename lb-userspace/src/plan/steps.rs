@@ -34,7 +34,7 @@ pub enum Op {
     /// A table that no service uses any more, by its size.
     RemoveTable(ServiceId, usize),
     RemoveBackend(BackendIndex),
-    /// Addresses that NAT sends from. Only kept in mind.
+    /// Addresses that NAT sends from; others that no backend has are forgotten.
     Sources(BTreeSet<IpAddr>),
 }
 
@@ -112,9 +112,6 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
     if both != old {
         ops.push(Op::Filter(both.clone()));
     }
-    if now.sources != wanted.sources {
-        ops.push(Op::Sources(wanted.sources.clone()));
-    }
     // A number that has come to mean another address: nothing refers to the old one any more.
     let same = |id: &BackendIndex| {
         let (known, wanted) = (now.backends.get(id)?, wanted.backends.get(id)?);
@@ -171,6 +168,9 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
         if !wanted.backends.contains_key(id) {
             ops.push(Op::RemoveBackend(*id));
         }
+    }
+    if now.sources != wanted.sources {
+        ops.push(Op::Sources(wanted.sources.clone()));
     }
     if both != new {
         ops.push(Op::Filter(new));

@@ -133,7 +133,7 @@ fn fate(kernel: &mut Kernel, bytes: &[u8]) -> (Fate, Vec<u8>) {
 }
 
 fn explain(kernel: &Kernel, tuple: Tuple) -> Explanation {
-    let explained = kernel.datapath.explain(&kernel.contents, tuple).unwrap();
+    let explained = kernel.datapath.explain(&kernel.contents, tuple);
     explained.unwrap()
 }
 

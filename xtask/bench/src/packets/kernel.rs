@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::{Array, HashMap, Map, MapData, ProgramArray};
+use aya::maps::{Array, HashMap, MapData, ProgramArray};
 use aya::programs::{ProgramInfo, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::{Addr, Affinity, BackendState, Flow, FlowKey, Forwarding, Hop};
+use lb_common::abi::{Addr, Affinity, BackendState, FlowKey, Forwarding, Hop};
 use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
-use lb_userspace::datapath::sys::{Raw, TestRun, test_run};
+use lb_userspace::datapath::sys::{TestRun, test_run};
 use lb_userspace::datapath::{Datapath, PinDirectory, detach, enter_bpffs};
 use lb_userspace::model::Protocol;
 use lb_userspace::plan::{self, Contents, Op, SnatPorts};
 
-use super::drive::{self, Drive, FRAME_LEN, Target, Tuple};
+use super::drive::{self, Drive, FRAME_LEN, FloorKey, Target, Tuple};
 use super::frames::CLIENT4;
 
 #[path = "../../../../lb-ebpf/toolchain.rs"]
@@ -44,12 +44,14 @@ const BACKENDS: u16 = 100;
 const INGRESS: u32 = 1;
 
 /// Maps of the product that the floor programs use too.
-const SHARED: [&str; 5] = ["SERVICES", "BACKENDS", "TABLES_M", "FLOWS", "TRAFFIC"];
+const SHARED: [&str; 3] = ["BACKENDS", "TABLES_M", "TRAFFIC"];
 
 // SAFETY: integers without padding, see its definition.
 unsafe impl aya::Pod for Drive {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Tuple {}
+// SAFETY: as above.
+unsafe impl aya::Pod for FloorKey {}
 
 /// Everything loaded; unpinned when dropped.
 pub struct Kernel {
@@ -61,7 +63,6 @@ pub struct Kernel {
     tuples: Array<MapData, Tuple>,
     // The programs stay in the array only as long as it is held.
     _targets: ProgramArray<MapData>,
-    flows: HashMap<MapData, Raw<FlowKey>, Raw<Flow>>,
 }
 
 impl Drop for Kernel {
@@ -108,10 +109,10 @@ impl Kernel {
         let drive = Array::try_from(take("DRIVE")?)?;
         let tuples = Array::try_from(take("TUPLES")?)?;
         let mut targets = ProgramArray::try_from(take("TARGETS")?)?;
+        let mut services: HashMap<_, FloorKey, u32> = take("FLOOR_SERVICES")?.try_into()?;
         for (target, name) in [
             (Target::Pass, "bench_pass"),
             (Target::FloorDsr, "bench_floor_dsr"),
-            (Target::FloorNat, "bench_floor_nat"),
         ] {
             let program = xdp(&mut driver, name)?;
             program.load().with_context(|| format!("loading {name}"))?;
@@ -122,7 +123,16 @@ impl Kernel {
             .context("loading bench_drive")?;
         let product = ProgramInfo::from_pin(pins.program())?.fd()?;
         targets.set(Target::Lb as u32, &product, 0)?;
-        let flows = MapData::from_pin(pins.map("FLOWS"))?;
+        for (id, service) in &wanted.services {
+            let key = FloorKey {
+                addr: service.address.ip().into(),
+                port: service.address.port().to_be(),
+                protocol: service.protocol.number().into(),
+            };
+            services
+                .insert(key, u32::from(*id), 0)
+                .context("map FLOOR_SERVICES")?;
+        }
         Ok(Self {
             datapath,
             contents: wanted,
@@ -131,7 +141,6 @@ impl Kernel {
             drive,
             tuples,
             _targets: targets,
-            flows: Map::LruHashMap(flows).try_into()?,
         })
     }
 
@@ -169,14 +178,13 @@ impl Kernel {
                 dport: PORT.to_be(),
                 protocol: 6,
             };
-            let Raw(entry) = self
-                .flows
-                .get(&Raw(key), 0)
-                .with_context(|| format!("NAT flow {number} is not open"))?;
+            let flow = self.datapath.flow(&key);
+            let flow = flow.with_context(|| format!("NAT flow {number} is not open"))?;
+            let backend = &self.contents.backends[&flow.backend];
             let tuple = Tuple {
-                src: entry.dst.0[3],
-                dst: entry.src.0[3],
-                ports: words([entry.dport, entry.sport]),
+                src: Addr::from(backend.address.ip()).0[3],
+                dst: Addr::from(IpAddr::from(SOURCE4)).0[3],
+                ports: words([backend.address.port().to_be(), flow.nat_port]),
                 pad: 0,
             };
             self.tuples.set(number, tuple, 0).context("map TUPLES")?;

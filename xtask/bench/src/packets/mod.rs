@@ -10,6 +10,7 @@ mod kernel;
 use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
+use lb_common::abi::DEFAULT_FLOW_ENTRIES;
 
 use crate::stats::Spread;
 use drive::{Drive, FRAME_LEN, Order, Target};
@@ -24,22 +25,22 @@ struct Effort {
     rounds: usize,
     /// Packets of one measurement.
     packets: u32,
-    /// Numbers of flows.
-    flows: &'static [u32],
-    flow_entries: u32,
+    /// Sizes of the flow table, and with how many flows each is measured.
+    tables: &'static [(u32, &'static [u32])],
 }
 
 const FULL: Effort = Effort {
     rounds: 9,
     packets: 1_000_000,
-    flows: &[1, 65_536, 1_000_000],
-    flow_entries: 4_194_304,
+    tables: &[
+        (DEFAULT_FLOW_ENTRIES, &[1, 65_536]),
+        (2_097_152, &[1_000_000]),
+    ],
 };
 const QUICK: Effort = Effort {
     rounds: 3,
     packets: 200_000,
-    flows: &[1, 65_536],
-    flow_entries: 1_048_576,
+    tables: &[(DEFAULT_FLOW_ENTRIES, &[1, 65_536])],
 };
 
 /// One row of the table.
@@ -57,8 +58,7 @@ struct Scenario {
     floor: Option<&'static str>,
 }
 
-const FLOOR_DSR: &str = "floor, MAC rewrite";
-const FLOOR_NAT: &str = "floor, NAT rewrite";
+const FLOOR: &str = "floor, MAC rewrite";
 
 impl Scenario {
     fn drive(&self, target: Target, next: u64) -> Drive {
@@ -90,24 +90,18 @@ fn scenarios(flows: u32) -> Vec<Scenario> {
         floor,
     };
     vec![
-        forward(FLOOR_DSR, Target::FloorDsr, DSR, None),
-        forward("lb, DSR", Target::Lb, DSR, Some(FLOOR_DSR)),
+        forward(FLOOR, Target::FloorDsr, DSR, None),
+        forward("lb, DSR", Target::Lb, DSR, Some(FLOOR)),
         Scenario {
             frame: frames::v6(DSR6, PORT, ACK),
             v6: true,
-            ..forward("lb, DSR, IPv6", Target::Lb, DSR, Some(FLOOR_DSR))
+            ..forward("lb, DSR, IPv6", Target::Lb, DSR, Some(FLOOR))
         },
-        forward(
-            "lb, DSR, in transition",
-            Target::Lb,
-            MOVING,
-            Some(FLOOR_DSR),
-        ),
-        forward(FLOOR_NAT, Target::FloorNat, NAT, None),
-        forward("lb, NAT, request", Target::Lb, NAT, Some(FLOOR_NAT)),
+        forward("lb, DSR, in transition", Target::Lb, MOVING, Some(FLOOR)),
+        forward("lb, NAT, request", Target::Lb, NAT, Some(FLOOR)),
         Scenario {
             order: Order::Table,
-            ..forward("lb, NAT, reply", Target::Lb, NAT, Some(FLOOR_NAT))
+            ..forward("lb, NAT, reply", Target::Lb, NAT, Some(FLOOR))
         },
         Scenario {
             frame: frames::v4([198, 51, 100, 1].into(), PORT, ACK),
@@ -145,14 +139,9 @@ fn opening(
 fn openings() -> Vec<Scenario> {
     let first = 1 << 28;
     vec![
-        opening("lb, DSR, SYN", DSR, first, Some(FLOOR_DSR)),
-        opening(
-            "lb, DSR, SYN, in transition",
-            MOVING,
-            first,
-            Some(FLOOR_DSR),
-        ),
-        opening("lb, NAT, SYN", NAT, first, Some(FLOOR_NAT)),
+        opening("lb, DSR, SYN", DSR, first, Some(FLOOR)),
+        opening("lb, DSR, SYN, in transition", MOVING, first, Some(FLOOR)),
+        opening("lb, NAT, SYN", NAT, first, Some(FLOOR)),
     ]
 }
 
@@ -164,31 +153,38 @@ fn full_openings() -> Vec<Scenario> {
             "lb, DSR, SYN, in transition, full table",
             MOVING,
             first,
-            Some(FLOOR_DSR),
+            Some(FLOOR),
         ),
-        opening("lb, NAT, SYN, full table", NAT, first, Some(FLOOR_NAT)),
+        opening("lb, NAT, SYN, full table", NAT, first, Some(FLOOR)),
     ]
 }
 
 /// Measures, and prints a table.
 pub fn run(quick: bool) -> Result<()> {
     let effort = if quick { QUICK } else { FULL };
-    let mut kernel = Kernel::load(effort.flow_entries)?;
+    let mut rows = Vec::new();
+    for (entries, flows) in effort.tables {
+        let mut kernel = Kernel::load(*entries)?;
+        let most = flows.iter().copied().max().unwrap_or(1);
+        for vip in [NAT, MOVING] {
+            flood(&mut kernel, vip, 0, most)?;
+        }
+        kernel.tabulate_replies(most)?;
+        let established = flows.iter().flat_map(|flows| scenarios(*flows));
+        let established = established.collect();
+        rows.extend(measure(&mut kernel, established, &effort, effort.packets)?);
+    }
+    let mut kernel = Kernel::load(4 * effort.rounds as u32 * OPENINGS)?;
     if let Some(instructions) = kernel.datapath.verified_instructions()? {
         println!("Instructions that the verifier went through: {instructions}");
     }
-    let most = effort.flows.iter().copied().max().unwrap_or(1);
-    for vip in [NAT, MOVING] {
-        flood(&mut kernel, vip, 0, most)?;
-    }
-    kernel.tabulate_replies(most)?;
-
-    let established = effort.flows.iter().flat_map(|flows| scenarios(*flows));
-    let mut rows = measure(&mut kernel, established.collect(), &effort, effort.packets)?;
-    // New flows come last: the table is an LRU, so many of them push out those that were opened.
     rows.extend(measure(&mut kernel, openings(), &effort, OPENINGS)?);
     // With records, which take no ports: those are to be as free as before.
-    flood(&mut kernel, MOVING, FILL, effort.flow_entries)?;
+    let ways = 2 * kernel.datapath.flow_capacity();
+    kernel.run(
+        &opening("filling", MOVING, FILL, None).drive(Target::Lb, FILL),
+        ways,
+    )?;
     rows.extend(measure(&mut kernel, full_openings(), &effort, OPENINGS)?);
     print(&rows, &effort);
     Ok(())

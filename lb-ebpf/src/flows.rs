@@ -1,0 +1,549 @@
+//! The flow table's readers and writers; [`lb_common::flow_table`] says how it is laid out.
+//!
+//! What goes through many places is a global function in the verifier's sense, exported and called
+//! with numbers only, or pointers that it checks: such a function is verified once, on its own, and
+//! nothing is known of its answer.
+
+use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::generated::bpf_loop;
+use lb_common::abi::{Addr, Flow, FlowKey, tcp_seen};
+use lb_common::flow as policy;
+use lb_common::flow_table::{Bucket, HELD, Place, REFERENCES, Replies, SAME_TAG, WAYS};
+use lb_common::hash;
+use lb_common::verdict::Verdict;
+
+use crate::atomic::{get, opaque, put32, put64, swap_if};
+use crate::maps::{BACKENDS, FLOWS, OPENING, PARAMS, REPLIES, SOURCES};
+use crate::parse::TCP;
+
+/// Ports tried before a flow is refused: with 80 % of a backend's ports taken, 16 tries fail for
+/// one flow in 36.
+const PORT_TRIES: u32 = 16;
+/// Flows looked at for one that can do without its place, when a bucket is full. With five eighths
+/// of the flows established, one try in 40 finds none.
+const VICTIM_TRIES: u32 = 8;
+/// No such way or record.
+const NONE: u32 = u32::MAX;
+
+#[inline(always)]
+fn bucket(index: u32) -> Option<*mut Bucket> {
+    FLOWS.get_ptr_mut(index)
+}
+
+#[inline(always)]
+fn record(bucket: *mut Bucket, way: u32) -> *mut Flow {
+    // SAFETY: the way is below `WAYS`, a power of two.
+    unsafe {
+        (&raw mut (*bucket).records)
+            .cast::<Flow>()
+            .add(opaque(way) as usize & (WAYS - 1))
+    }
+}
+
+#[inline(always)]
+fn tag(bucket: *mut Bucket, way: u32) -> *mut u32 {
+    // SAFETY: as above.
+    unsafe {
+        (&raw mut (*bucket).tags)
+            .cast::<u32>()
+            .add(opaque(way) as usize & (WAYS - 1))
+    }
+}
+
+/// The word of a record that says whether it is in use.
+#[inline(always)]
+fn word(record: *mut Flow) -> *mut u64 {
+    // SAFETY: aligned, and inside the record by the assertions of its definition.
+    unsafe { (&raw mut (*record).client_port).cast() }
+}
+
+/// The record of a flow, by the client's packets.
+#[inline(always)]
+pub fn find(key: &FlowKey) -> Option<&'static mut Flow> {
+    let params = PARAMS.get(0)?;
+    let place = Place::of(key, params.seed);
+    let bucket = bucket(place.index(params.flow_buckets))?;
+    let home = record(bucket, place.home() as u32);
+    // SAFETY: memory of the map is never freed while the program runs. A record that is taken
+    // from another CPU's hands at this very moment shows a mixture of two flows once.
+    unsafe {
+        if (*home).is_of(key) {
+            return Some(&mut *home);
+        }
+        let way = lb_flow_away(place.index(params.flow_buckets), place.tag(), key);
+        if way == NONE {
+            None
+        } else {
+            Some(&mut *record(bucket, way))
+        }
+    }
+}
+
+/// The way that a flow has in a bucket, if it is not at home.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_flow_away(index: u32, wanted: u32, key: *const FlowKey) -> u32 {
+    let Some(bucket) = bucket(index) else {
+        return NONE;
+    };
+    if key.is_null() {
+        return NONE;
+    }
+    let (mut last, mut before) = (NONE, NONE);
+    let mut way = 0;
+    while way < WAYS as u32 {
+        let same = equal(get(tag(bucket, way)), wanted);
+        before = choose(same, last, before);
+        last = choose(same, way, last);
+        way += 1;
+    }
+    // SAFETY: as above, and the caller's key. That three flows have one tag has a chance of one in
+    // 10^14.
+    unsafe {
+        if last != NONE && (*record(bucket, last)).is_of(&*key) {
+            return last;
+        }
+        if before != NONE && (*record(bucket, before)).is_of(&*key) {
+            return before;
+        }
+    }
+    NONE
+}
+
+/// All ones if the two are equal, else 0. Without a branch, of which the verifier would have to go
+/// both ways for each place that is looked at.
+#[inline(always)]
+fn equal(a: u32, b: u32) -> u32 {
+    let difference = (a ^ b) as u64;
+    opaque((difference.wrapping_sub(1) >> 63) as u32).wrapping_neg()
+}
+
+/// `a` where the mask has ones, else `b`.
+#[inline(always)]
+fn choose(mask: u32, a: u32, b: u32) -> u32 {
+    b ^ ((a ^ b) & mask)
+}
+
+/// The record of a NAT flow, by its backend's packets.
+#[inline(always)]
+pub fn find_reply(key: &FlowKey) -> Option<&'static mut Flow> {
+    let number = lb_flow_referred(key);
+    if number == NONE {
+        return None;
+    }
+    let bucket = bucket(number / WAYS as u32)?;
+    // SAFETY: as above.
+    Some(unsafe { &mut *record(bucket, number) })
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_flow_referred(key: *const FlowKey) -> u32 {
+    let Some(params) = PARAMS.get(0) else {
+        return NONE;
+    };
+    if key.is_null() {
+        return NONE;
+    }
+    // SAFETY: the caller's.
+    let key = unsafe { &*key };
+    let place = Place::of(key, params.seed);
+    let Some(line) = REPLIES.get_ptr_mut(place.index(lines(params.flow_buckets))) else {
+        return NONE;
+    };
+    candidates(line, place)
+        .into_iter()
+        .find(|number| *number != NONE && is_answered_by(*number, key))
+        .unwrap_or(NONE)
+}
+
+/// The records that the references with this reply's tag name.
+#[inline(always)]
+fn candidates(line: *mut Replies, place: Place) -> [u32; SAME_TAG] {
+    let mut found = [0; SAME_TAG];
+    let mut n = 0;
+    while n < REFERENCES {
+        let reference = get(reference(line, n));
+        let same = equal(reference >> 24, place.reply_tag());
+        found[2] = choose(same, found[1], found[2]);
+        found[1] = choose(same, found[0], found[1]);
+        found[0] = choose(same, reference, found[0]);
+        n += 1;
+    }
+    // Where nothing was found, 0 - 1 is `NONE`.
+    found.map(|reference| (reference & 0xff_ffff).wrapping_sub(1))
+}
+
+#[inline(always)]
+const fn lines(buckets: u32) -> u32 {
+    lb_common::flow_table::reply_lines(buckets)
+}
+
+#[inline(always)]
+fn reference(line: *mut Replies, n: usize) -> *mut u32 {
+    // SAFETY: the index is below `REFERENCES`, a power of two.
+    unsafe {
+        (&raw mut (*line).0)
+            .cast::<u32>()
+            .add(opaque(n as u32) as usize & (REFERENCES - 1))
+    }
+}
+
+/// Whether such packets are the replies of the flow whose record has this number.
+#[inline(always)]
+fn is_answered_by(number: u32, key: &FlowKey) -> bool {
+    let Some(bucket) = bucket(number / WAYS as u32) else {
+        return false;
+    };
+    // SAFETY: as above.
+    let flow = unsafe { &*record(bucket, number) };
+    // Early, and by branches: put together in one word, the verifier goes through all of it.
+    if flow.protocol as u32 != key.protocol || flow.nat_port != key.dport {
+        return false;
+    }
+    let (Some(backend), Some(source)) = (
+        BACKENDS.get(flow.backend as u32),
+        SOURCES.get(flow.source as u32),
+    ) else {
+        return false;
+    };
+    backend.port == key.sport && backend.addr == key.src && *source == key.dst
+}
+
+/// Whether a flow may lose its place to a new one: it is over, or was never answered or carried
+/// on. Only the first is asked for ports that are not short.
+#[inline(always)]
+fn can_yield(flow: &Flow, tick: u32) -> bool {
+    let is_tcp = flow.protocol == TCP;
+    if flow.source == 0 {
+        return flow.forward & tcp_seen::CLIENT_ACK == 0
+            || tick.saturating_sub(flow.last_seen) > policy::tracked_limit(flow.forward);
+    }
+    flow.reply & tcp_seen::REPLY == 0
+        || (is_tcp && flow.forward & tcp_seen::CLIENT_ACK == 0)
+        // A closed flow gives way at once. The clocks of opening and of the agent may differ by a
+        // second.
+        || (is_tcp && policy::is_closed(flow.forward, flow.reply))
+        || tick.saturating_sub(flow.last_seen)
+            > policy::idle_limit(is_tcp, flow.forward, flow.reply)
+}
+
+/// Takes hold of a way for a new flow: its home, another free one, or one whose flow yields.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_flow_claim(index: u32, home: u32, tick: u32) -> u32 {
+    let Some(bucket) = bucket(index) else {
+        return NONE;
+    };
+    let take = |way: u32, from: u32| swap_if(tag(bucket, way), from, HELD);
+    if get(tag(bucket, home)) == 0 && take(home, 0) {
+        return home;
+    }
+    let mut way = 0;
+    while way < WAYS as u32 {
+        if get(tag(bucket, way)) == 0 && take(way, 0) {
+            return way;
+        }
+        way += 1;
+    }
+    let mut tries = 0;
+    while tries < VICTIM_TRIES {
+        let way = (home + tries * (WAYS as u32 / VICTIM_TRIES)) & (WAYS as u32 - 1);
+        let known = get(tag(bucket, way));
+        // SAFETY: as above.
+        let yields = known > HELD && can_yield(unsafe { &*record(bucket, way) }, tick);
+        if yields && take(way, known) {
+            lb_flow_clear(index, way);
+            return way;
+        }
+        tries += 1;
+    }
+    NONE
+}
+
+/// Empties a record whose way the caller holds, and gives its port back. The answer says nothing: such
+/// a function must have one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_flow_clear(index: u32, way: u32) -> u32 {
+    let (Some(bucket), Some(params)) = (bucket(index), PARAMS.get(0)) else {
+        return NONE;
+    };
+    let flow = record(bucket, way);
+    let number = index * WAYS as u32 + (way & (WAYS as u32 - 1));
+    // SAFETY: as above.
+    let known = unsafe { &*flow };
+    if known.source != 0
+        && let Some(backend) = BACKENDS.get(known.backend as u32)
+        && let Some(source) = SOURCES.get(known.source as u32)
+    {
+        let place = Place::of(
+            &known.reply_key(backend.addr, backend.port, *source),
+            params.seed,
+        );
+        if let Some(line) = REPLIES.get_ptr_mut(place.index(lines(params.flow_buckets))) {
+            let mine = place.reference(number);
+            let mut n = 0;
+            while n < REFERENCES {
+                let reference = reference(line, n);
+                if get(reference) == mine {
+                    // Only its holder clears it.
+                    put32(reference, 0);
+                }
+                n += 1;
+            }
+        }
+    }
+    put64(word(flow), 0);
+    number
+}
+
+/// Removes a flow whose client opens its successor. Another CPU may be quicker.
+#[inline(always)]
+fn remove(key: &FlowKey, place: Place, index: u32) {
+    let Some(bucket) = bucket(index) else {
+        return;
+    };
+    let home = place.home() as u32;
+    // SAFETY: as above.
+    let way = if unsafe { (*record(bucket, home)).is_of(key) } {
+        home
+    } else {
+        lb_flow_away(index, place.tag(), key)
+    };
+    if way != NONE && swap_if(tag(bucket, way), place.tag(), HELD) {
+        lb_flow_clear(index, way);
+        put32(tag(bucket, way), 0);
+    }
+}
+
+/// Records the flow in [`OPENING`], in the place of an older one of the same client and port.
+#[inline(always)]
+pub fn insert() -> Result<(), Verdict> {
+    match lb_flow_insert() {
+        RECORDED => Ok(()),
+        NO_PORT => Err(Verdict::DropNoPort),
+        _ => Err(Verdict::DropFlowTable),
+    }
+}
+
+const RECORDED: u32 = 0;
+const NO_PORT: u32 = 1;
+const NO_PLACE: u32 = 2;
+
+/// Does what [`insert`] says.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_flow_insert() -> u32 {
+    let (Some(params), Some(opening)) = (PARAMS.get(0), OPENING.get_ptr_mut(0)) else {
+        return NO_PLACE;
+    };
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    let opening = unsafe { &mut *opening };
+    let key = &opening.key;
+    let place = Place::of(key, params.seed);
+    let index = place.index(params.flow_buckets);
+    remove(key, place, index);
+    let way = lb_flow_claim(index, place.home() as u32, opening.tick);
+    let Some(bucket) = bucket(index).filter(|_| way != NONE) else {
+        return NO_PLACE;
+    };
+    let flow = record(bucket, way);
+    // SAFETY: this CPU holds the way, and nobody reads a record whose word is 0.
+    unsafe {
+        copy(&raw const key.src, &raw mut (*flow).client);
+        copy(&raw const key.dst, &raw mut (*flow).vip);
+        (*flow).last_seen = opening.tick;
+        (*flow).nat_port = 0;
+        (*flow).forward = 0;
+        (*flow).reply = 0;
+        (*flow).way_back = opening.way_back;
+    }
+    let mut source = 0;
+    if opening.is_nat != 0 {
+        opening.reserved = 0;
+        if let Some(entry) = BACKENDS.get(opening.backend as u32)
+            && let Some(address) = SOURCES.get(entry.source_index as u32)
+        {
+            source = entry.source_index;
+            copy(&raw const entry.addr, &raw mut opening.reply.src);
+            copy(address, &raw mut opening.reply.dst);
+            opening.reply.sport = entry.port;
+            opening.reply.protocol = key.protocol;
+            opening.bucket = index;
+            opening.way = way;
+            // What differs among flows; the generator mixes it.
+            let client = (key.src.0[1] ^ key.src.0[3]) as u64;
+            opening.random = client << 32 | (params.seed ^ key.sport as u32) as u64;
+            opening.draw = 1;
+            opening.victim = NONE;
+            reserve_within(PORT_TRIES);
+            if unsafe { (&raw const opening.victim).read_volatile() } != NONE
+                && unsafe { (&raw const opening.reserved).read_volatile() } == 0
+                && evict(opening.victim, opening.tick)
+            {
+                opening.draw = 0;
+                opening.reply.dport = opening.victim_port;
+                reserve_within(1);
+            }
+        }
+        // SAFETY: in the scratch; read anew, since the loop has changed it.
+        if unsafe { (&raw const opening.reserved).read_volatile() } == 0 {
+            put32(tag(bucket, way), 0);
+            return NO_PORT;
+        }
+    }
+    let [a, b] = [key.sport.to_ne_bytes(), key.dport.to_ne_bytes()];
+    let c = opening.backend.to_ne_bytes();
+    let bytes = [
+        a[0],
+        a[1],
+        b[0],
+        b[1],
+        key.protocol as u8,
+        source,
+        c[0],
+        c[1],
+    ];
+    put64(word(flow), u64::from_ne_bytes(bytes));
+    put32(tag(bucket, way), place.tag());
+    RECORDED
+}
+
+/// Copies word by word. Left to itself LLVM calls memmove, a loop over bytes.
+#[inline(always)]
+fn copy(from: *const Addr, to: *mut Addr) {
+    for n in 0..4 {
+        // SAFETY: both are valid, and no other CPU uses the target.
+        unsafe { (&raw mut (*to).0[n]).write((&raw const (*from).0[n]).read_volatile()) };
+    }
+}
+
+/// A helper's loop, because the verifier goes through its body once, and through what follows an
+/// ordinary loop once for each turn.
+#[inline(always)]
+fn reserve_within(tries: u32) {
+    // SAFETY: the function has the form that the helper wants (Linux 5.17), and needs no context.
+    unsafe { bpf_loop(tries, reserve as *mut c_void, core::ptr::null_mut(), 0) };
+}
+
+/// One try to find a port: draws one and places the reference of the flow's replies. Nonzero ends
+/// the loop.
+extern "C" fn reserve(_turn: u64, _context: *mut c_void) -> u64 {
+    let (Some(opening), Some(params)) = (OPENING.get_ptr_mut(0), PARAMS.get(0)) else {
+        return 1;
+    };
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    let opening = unsafe { &mut *opening };
+    let key = &mut opening.reply;
+    if opening.draw != 0 {
+        opening.random = hash::mix(opening.random.wrapping_add(0x9e37_79b9_7f4a_7c15));
+        let offset = hash::slot((opening.random >> 32) as u32, params.snat_count as u32);
+        key.dport = params.snat_first.wrapping_add(offset as u16).to_be();
+    }
+    let Some(bucket) = bucket(opening.bucket) else {
+        return 1;
+    };
+    let flow = record(bucket, opening.way);
+    // SAFETY: this CPU holds the way.
+    unsafe { (*flow).nat_port = key.dport };
+    let number = opening.bucket * WAYS as u32 + (opening.way & (WAYS as u32 - 1));
+    let place = Place::of(key, params.seed);
+    let Some(line) = REPLIES.get_ptr_mut(place.index(lines(params.flow_buckets))) else {
+        return 1;
+    };
+    let taken = lb_flow_taken(number, key);
+    if taken != NONE {
+        if can_yield_number(taken, params.tick) {
+            opening.victim = taken;
+            opening.victim_port = key.dport;
+        }
+        return 0;
+    }
+    let mine = place.reference(number);
+    let mut free = 0;
+    while free < REFERENCES && get(reference(line, free)) != 0 {
+        free += 1;
+    }
+    if free == REFERENCES || !swap_if(reference(line, free), 0, mine) {
+        return 0;
+    }
+    // Another CPU may have taken the same port in this moment. Each of the two then finds the other,
+    // and draws again.
+    if lb_flow_taken(number, key) != NONE {
+        put32(reference(line, free), 0);
+        return 0;
+    }
+    opening.reserved = 1;
+    1
+}
+
+/// Another flow with such replies than the one of this number; also one that is just being opened,
+/// which may have them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_flow_taken(own: u32, key: *const FlowKey) -> u32 {
+    let Some(params) = PARAMS.get(0) else {
+        return own;
+    };
+    if key.is_null() {
+        return own;
+    }
+    // SAFETY: the caller's.
+    let key = unsafe { &*key };
+    let place = Place::of(key, params.seed);
+    let Some(line) = REPLIES.get_ptr_mut(place.index(lines(params.flow_buckets))) else {
+        return own;
+    };
+    let [first, second, third] = candidates(line, place);
+    if third != NONE && third != own && first != own && second != own {
+        // No room for a fourth with this tag.
+        return third;
+    }
+    if may_have(first, own, key) {
+        first
+    } else if may_have(second, own, key) {
+        second
+    } else if may_have(third, own, key) {
+        third
+    } else {
+        NONE
+    }
+}
+
+#[inline(always)]
+fn may_have(number: u32, own: u32, key: &FlowKey) -> bool {
+    if number == NONE || number == own {
+        return false;
+    }
+    // SAFETY: as above.
+    let in_use = bucket(number / WAYS as u32)
+        .is_some_and(|bucket| unsafe { (*record(bucket, number)).protocol } != 0);
+    !in_use || is_answered_by(number, key)
+}
+
+#[inline(always)]
+fn can_yield_number(number: u32, tick: u32) -> bool {
+    // SAFETY: as above.
+    bucket(number / WAYS as u32)
+        .is_some_and(|bucket| can_yield(unsafe { &*record(bucket, number) }, tick))
+}
+
+/// Frees the place and the port of a flow that can do without; whether it could.
+#[inline(always)]
+fn evict(number: u32, tick: u32) -> bool {
+    let index = number / WAYS as u32;
+    let Some(bucket) = bucket(index) else {
+        return false;
+    };
+    let tag = tag(bucket, number);
+    let known = get(tag);
+    // SAFETY: as above.
+    let yields = known > HELD && can_yield(unsafe { &*record(bucket, number) }, tick);
+    if !yields || !swap_if(tag, known, HELD) {
+        return false;
+    }
+    lb_flow_clear(index, number & (WAYS as u32 - 1));
+    put32(tag, 0);
+    true
+}

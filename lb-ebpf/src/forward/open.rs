@@ -1,0 +1,97 @@
+//! Flows that are recorded when they open: all of NAT, and in the other modes those whose slot is in
+//! transition. The packet path comes here when it finds no record, and is gone through once more when
+//! there is one: new flows are rarer than packets.
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::programs::XdpContext;
+use lb_common::abi::{Forwarding, Service};
+use lb_common::verdict::Verdict;
+
+use crate::forward::{OPEN, nat};
+use crate::maps::{OPENING, Opening, PARAMS};
+use crate::packet::Packet;
+use crate::parse::Headers;
+use crate::{Fate, Packed, Refusal, flows, for_service, select};
+
+/// Records the flow of this packet; [`OPEN`] once that is done.
+#[inline(always)]
+pub fn open(ctx: *mut xdp_md) -> Packed {
+    let prepared = prepare(ctx);
+    if prepared.0 != OPEN as u64 {
+        return prepared;
+    }
+    Packed::pack(match flows::insert() {
+        Ok(()) => Ok(OPEN),
+        Err(verdict) => Err(Refusal {
+            service: opening().map_or(0, |opening| opening.service),
+            verdict,
+        }),
+    })
+}
+
+/// Puts together what the flow is recorded with.
+#[inline(never)]
+fn prepare(ctx: *mut xdp_md) -> Packed {
+    let packet = &Packet::new(&XdpContext::new(ctx));
+    Packed::pack(crate::read(packet, Prepare))
+}
+
+#[inline(always)]
+fn opening() -> Option<&'static mut Opening> {
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    OPENING
+        .get_ptr_mut(0)
+        .map(|opening| unsafe { &mut *opening })
+}
+
+struct Prepare;
+
+impl crate::Then for Prepare {
+    #[inline(always)]
+    fn then<const V6: bool>(self, packet: &Packet, headers: &Headers<V6>) -> Fate {
+        let service = for_service(headers)?;
+        choose(packet, headers, &service).map_err(|verdict| Refusal {
+            service: service.id,
+            verdict,
+        })
+    }
+}
+
+#[inline(always)]
+fn choose<const V6: bool>(
+    packet: &Packet,
+    headers: &Headers<V6>,
+    service: &Service,
+) -> Result<u32, Verdict> {
+    let flow = headers.flow();
+    let slot = select::slot(service, &flow).ok_or(Verdict::DropNoBackend)?;
+    let backend = select::for_new(slot.current()).ok_or(Verdict::DropNoBackend)?;
+    let is_nat = service.forwarding == Forwarding::Nat as u8;
+    if is_nat && backend.source_index == 0 {
+        return Err(Verdict::DropNoNeighbor);
+    }
+    let opening = opening().ok_or(Verdict::DropFlowTable)?;
+    opening.way_back = nat::way_back(packet).ok_or(Verdict::DropMalformed)?;
+    opening.key = flow;
+    opening.tick = now()?;
+    opening.backend = slot.current();
+    opening.service = service.id;
+    opening.is_nat = is_nat as u16;
+    Ok(OPEN)
+}
+
+/// The coarse clock, which is set for the other packets too: only the opening of flows needs time
+/// to pass when no agent runs.
+#[inline(always)]
+fn now() -> Result<u32, Verdict> {
+    let params = PARAMS.get_ptr_mut(0).ok_or(Verdict::DropFlowTable)?;
+    // SAFETY: the parameter array has one entry; the agent and this write whole words.
+    let params = unsafe { &mut *params };
+    // SAFETY: no arguments.
+    let tick = (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32;
+    if params.tick != tick {
+        params.tick = tick;
+    }
+    Ok(tick)
+}
