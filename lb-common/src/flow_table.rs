@@ -82,7 +82,7 @@ impl Place {
     /// Index of the bucket or line among `count`.
     #[inline(always)]
     pub const fn index(self, count: u32) -> u32 {
-        ((self.0 >> 32) * count as u64 >> 32) as u32
+        (((self.0 >> 32) * count as u64) >> 32) as u32
     }
 
     /// The way to look at first.
