@@ -15,6 +15,8 @@ use super::session::{Record, lock};
 
 /// Length of one test in seconds.
 const SECONDS: u64 = 6;
+/// Rest after a test that failed.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Time between two lines of its report, in seconds.
 const INTERVAL: f64 = 0.5;
 
@@ -35,13 +37,14 @@ pub(super) fn repeat(
             return;
         }
         let now = Instant::now();
-        let mut record = lock(record);
         match result {
             Ok(outcome) => {
+                let mut record = lock(record);
                 record.connections += 1;
                 record.progress(outcome.bytes, outcome.stall);
             }
             Err(error) => {
+                std::thread::sleep(PAUSE);
                 // The servers' logs tell which of them had the test.
                 let pairs = logs.iter().zip(&before);
                 let server = pairs
@@ -51,7 +54,7 @@ pub(super) fn repeat(
                 let expected = server.is_some_and(|name| excuses.broke(name, started, now))
                     || excuses.failed(started, now) && server.is_none();
                 let age = now - started;
-                record.end(expected, || {
+                lock(record).end(expected, || {
                     format!("of {server:?}, {age:.1?} old: {error:#}")
                 });
             }
