@@ -12,6 +12,7 @@ use super::{Requester, TIMEOUT};
 #[derive(Debug)]
 pub struct Client {
     to: SocketAddr,
+    path: &'static str,
     keep: bool,
     connection: Option<BufReader<TcpStream>>,
 }
@@ -34,9 +35,15 @@ impl Client {
     pub fn new(to: SocketAddr, keep: bool) -> Self {
         Self {
             to,
+            path: "/",
             keep,
             connection: None,
         }
+    }
+
+    /// The same, with another path for its requests as load.
+    pub fn asking(self, path: &'static str) -> Self {
+        Self { path, ..self }
     }
 
     /// Sends `GET path` and reads the head; the body comes from the reader.
@@ -85,7 +92,7 @@ impl Client {
 
 impl Requester for Client {
     fn request(&mut self) -> Result<String> {
-        let result = match self.fetch("/") {
+        let result = match self.fetch(self.path) {
             Ok((200, body)) => String::from_utf8(body).context("the body is not text"),
             Ok((status, _)) => Err(anyhow::anyhow!("HTTP {status}")),
             Err(error) => Err(error),
