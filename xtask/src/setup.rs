@@ -303,6 +303,8 @@ mod tests {
         let missing = Missing {
             packages: vec!["llvm-22-dev"],
             linker: Some(22),
+            python: true,
+            node: true,
             ..Missing::default()
         };
         let lines: Vec<_> = missing.commands().iter().map(command::line).collect();
@@ -313,6 +315,9 @@ mod tests {
             lines[1]
         );
         assert!(lines[1].contains("bpf-linker --version 0.13.0"));
+        assert!(lines[2].contains("python3 -m venv"), "{}", lines[2]);
+        assert!(lines[3].contains("pip install"), "{}", lines[3]);
+        assert!(lines.iter().any(|line| line.contains("npm ci")));
         assert!(Missing::default().commands().is_empty());
     }
 }

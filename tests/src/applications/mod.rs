@@ -5,6 +5,7 @@
 //! them may break, and [`Report`] sums up.
 
 mod backend;
+mod change;
 mod excuse;
 mod iperf;
 mod report;

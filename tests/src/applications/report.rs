@@ -99,12 +99,12 @@ impl fmt::Display for Report {
         }
         let changes = self.changes.iter();
         let changes: Vec<String> = changes
-            .map(|(kind, count)| format!("{count} {kind}"))
+            .map(|(kind, count)| format!("{kind} {count}"))
             .collect();
         writeln!(
             f,
-            "In {:.0} s: {}.\n\
-             expected: connections that ended with a backend that was killed, or whose drain was \
+            "Changes in {:.0} s: {}.\n\
+             Expected breaks: connections that ended with a backend that was killed, or whose drain was \
              over.",
             self.time.as_secs_f64(),
             changes.join(", ")

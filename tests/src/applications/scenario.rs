@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::backend::{Applications, GRPC, HAPROXY, NGINX, iperf_log};
+use super::change::{Change, SPARE, USUAL};
 use super::excuse::Excuses;
 use super::report::Report;
 use super::service::{DRAIN_DEADLINE, Mode, services};
@@ -19,10 +20,6 @@ use crate::wait::{pause, wait_for};
 
 /// Backends of the laboratory that the scenario needs.
 pub const BACKENDS: u8 = 4;
-/// Those that are always in the configuration.
-const USUAL: [&str; 3] = ["b1", "b2", "b3"];
-/// The one that reloads add and remove.
-const SPARE: &str = "b4";
 
 /// Rest between the exchanges of a connection.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -159,91 +156,32 @@ impl<'lab> Scenario<'lab> {
         }
     }
 
-    fn round(&mut self, round: u32, tell: &mut impl FnMut(&str)) -> Result<()> {
-        // Another backend each round, and three different ones in each.
-        let turn = |offset: u32| (round + offset) as usize % USUAL.len();
-        let (killed, unready, drained) = (turn(2), turn(1), turn(0));
-        let mut step = |text: String, kind, scenario: &mut Self, change: Change<'lab>| {
-            tell(&text);
-            change(scenario).with_context(|| text.clone())?;
-            *scenario.changes.entry(kind).or_default() += 1;
-            scenario
-                .progress()
-                .with_context(|| format!("after: {text}"))
-        };
-        let name = |index: usize| USUAL[index];
-        step(
-            format!("weight of {} from 100 to 300", name(drained)),
-            "weights changed",
-            self,
-            Box::new(move |scenario| scenario.weigh(drained, 300)),
-        )?;
-        step(
-            format!("{} killed", name(killed)),
-            "backends killed",
-            self,
-            Box::new(move |scenario| scenario.kill(killed)),
-        )?;
-        step(
-            format!("{} drained by the operator", name(drained)),
-            "drains",
-            self,
-            Box::new(move |scenario| scenario.drain(drained)),
-        )?;
-        step(
-            format!("{} started again", name(killed)),
-            "backends started again",
-            self,
-            Box::new(move |scenario| scenario.revive(killed)),
-        )?;
-        step(
-            format!("{} enabled again", name(drained)),
-            "drains undone",
-            self,
-            Box::new(move |scenario| scenario.enable(drained)),
-        )?;
-        step(
-            format!("{} answers its probes with 503", name(unready)),
-            "failing probes",
-            self,
-            Box::new(move |scenario| scenario.fail(unready)),
-        )?;
-        step(
-            format!("reload with {SPARE}"),
-            "backends added",
-            self,
-            Box::new(Self::add),
-        )?;
-        step(
-            "agent killed".to_owned(),
-            "agents killed",
-            self,
-            Box::new(|scenario| scenario.agent.kill()),
-        )?;
-        step(
-            "agent started again".to_owned(),
-            "agents started",
-            self,
-            Box::new(Self::start_agent),
-        )?;
-        step(
-            format!("{} answers its probes with 200 again", name(unready)),
-            "probes mended",
-            self,
-            Box::new(move |scenario| scenario.mend(unready)),
-        )?;
-        step(
-            format!("weight of {} back to 100", name(drained)),
-            "weights changed",
-            self,
-            Box::new(move |scenario| scenario.weigh(drained, 100)),
-        )?;
-        step(
-            format!("reload without {SPARE}"),
-            "backends removed",
-            self,
-            Box::new(Self::remove),
-        )
+    fn round(&mut self, number: u32, tell: &mut impl FnMut(&str)) -> Result<()> {
+        for change in Change::round(number) {
+            tell(&change.to_string());
+            self.make(change).with_context(|| change.to_string())?;
+            let after = || format!("after: {change}");
+            self.progress().with_context(after)?;
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Weigh(backend, weight) => self.weigh(backend, weight),
+            Change::Kill(backend) => self.kill(backend),
+            Change::Revive(backend) => self.revive(backend),
+            Change::Drain(backend) => self.drain(backend),
+            Change::Enable(backend) => self.enable(backend),
+            Change::Fail(backend) => self.fail(backend),
+            Change::Mend(backend) => self.mend(backend),
+            Change::Add => self.add(),
+            Change::Remove => self.remove(),
+            Change::KillAgent => self.kill_agent(),
+            Change::StartAgent => self.start_agent(),
+        }?;
+        *self.changes.entry(change.kind()).or_default() += 1;
+        Ok(())
     }
 
     fn weigh(&mut self, backend: usize, weight: u32) -> Result<()> {
@@ -302,7 +240,7 @@ impl<'lab> Scenario<'lab> {
         self.wait(SPARE, "active")?;
         self.excuses.returns(SPARE);
         // Connections that the removal must leave alone for a while; they go on with others after.
-        if !self.changes.contains_key("backends added") {
+        if !self.changes.contains_key(Change::Add.kind()) {
             for mode in self.modes.clone() {
                 self.open(mode, SPARE)?;
             }
@@ -313,6 +251,12 @@ impl<'lab> Scenario<'lab> {
     fn remove(&mut self) -> Result<()> {
         self.leaves(SPARE);
         self.reload(false)
+    }
+
+    fn kill_agent(&mut self) -> Result<()> {
+        self.agent.kill()?;
+        // Packets go on without one, and not only for a moment.
+        pause(Duration::from_secs(1))
     }
 
     fn start_agent(&mut self) -> Result<()> {
@@ -416,8 +360,6 @@ impl<'lab> Scenario<'lab> {
         Ok(())
     }
 }
-
-type Change<'lab> = Box<dyn FnOnce(&mut Scenario<'lab>) -> Result<()>>;
 
 fn config(lab: &Lab, modes: &[Mode], spare: bool) -> Config {
     let mut backends = USUAL.to_vec();
