@@ -6,8 +6,10 @@
 //! is owned: dropping a value ends what it stands for, on a panic too.
 
 pub mod agent;
+pub mod applications;
 pub mod binaries;
 pub mod config;
+pub mod frameworks;
 pub mod interrupt;
 pub mod lab;
 pub mod load;

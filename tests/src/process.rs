@@ -46,6 +46,12 @@ impl Process {
             .with_context(|| format!("cannot send signal {signal} to {}", self.name))
     }
 
+    /// SIGTERM to the process alone, which is to tell its descendants itself.
+    pub fn terminate(&self) -> Result<()> {
+        sys::signal_process(self.child.id(), libc::SIGTERM)
+            .with_context(|| format!("cannot send SIGTERM to {}", self.name))
+    }
+
     /// The exit status, if it has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.child

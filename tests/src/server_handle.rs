@@ -15,6 +15,8 @@ use crate::server::Order;
 pub const HTTP: u16 = 8080;
 /// Port of the gRPC server.
 pub const GRPC: u16 = 50051;
+/// Port of the WebSocket echo.
+pub const WEBSOCKET: u16 = 7002;
 /// Port of the TCP echo.
 pub const TCP_ECHO: u16 = 7000;
 /// Port of the UDP echo.
@@ -39,7 +41,12 @@ impl Server {
             .args(["--name", &host.name]);
         // Linux binds [::] for IPv4 as well.
         let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-        for (option, port) in [("--http", HTTP), ("--grpc", GRPC), ("--tcp", TCP_ECHO)] {
+        for (option, port) in [
+            ("--http", HTTP),
+            ("--grpc", GRPC),
+            ("--websocket", WEBSOCKET),
+            ("--tcp", TCP_ECHO),
+        ] {
             command.args([option, &SocketAddr::new(any, port).to_string()]);
         }
         let vips = DSR_VIP.into_iter().filter(|_| host.owns_vips);

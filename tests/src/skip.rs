@@ -20,7 +20,8 @@ pub fn reason() -> Option<String> {
     ))
 }
 
-fn installed(tool: &str) -> bool {
+/// Whether a program is where programs are.
+pub(crate) fn installed(tool: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let places = path.split(':').chain(["/usr/sbin", "/sbin"]);
     places

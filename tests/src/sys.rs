@@ -109,6 +109,12 @@ pub fn signal_group(group: u32, signal: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::killpg(group.cast_signed(), signal) })
 }
 
+/// Sends `signal` to one process.
+pub fn signal_process(id: u32, signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: kill touches no memory of ours.
+    check(unsafe { libc::kill(id.cast_signed(), signal) })
+}
+
 /// Effective user id of this process.
 pub fn effective_user() -> u32 {
     // SAFETY: geteuid cannot fail and touches no memory.

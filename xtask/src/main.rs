@@ -1,4 +1,4 @@
-//! `cargo xtask`: set-up, build, demo, test and bench of lb.
+//! `cargo xtask`: set-up, build, demo, test, soak and bench of lb.
 //!
 //! Depends on nothing that needs the BPF toolchain, so that it compiles before that is installed.
 
@@ -7,19 +7,21 @@ mod build;
 mod command;
 mod demo;
 mod setup;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use lb_tests::applications::Mode;
 
 use setup::Purpose;
 
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
-    about = "Set-up, build, demo, test and bench of lb"
+    about = "Set-up, build, demo, test, soak and bench of lb"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -36,7 +38,8 @@ enum Task {
         /// Also what `bench` needs (haproxy, wrk, nftables)
         #[arg(long)]
         bench: bool,
-        /// Also what the checks of `.ci/run` need (cargo-deny)
+        /// Also what the checks of `.ci/run` and all tests need (cargo-deny; nginx, HAProxy,
+        /// iperf3; packages from PyPI and npm)
         #[arg(long)]
         ci: bool,
     },
@@ -57,6 +60,15 @@ enum Task {
         #[arg(long, value_name = "TEXT")]
         filter: Option<String>,
     },
+    /// Real applications through kills, drains, reloads and crashes for some minutes
+    Soak {
+        /// How long to go on, in whole rounds
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Only this way to forward
+        #[arg(long, value_parser = Mode::ALL.map(Mode::word))]
+        mode: Option<String>,
+    },
     /// Measure the time per packet, and requests per second beside nftables and HAProxy
     Bench {
         /// Fewer and shorter rounds
@@ -76,7 +88,9 @@ fn main() -> Result<ExitCode> {
         Task::Setup { yes, bench, ci } => {
             let mut purposes = vec![Purpose::Build, Purpose::Test];
             purposes.extend(bench.then_some(Purpose::Bench));
-            purposes.extend(ci.then_some(Purpose::Ci));
+            if ci {
+                purposes.extend([Purpose::Applications, Purpose::Ci]);
+            }
             setup::run(&purposes, yes)?;
             println!("Everything needed is installed.");
             Ok(ExitCode::SUCCESS)
@@ -88,6 +102,16 @@ fn main() -> Result<ExitCode> {
             demo::run(keep).map(|()| ExitCode::SUCCESS)
         }
         Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Soak { minutes, mode } => {
+            setup::run(
+                &[Purpose::Build, Purpose::Test, Purpose::Applications],
+                false,
+            )?;
+            build::run(false)?;
+            let chosen = |each: &Mode| mode.as_deref().is_none_or(|mode| mode == each.word());
+            let modes: Vec<Mode> = Mode::ALL.into_iter().filter(chosen).collect();
+            soak::run(minutes, &modes).map(|()| ExitCode::SUCCESS)
+        }
         Task::Bench {
             quick,
             packets,

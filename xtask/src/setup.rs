@@ -3,6 +3,9 @@
 //! Looks at files and versions, not at the package manager's records, so that it is quick where
 //! nothing is missing and content with a tool that came another way.
 
+mod applications;
+mod daemons;
+
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::Command;
@@ -31,6 +34,8 @@ pub enum Purpose {
     Test,
     /// What `lb` is compared with, and the load generator.
     Bench,
+    /// The real applications of the tests and of `soak`.
+    Applications,
     /// The checks of `.ci/run`.
     Ci,
 }
@@ -45,6 +50,10 @@ struct Missing {
     /// bpf-linker for this major version of LLVM.
     linker: Option<u32>,
     cargo_deny: bool,
+    /// Packages from PyPI.
+    python: bool,
+    /// Packages from npm.
+    node: bool,
 }
 
 impl Missing {
@@ -85,6 +94,12 @@ impl Missing {
                 .env("CARGO_PROFILE_RELEASE_LTO", "off")
                 .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
             commands.push(install);
+        }
+        if self.python {
+            commands.extend(applications::python_commands());
+        }
+        if self.node {
+            commands.extend(applications::node_commands());
         }
         commands
     }
@@ -135,7 +150,7 @@ pub fn run(purposes: &[Purpose], yes: bool) -> Result<()> {
     }
     for mut command in commands {
         if command.get_program() == "apt-get" {
-            install_packages(&mut command)?;
+            daemons::without(&missing.packages, || install_packages(&mut command))?;
         } else {
             command::run(&mut command)?;
         }
@@ -165,6 +180,15 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
             // Without root the tests that need these are skipped, and say so.
             Purpose::Test if !is_root() => {}
             Purpose::Test => tools(&mut missing, &[("ip", "iproute2"), ("ethtool", "ethtool")]),
+            Purpose::Applications if !is_root() => {}
+            Purpose::Applications => {
+                tools(&mut missing, &applications::TOOLS);
+                missing.python = applications::python_is_missing();
+                missing.node = applications::node_is_missing();
+                if missing.python && applications::venv_is_missing() {
+                    missing.packages.push("python3-venv");
+                }
+            }
             Purpose::Bench => tools(
                 &mut missing,
                 &[("haproxy", "haproxy"), ("wrk", "wrk"), ("nft", "nftables")],
@@ -177,7 +201,12 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
 
 fn tools(missing: &mut Missing, tools: &[(&str, &'static str)]) {
     let absent = tools.iter().filter(|(program, _)| find(program).is_none());
-    missing.packages.extend(absent.map(|(_, package)| *package));
+    for (_, package) in absent {
+        // Two purposes may need the same one.
+        if !missing.packages.contains(package) {
+            missing.packages.push(package);
+        }
+    }
 }
 
 fn look_for_toolchain(missing: &mut Missing) -> Result<()> {
@@ -274,6 +303,8 @@ mod tests {
         let missing = Missing {
             packages: vec!["llvm-22-dev"],
             linker: Some(22),
+            python: true,
+            node: true,
             ..Missing::default()
         };
         let lines: Vec<_> = missing.commands().iter().map(command::line).collect();
@@ -284,6 +315,9 @@ mod tests {
             lines[1]
         );
         assert!(lines[1].contains("bpf-linker --version 0.13.0"));
+        assert!(lines[2].contains("python3 -m venv"), "{}", lines[2]);
+        assert!(lines[3].contains("pip install"), "{}", lines[3]);
+        assert!(lines.iter().any(|line| line.contains("npm ci")));
         assert!(Missing::default().commands().is_empty());
     }
 }

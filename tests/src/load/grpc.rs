@@ -11,17 +11,27 @@ use tokio::time::timeout;
 use super::{Requester, TIMEOUT};
 use crate::server::grpc_frame;
 
-/// A caller of `/lab.Echo/Name`.
+/// A caller of `/lab.Echo/Name`, or of another method that gives the backend's name.
 #[derive(Debug)]
 pub struct Client {
     to: SocketAddr,
+    path: &'static str,
     runtime: Option<Runtime>,
 }
 
 impl Client {
     /// A client of one server.
     pub fn new(to: SocketAddr) -> Self {
-        Self { to, runtime: None }
+        Self {
+            to,
+            path: "/lab.Echo/Name",
+            runtime: None,
+        }
+    }
+
+    /// The same, calling another method.
+    pub fn calling(self, path: &'static str) -> Self {
+        Self { path, ..self }
     }
 }
 
@@ -34,20 +44,20 @@ impl Requester for Client {
                 .enable_all()
                 .build()?,
         };
-        let answer = runtime.block_on(async { timeout(TIMEOUT, call(self.to)).await });
+        let answer = runtime.block_on(async { timeout(TIMEOUT, call(self.to, self.path)).await });
         self.runtime = Some(runtime);
         answer.context("no answer in time")?
     }
 }
 
-async fn call(to: SocketAddr) -> Result<String> {
+async fn call(to: SocketAddr, path: &str) -> Result<String> {
     let stream = TcpStream::connect(to).await.context("connecting")?;
     let (sender, connection) = h2::client::handshake(stream)
         .await
         .context("HTTP/2 handshake")?;
     let driver = tokio::spawn(connection);
     let mut sender = sender.ready().await.context("HTTP/2 settings")?;
-    let request = Request::post(format!("http://{to}/lab.Echo/Name"))
+    let request = Request::post(format!("http://{to}{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())?;

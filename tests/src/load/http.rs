@@ -12,6 +12,7 @@ use super::{Requester, TIMEOUT};
 #[derive(Debug)]
 pub struct Client {
     to: SocketAddr,
+    path: &'static str,
     keep: bool,
     connection: Option<BufReader<TcpStream>>,
 }
@@ -25,6 +26,8 @@ pub struct Head {
     pub length: u64,
     /// The header `x-backend`.
     pub backend: Option<String>,
+    /// Whether the server will close the connection after this answer.
+    pub last: bool,
 }
 
 impl Client {
@@ -32,9 +35,15 @@ impl Client {
     pub fn new(to: SocketAddr, keep: bool) -> Self {
         Self {
             to,
+            path: "/",
             keep,
             connection: None,
         }
+    }
+
+    /// The same, with another path for its requests as load.
+    pub fn asking(self, path: &'static str) -> Self {
+        Self { path, ..self }
     }
 
     /// Sends `GET path` and reads the head; the body comes from the reader.
@@ -54,6 +63,11 @@ impl Client {
         Ok((head, connection))
     }
 
+    /// The open connection, where the body that follows a head is read.
+    pub fn body(&mut self) -> Option<&mut BufReader<TcpStream>> {
+        self.connection.as_mut()
+    }
+
     /// `GET path` as a whole: status and body.
     pub fn fetch(&mut self, path: &str) -> Result<(u16, Vec<u8>)> {
         let (head, connection) = self.get(path)?;
@@ -63,7 +77,7 @@ impl Client {
             .read_to_end(&mut body)
             .context("reading the body")?;
         ensure!(body.len() as u64 == head.length, "the body ended early");
-        if !self.keep
+        if (!self.keep || head.last)
             && let Some(mut connection) = self.connection.take()
         {
             // The server closes first, which must come through as well.
@@ -78,7 +92,7 @@ impl Client {
 
 impl Requester for Client {
     fn request(&mut self) -> Result<String> {
-        let result = match self.fetch("/") {
+        let result = match self.fetch(self.path) {
             Ok((200, body)) => String::from_utf8(body).context("the body is not text"),
             Ok((status, _)) => Err(anyhow::anyhow!("HTTP {status}")),
             Err(error) => Err(error),
@@ -91,7 +105,7 @@ impl Requester for Client {
 }
 
 /// Connects with the timeouts of a request.
-pub(super) fn connect(to: SocketAddr) -> Result<TcpStream> {
+pub(crate) fn connect(to: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&to, TIMEOUT).context("connecting")?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -113,6 +127,7 @@ fn head(connection: &mut BufReader<TcpStream>) -> Result<Head> {
         status,
         length: 0,
         backend: None,
+        last: false,
     };
     loop {
         line.clear();
@@ -123,8 +138,9 @@ fn head(connection: &mut BufReader<TcpStream>) -> Result<Head> {
             ensure!(line == "\r\n", "the headers ended early");
             return Ok(head);
         };
-        match name {
+        match name.to_ascii_lowercase().as_str() {
             "content-length" => head.length = value.parse().context("content-length")?,
+            "connection" => head.last = value.eq_ignore_ascii_case("close"),
             "x-backend" => head.backend = Some(value.into()),
             _ => {}
         }

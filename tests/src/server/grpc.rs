@@ -1,5 +1,6 @@
-//! A gRPC server over h2: `grpc.health.v1.Health/Check` as ordered, and `/lab.Echo/Name`, whose
-//! answer's first field is the backend's name. The messages are small enough to write by hand.
+//! A gRPC server over h2: `grpc.health.v1.Health/Check` as ordered, `/lab.Echo/Name`, whose
+//! answer's first field is the backend's name, and `/lab.Echo/Stream`, a stream in both directions
+//! that begins with the same answer and then echoes. The messages are small enough to write by hand.
 
 use std::sync::Arc;
 
@@ -43,6 +44,9 @@ async fn answer(
     state: &State,
 ) -> Result<(), h2::Error> {
     let (parts, mut body) = request.into_parts();
+    if parts.uri.path() == "/lab.Echo/Stream" {
+        return stream(body, respond, state).await;
+    }
     while let Some(chunk) = body.data().await {
         body.flow_control().release_capacity(chunk?.len())?;
     }
@@ -52,17 +56,41 @@ async fn answer(
         "/lab.Echo/Name" => Some(text_field(&state.name)),
         _ => None,
     };
-    let mut head = Response::new(());
-    head.headers_mut()
-        .insert("content-type", HeaderValue::from_static("application/grpc"));
     let status = if message.is_some() { OK } else { UNIMPLEMENTED };
-    let mut stream = respond.send_response(head, false)?;
+    let mut stream = respond.send_response(head(), false)?;
     if let Some(message) = message {
         stream.send_data(frame(&message), false)?;
     }
+    stream.send_trailers(trailers(status))
+}
+
+/// Greets with the name, then sends back what comes until the client closes its half.
+async fn stream(
+    mut body: RecvStream,
+    mut respond: SendResponse<Bytes>,
+    state: &State,
+) -> Result<(), h2::Error> {
+    let mut stream = respond.send_response(head(), false)?;
+    stream.send_data(frame(&text_field(&state.name)), false)?;
+    while let Some(chunk) = body.data().await {
+        let chunk = chunk?;
+        body.flow_control().release_capacity(chunk.len())?;
+        stream.send_data(chunk, false)?;
+    }
+    stream.send_trailers(trailers(OK))
+}
+
+fn head() -> Response<()> {
+    let mut head = Response::new(());
+    head.headers_mut()
+        .insert("content-type", HeaderValue::from_static("application/grpc"));
+    head
+}
+
+fn trailers(status: &'static str) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static(status));
-    stream.send_trailers(trailers)
+    trailers
 }
 
 /// Field 1 of type string, shorter than 128 bytes.

@@ -1,4 +1,5 @@
-//! The test servers of one backend: HTTP, gRPC, a TCP echo and a UDP echo in one process.
+//! The test servers of one backend: HTTP, gRPC, WebSocket, a TCP echo and a UDP echo in one
+//! process.
 //!
 //! The process is told what to do over its standard input, one [`Order`] a line, each answered by
 //! `ok` on standard output; it ends when its input ends, so it cannot outlive a laboratory.
@@ -6,6 +7,7 @@
 mod echo;
 mod grpc;
 mod http;
+mod websocket;
 
 pub(crate) use grpc::frame as grpc_frame;
 
@@ -26,6 +28,8 @@ pub struct Options {
     pub http: Vec<SocketAddr>,
     /// Addresses of the gRPC server.
     pub grpc: Vec<SocketAddr>,
+    /// Addresses of the WebSocket echo.
+    pub websocket: Vec<SocketAddr>,
     /// Addresses of the TCP echo.
     pub tcp: Vec<SocketAddr>,
     /// Addresses of the UDP echo. Answers come from the address a datagram was sent to only if
@@ -48,6 +52,7 @@ impl Options {
                 }
                 "--http" => &mut options.http,
                 "--grpc" => &mut options.grpc,
+                "--websocket" => &mut options.websocket,
                 "--tcp" => &mut options.tcp,
                 "--udp" => &mut options.udp,
                 other => bail!("unknown option {other}"),
@@ -142,6 +147,9 @@ async fn serve(options: Options) -> Result<()> {
     }
     for address in options.grpc {
         tokio::spawn(grpc::serve(listen(address)?, Arc::clone(&state)));
+    }
+    for address in options.websocket {
+        tokio::spawn(websocket::serve(listen(address)?, Arc::clone(&state)));
     }
     for address in options.tcp {
         tokio::spawn(echo::tcp(listen(address)?, Arc::clone(&state)));

@@ -19,6 +19,9 @@ use report::Report;
 /// error but exit code 1, after the summary.
 pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     setup::run(&[Purpose::Build, Purpose::Test], false)?;
+    if let Err(error) = setup::run(&[Purpose::Applications], false) {
+        println!("Tests with real applications will be skipped: {error:#}");
+    }
     let mut report = Report::default();
     let content = cargo_test(&mut report, filter)?;
     println!("\n{report}");
