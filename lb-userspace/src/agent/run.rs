@@ -21,7 +21,7 @@ use super::{RunError, RunOptions, calls};
 use crate::api::event::{Change, Kind, Origin};
 use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server};
 use crate::config;
-use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer};
+use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Place, Want, Writer};
 use crate::model::{Model, OnExit};
 use crate::neighbor::{self, Paths};
 
@@ -173,9 +173,12 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
 
 async fn attach(writer: &Writer, model: &Model, replace: bool) -> Result<Vec<Attached>, RunError> {
     let attach = |reply| Command::Attach {
-        interfaces: model.node.interfaces.clone(),
-        mode: model.node.xdp_mode,
-        replace,
+        place: Place {
+            interfaces: model.node.interfaces.clone(),
+            mode: model.node.xdp_mode,
+            replace,
+            chain: model.node.chain.clone(),
+        },
         reply,
     };
     let attached = writer.ask(attach).await?;

@@ -18,14 +18,15 @@ use lb_common::slot::{BackendIndex, Slot, TABLE_SIZES};
 use lb_common::verdict::{VERDICT_STRIDE, Verdict};
 use thiserror::Error;
 
+use super::chain::Chain;
 use super::sys::{self, Mapped, Plain, Raw};
 use crate::model::Protocol;
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "PARAMS", "FILTER", "VIPS", "SERVICES", "BACKENDS", "TABLES_S", "TABLES_M", "TABLES_L",
-    "FLOWS", "TRAFFIC", "VERDICTS", "OPENING",
+    "FLOWS", "TRAFFIC", "VERDICTS", "OPENING", "CHAIN",
 ];
 
 /// Why a map cannot be read or written.
@@ -58,6 +59,7 @@ pub struct Maps {
     table_fds: [OwnedFd; TABLE_SIZES.len()],
     pub(super) flows: HashMap<MapData, Raw<FlowKey>, Raw<abi::Flow>>,
     pub(super) flow_fd: OwnedFd,
+    pub(super) chain: Chain,
     /// The coarse clock's reading when these maps were opened. While no agent ran it may have stood
     /// still, and flows that were alive all the time look as if they had been silent since.
     pub(super) opened: u32,
@@ -74,7 +76,11 @@ fn system_error(name: &'static str) -> impl FnOnce(io::Error) -> AccessError {
 }
 
 fn descriptor(map: &Map, name: &'static str) -> Result<OwnedFd, AccessError> {
-    let (Map::Array(data) | Map::ArrayOfMaps(data) | Map::LruHashMap(data)) = map else {
+    let (Map::Array(data)
+    | Map::ArrayOfMaps(data)
+    | Map::LruHashMap(data)
+    | Map::ProgramArray(data)) = map
+    else {
         return Err(AccessError::Content {
             name,
             what: format!("{map:?}"),
@@ -122,6 +128,7 @@ impl Maps {
             ],
             table_fds,
             flow_fd: descriptor(&flows, "FLOWS")?,
+            chain: Chain::new(descriptor(&take("CHAIN")?, "CHAIN")?),
             opened: sys::monotonic().as_secs() as u32,
             flows: flows.try_into().map_err(map_error("FLOWS"))?,
             traffic: take("TRAFFIC")?.try_into().map_err(map_error("TRAFFIC"))?,
