@@ -1,9 +1,7 @@
 //! The maps, all pinned by the agent. Layouts are in `lb_common::abi`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{
-    Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray,
-};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, Flow, FlowKey, MAX_BACKENDS, MAX_SERVICES, Params,

@@ -31,9 +31,9 @@ pub enum ChainError {
     Own(PathBuf),
     #[error(
         "node.chain: the kernel refuses to put {path} behind lb's program: {source}. A program \
-         that is tail-called must be loaded like the one that calls it: an ordinary XDP program, \
-         compiled by the JIT, without the frags flag (in libbpf the section \"xdp\", not \
-         \"xdp.frags\"), not bound to a device, and no extension of a dispatcher"
+         that is tail-called must be loaded like the one that calls it: compiled by the JIT, \
+         without the frags flag (in libbpf the section \"xdp\", not \"xdp.frags\"), with the attach \
+         type BPF_XDP (libbpf's default), not bound to a device and no extension of a dispatcher"
     )]
     Refused { path: PathBuf, source: io::Error },
     #[error("node.chain: {path}: {what}: {source}")]
