@@ -17,6 +17,7 @@ use super::{Attached, Datapath, DatapathError, PinDirectory, Place, Sweep, enter
 use crate::model::XdpMode;
 use crate::plan::explain::{Explanation, Tuple};
 use crate::plan::{Backend, Contents, Op, ServiceId, plan};
+use crate::privileges;
 
 /// Least time between two table swaps; what comes meanwhile is swapped in together.
 const SWAP_INTERVAL: Duration = Duration::from_millis(100);
@@ -252,7 +253,10 @@ impl Thread {
             Command::Want(want) => self.pending = Some(want),
             Command::Attach { place, reply } => {
                 // A caller that has gone away has still been served; likewise below.
-                let _ = reply.send(self.datapath.attach(&place));
+                let result = self.datapath.attach(&place);
+                // All that needs more than a running agent has is done.
+                privileges::give_up_in_thread();
+                let _ = reply.send(result);
             }
             Command::AttachAgain {
                 interface,
