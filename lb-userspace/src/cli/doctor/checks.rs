@@ -71,7 +71,7 @@ fn capabilities(facts: &Facts) -> Finding {
     }
     fail("capabilities", "The program can be neither loaded nor attached without them.")
         .what(format!("this process lacks {}", missing.join(", ")))
-        .mend("run lb (and this check) as root, or give its unit AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON")
+        .mend("run lb (and this check) as root; packaging/lb.service gives it what it needs, which it gives up after its start as far as it can")
 }
 
 fn jit(facts: &Facts) -> Finding {
@@ -213,8 +213,9 @@ fn other_program(facts: &Facts, link: &Link) -> Finding {
             if xdp.native { "native" } else { "generic" }
         ))
         .mend(format!(
-            "look with `bpftool prog show id {}`; take it off with `ip link set dev {} xdp off`, \
-             or run `lb run --replace`",
+            "look with `bpftool prog show id {0}`. To keep it behind lb: `bpftool prog pin id {0} \
+             /sys/fs/bpf/other`, `ip link set dev {1} xdp off`, node.chain = \
+             \"/sys/fs/bpf/other\". To be rid of it: take it off, or run `lb run --replace`",
             xdp.id, link.name
         )),
     }
