@@ -211,9 +211,9 @@ fn a_backend_that_xdp_cannot_reach_says_why() -> Result<()> {
                 return Ok(false);
             };
             let backends = status["services"][0]["backends"].clone();
-            let find = |name| {
+            let find = |name: &str| {
                 let mut backends = backends.as_array().into_iter().flatten();
-                backends.find(|backend| backend["name"] == *name).cloned()
+                backends.find(|backend| backend["name"] == name).cloned()
             };
             Ok(expected.iter().all(|(name, reason)| {
                 find(name).is_some_and(|backend| {
