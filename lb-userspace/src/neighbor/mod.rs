@@ -162,6 +162,17 @@ pub async fn watch(
     result
 }
 
+/// What is wrong with the ways to these targets, seen once and without sending anything.
+pub async fn survey(
+    targets: &BTreeSet<IpAddr>,
+) -> Result<BTreeMap<IpAddr, Problem>, NeighborError> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    let result = Resolver::new(handle).survey(targets).await;
+    connection.abort();
+    result
+}
+
 /// Whether a netlink message may change a path.
 fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, resolver: &Resolver) -> bool {
     let NetlinkPayload::InnerMessage(message) = payload else {

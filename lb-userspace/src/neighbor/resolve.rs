@@ -73,6 +73,21 @@ const STACKED: [&str; 24] = [
     "wireguard",
 ];
 
+impl Interface {
+    /// Why packets cannot leave by it.
+    fn problem(&self) -> Option<Problem> {
+        let interface = self.name.clone();
+        match (&self.mac, &self.stacked) {
+            (None, _) => Some(Problem::NotEthernet { interface }),
+            (Some(_), Some(kind)) => Some(Problem::Stacked {
+                interface,
+                kind: kind.clone(),
+            }),
+            (Some(_), None) => None,
+        }
+    }
+}
+
 fn interface(link: &LinkMessage) -> Interface {
     let mut found = Interface {
         name: String::new(),
@@ -149,13 +164,12 @@ impl Resolver {
             let Some(interface) = interfaces.get(&hop.ifindex) else {
                 continue;
             };
-            let name = || interface.name.clone();
             let mac = mac.or_else(|| self.last_mac(*target, hop));
             let problem = match (mac, interface.mac) {
-                (_, None) => Some(Problem::NotEthernet { interface: name() }),
-                (None, _) => Some(Problem::NoAnswer {
+                (_, None) => interface.problem(),
+                (None, Some(_)) => Some(Problem::NoAnswer {
                     next_hop: hop.address,
-                    interface: name(),
+                    interface: interface.name.clone(),
                 }),
                 (Some(dst), Some(src)) => {
                     let hop = Hop {
@@ -164,10 +178,7 @@ impl Resolver {
                         ifindex: hop.ifindex,
                     };
                     ways.paths.insert(*target, Path { hop, source });
-                    interface.stacked.clone().map(|kind| Problem::Stacked {
-                        interface: name(),
-                        kind,
-                    })
+                    interface.problem()
                 }
             };
             ways.problems
@@ -175,6 +186,23 @@ impl Resolver {
         }
         self.last.clone_from(&ways.paths);
         Ok(ways)
+    }
+
+    /// What is wrong with the ways to these targets, as far as it shows without asking a neighbour.
+    pub async fn survey(
+        &self,
+        targets: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Problem>, NeighborError> {
+        let interfaces = self.interfaces().await?;
+        let mut problems = BTreeMap::new();
+        for target in targets {
+            let problem = match self.route(*target).await? {
+                Err(problem) => Some(problem),
+                Ok((hop, _)) => interfaces.get(&hop.ifindex).and_then(Interface::problem),
+            };
+            problems.extend(problem.map(|problem| (*target, problem)));
+        }
+        Ok(problems)
     }
 
     fn last_mac(&self, target: IpAddr, hop: NextHop) -> Option<Mac> {
