@@ -1,7 +1,7 @@
 //! The XDP program of `lb`: parse → service → flow hash → slot → backend → rewrite → send → count.
 //!
-//! One program for each packet, no tail calls. Whatever ends early ends in a [`Verdict`], which is
-//! counted in one place, here.
+//! One program for each packet. Whatever ends early ends in a [`Verdict`], which is counted in one
+//! place, here. The one tail call hands what is left to the host to another program (`node.chain`).
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -48,9 +48,24 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
         Err(Refusal { service, verdict }) => {
             let verdict = forward::answer(ctx.ctx, verdict);
             count::verdict(service, verdict);
-            action(verdict)
+            let action = action(verdict);
+            if action == xdp_action::XDP_PASS {
+                pass_on(&ctx);
+            }
+            action
         }
     }
+}
+
+/// Hands the packet to the program in `CHAIN`, and comes back only if there is none.
+///
+/// Map and index are constants, so the kernel patches a jump into the program (x86: a no-op while
+/// the place is empty) and nothing is looked up. Only the top function may do this: what a tail
+/// call leaves behind stays on the stack, and the verifier allows 256 bytes of callers at most.
+#[inline(always)]
+fn pass_on(ctx: &XdpContext) {
+    // SAFETY: nothing here needs to be dropped.
+    unsafe { maps::CHAIN.tail_call(ctx, 0) };
 }
 
 /// A [`Fate`] in one register.

@@ -1,7 +1,7 @@
 //! The maps, all pinned by the agent. Layouts are in `lb_common::abi`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, FlowKey, Hop, MAX_BACKENDS, MAX_SERVICES,
@@ -94,6 +94,10 @@ pub struct Opening {
 
 #[btf_map]
 pub static OPENING: PerCpuArray<Opening, 1> = PerCpuArray::new();
+
+/// The program that gets what is left to the host, if there is one.
+#[btf_map]
+pub static CHAIN: ProgramArray<1> = ProgramArray::new();
 
 /// An offset on its way through memory; see [`crate::packet::unknown`].
 #[btf_map]

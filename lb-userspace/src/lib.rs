@@ -14,6 +14,7 @@ pub mod health;
 pub mod model;
 pub mod neighbor;
 pub mod plan;
+pub mod privileges;
 pub mod probe;
 pub mod routing;
 pub mod simulate;

@@ -92,6 +92,38 @@ impl<'lab> Agent<'lab> {
         &self.binary
     }
 
+    /// Has the next agents run this program.
+    pub fn set_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
+    /// Where this agent's data plane is pinned, in the balancer's BPF file system.
+    pub fn pins(&self) -> Result<String> {
+        let find = ["/sys/fs/bpf", "-mindepth", "1", "-name", "program"];
+        let program = self.host.namespace.run("find", &find)?;
+        let folder = program.trim().strip_suffix("/program");
+        Ok(folder.context("nothing is pinned")?.to_owned())
+    }
+
+    /// `lb status --json` with all it says, contract or not.
+    pub fn raw_status(&self) -> Result<serde_json::Value> {
+        let text = self.lb(&["status", "--json"])?.ok()?;
+        serde_json::from_str(&text).context("the status is no JSON")
+    }
+
+    /// Waits until an event of this kind has this in its reason.
+    pub fn wait_event(&self, kind: &str, reason: &str) -> Result<()> {
+        wait_for(&format!("the event {kind}: {reason}"), SOON, || {
+            let events = self.events()?;
+            Ok(events.iter().any(|event| {
+                event["kind"] == kind
+                    && event["reason"]
+                        .as_str()
+                        .is_some_and(|text| text.contains(reason))
+            }))
+        })
+    }
+
     /// Writes another configuration; the agent reads it when told to.
     pub fn configure(&self, config: &Config) -> Result<()> {
         self.configure_text(&config.toml(&self.folder))

@@ -11,6 +11,8 @@ use crate::lab::{Host, Lab};
 pub struct Config {
     /// `native`, `generic` or `auto`.
     pub xdp_mode: &'static str,
+    /// Where the program goes.
+    pub interfaces: &'static [&'static str],
     /// Further lines of `[node]`.
     pub node: String,
     /// Its services.
@@ -134,6 +136,7 @@ impl Config {
     pub fn new(services: Vec<Service>) -> Self {
         Self {
             xdp_mode: "native",
+            interfaces: &["eth0"],
             node: String::new(),
             services,
         }
@@ -142,11 +145,12 @@ impl Config {
     /// The TOML, for an agent that keeps its socket and state in `folder`.
     pub fn toml(&self, folder: &Path) -> String {
         let mut text = format!(
-            "[node]\ninterfaces = [\"eth0\"]\nxdp_mode = \"{2}\"\n\
+            "[node]\ninterfaces = {3:?}\nxdp_mode = \"{2}\"\n\
              control_socket = \"{0}/lb.sock\"\nstate_dir = \"{0}/state\"\n{1}\n",
             folder.display(),
             self.node,
-            self.xdp_mode
+            self.xdp_mode,
+            self.interfaces
         );
         for service in &self.services {
             // Writing to a String cannot fail.

@@ -54,6 +54,8 @@ pub struct Host {
     pub v6: IpAddr,
     /// Whether it owns the DSR VIPs.
     pub owns_vips: bool,
+    /// Last part of its addresses.
+    last: u8,
 }
 
 impl Host {
@@ -149,6 +151,70 @@ impl Lab {
             .with_context(|| format!("cannot change the MAC address of {}", backend.name))
     }
 
+    /// Takes a host's interface out and puts in another with the same name and addresses, as when a
+    /// machine is rebuilt: it has another number and another MAC address.
+    pub fn replace_interface(&self, host: &Host) -> Result<()> {
+        self.remove_interface(host)?;
+        self.insert_interface(host)
+    }
+
+    /// The first half: the host has no interface any more.
+    pub fn remove_interface(&self, host: &Host) -> Result<()> {
+        host.namespace.ip("link del eth0")
+    }
+
+    /// The second half.
+    pub fn insert_interface(&self, host: &Host) -> Result<()> {
+        connect(&self.switch, &host.namespace, &host.name, host.last)?;
+        if host.name == self.lb.name {
+            self.switch.attach_passing_xdp(&host.name)?;
+        }
+        Ok(())
+    }
+
+    /// A client of its own behind a second interface of the balancer, `eth1`. The balancer routes
+    /// between its two networks, and the backends answer the client through it.
+    ///
+    /// ```text
+    ///   client (10.78.0.100, fd78::100) ─── eth1 (10.78.0.2, fd78::2) lb eth0 ─── bridge
+    /// ```
+    pub fn far_client(&self) -> Result<Host> {
+        let mut namespace = Namespace::new("far")?;
+        namespace.isolate_mounts()?;
+        quiet(&namespace)?;
+        let lb = &self.lb.namespace;
+        lb.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        namespace.ip(&format!(
+            "link add eth0 type veth peer name eth1 netns {}",
+            lb.name()
+        ))?;
+        for (side, interface) in [(&namespace, "eth0"), (lb, "eth1")] {
+            side.run("ethtool", &["-K", interface, "tx", "off", "gro", "on"])?;
+        }
+        namespace.ip("addr add 10.78.0.100/24 dev eth0\n\
+             addr add fd78::100/64 dev eth0 nodad\n\
+             link set eth0 up")?;
+        lb.ip("addr add 10.78.0.2/24 dev eth1\n\
+             addr add fd78::2/64 dev eth1 nodad\n\
+             link set eth1 up")?;
+        namespace.attach_passing_xdp("eth0")?;
+        namespace.ip("route add default via 10.78.0.2\nroute add default via fd78::2")?;
+        for backend in &self.backends {
+            backend.namespace.ip(&format!(
+                "route add 10.78.0.0/24 via {}\nroute add fd78::/64 via {}",
+                self.lb.v4, self.lb.v6
+            ))?;
+        }
+        Ok(Host {
+            namespace,
+            name: "far".into(),
+            v4: "10.78.0.100".parse()?,
+            v6: "fd78::100".parse()?,
+            owns_vips: false,
+            last: CLIENT,
+        })
+    }
+
     /// Cuts a host's cable, or mends it: the bridge's end of its veth goes down or up.
     pub fn plug(&self, host: &Host, connected: bool) -> Result<()> {
         // A downed bridge port drops frames silently without the host noticing more than a carrier
@@ -177,21 +243,7 @@ fn quiet(namespace: &Namespace) -> Result<()> {
 fn host(switch: &Namespace, name: &str, last: u8) -> Result<Host> {
     let namespace = Namespace::new(name)?;
     quiet(&namespace)?;
-    namespace.ip(&format!(
-        "link add eth0 type veth peer name {name} netns {}",
-        switch.name()
-    ))?;
-    // Sender's checksum offload would hand XDP frames with half-made checksums; and what XDP sends
-    // through a veth is only taken where the other end can poll (NAPI), which GRO brings.
-    for (side, interface) in [(&namespace, "eth0"), (switch, name)] {
-        side.run("ethtool", &["-K", interface, "tx", "off", "gro", "on"])?;
-    }
-    switch.ip(&format!("link set {name} master br0 up"))?;
-    namespace.ip(&format!(
-        "addr add 10.77.0.{last}/24 dev eth0\n\
-         addr add fd77::{last}/64 dev eth0 nodad\n\
-         link set eth0 up"
-    ))?;
+    connect(switch, &namespace, name, last)?;
     let (v4, v6) = (
         format!("10.77.0.{last}").parse()?,
         format!("fd77::{last}").parse()?,
@@ -202,7 +254,27 @@ fn host(switch: &Namespace, name: &str, last: u8) -> Result<Host> {
         v4,
         v6,
         owns_vips: false,
+        last,
     })
+}
+
+/// Gives a namespace its `eth0`, whose other end `name` is in the bridge.
+fn connect(switch: &Namespace, namespace: &Namespace, name: &str, last: u8) -> Result<()> {
+    namespace.ip(&format!(
+        "link add eth0 type veth peer name {name} netns {}",
+        switch.name()
+    ))?;
+    // Sender's checksum offload would hand XDP frames with half-made checksums; and what XDP sends
+    // through a veth is only taken where the other end can poll (NAPI), which GRO brings.
+    for (side, interface) in [(namespace, "eth0"), (switch, name)] {
+        side.run("ethtool", &["-K", interface, "tx", "off", "gro", "on"])?;
+    }
+    switch.ip(&format!("link set {name} master br0 up"))?;
+    namespace.ip(&format!(
+        "addr add 10.77.0.{last}/24 dev eth0\n\
+         addr add fd77::{last}/64 dev eth0 nodad\n\
+         link set eth0 up"
+    ))
 }
 
 fn own_dsr_vips(namespace: &Namespace) -> Result<()> {

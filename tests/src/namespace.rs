@@ -162,6 +162,19 @@ impl Namespace {
         self.run("rm", &[PATH]).map(drop)
     }
 
+    /// Pins an XDP program at `path` that passes all packets and counts them; needs mounts of its
+    /// own.
+    pub fn pin_counting_xdp(&self, path: &str) -> Result<sys::PacketCounter> {
+        self.within(|| sys::pin_counting_xdp(path))?
+            .context("cannot load an XDP program")
+    }
+
+    /// Changes the first word of the array pinned at `path`.
+    pub fn change_pinned_word(&self, path: &str, new: u32) -> Result<()> {
+        self.within(|| sys::change_pinned_word(path, new))?
+            .with_context(|| format!("cannot write the map {path}"))
+    }
+
     /// Sets `net.*` variables, named by their path below /proc/sys/net; one that the kernel does
     /// not have is passed over.
     pub fn sysctl(&self, values: &[(&str, &str)]) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -149,49 +149,128 @@ pub fn ping_socket(v6: bool) -> io::Result<std::net::UdpSocket> {
     Ok(unsafe { std::net::UdpSocket::from_raw_fd(fd) })
 }
 
-/// Loads an XDP program that passes every packet and pins it at `path`, in a BPF file system that
-/// the calling thread sees.
-pub fn pin_passing_xdp(path: &str) -> io::Result<()> {
-    // Numbers of include/uapi/linux/bpf.h.
-    const PROG_LOAD: libc::c_long = 5;
-    const OBJ_PIN: libc::c_long = 6;
+// Numbers of include/uapi/linux/bpf.h.
+const MAP_CREATE: libc::c_long = 0;
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const MAP_UPDATE_ELEM: libc::c_long = 2;
+const PROG_LOAD: libc::c_long = 5;
+const OBJ_PIN: libc::c_long = 6;
+const OBJ_GET: libc::c_long = 7;
+
+/// Calls bpf(2) with `union bpf_attr` as words.
+fn bpf(command: libc::c_long, words: &[u64]) -> io::Result<libc::c_long> {
+    // SAFETY: the attribute and all that it points to outlive the call, and its size is given.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(words)) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn owned(descriptor: libc::c_long) -> OwnedFd {
+    // SAFETY: a descriptor that the kernel has just made for this process.
+    unsafe { OwnedFd::from_raw_fd(libc::c_int::try_from(descriptor).unwrap_or(-1)) }
+}
+
+fn word(descriptor: &OwnedFd) -> u64 {
+    u64::from(descriptor.as_raw_fd().cast_unsigned())
+}
+
+fn load_xdp(program: &[u64]) -> io::Result<OwnedFd> {
     const TYPE_XDP: u64 = 6;
-    // `r0 = 2 (XDP_PASS)`, `exit`.
-    const PROGRAM: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
-    let path = CString::new(path)?;
-    // union bpf_attr as words: type and number of instructions, their address, the licence.
+    // `BPF_XDP`, which libbpf gives to every XDP program.
+    const ATTACH_TYPE: u64 = 37 << 32;
+    // Type and number of instructions, their address, the licence; log, flags, name; attach type.
     let load = [
-        TYPE_XDP | (PROGRAM.len() as u64) << 32,
-        PROGRAM.as_ptr() as u64,
+        TYPE_XDP | (program.len() as u64) << 32,
+        program.as_ptr() as u64,
         c"GPL".as_ptr() as u64,
         0,
         0,
         0,
+        0,
+        0,
+        ATTACH_TYPE,
     ];
-    // SAFETY: the attribute and all that it points to outlive the call, its size is given, and the
-    // kernel only reads.
-    let program = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            PROG_LOAD,
-            &raw const load,
-            size_of_val(&load),
-        )
+    bpf(PROG_LOAD, &load).map(owned)
+}
+
+fn pin(object: &OwnedFd, path: &str) -> io::Result<()> {
+    let path = CString::new(path)?;
+    bpf(OBJ_PIN, &[path.as_ptr() as u64, word(object)]).map(drop)
+}
+
+/// Loads an XDP program that passes every packet and pins it at `path`, in a BPF file system that
+/// the calling thread sees.
+pub fn pin_passing_xdp(path: &str) -> io::Result<()> {
+    // `r0 = 2 (XDP_PASS)`, `exit`.
+    pin(&load_xdp(&[0x0000_0002_0000_00b7, 0x95])?, path)
+}
+
+/// The same, of a program that also counts the packets; gives the counter.
+pub fn pin_counting_xdp(path: &str) -> io::Result<PacketCounter> {
+    const TYPE_ARRAY: u64 = 2;
+    // Type and key size, value size and entries.
+    let map = owned(bpf(MAP_CREATE, &[TYPE_ARRAY | 4 << 32, 8 | 1 << 32, 0])?);
+    // Operation, registers (source, destination), offset, immediate value.
+    let code = |op: u64, registers: u64, offset: i16, value: u64| {
+        op | registers << 8 | u64::from(offset.cast_unsigned()) << 16 | value << 32
     };
-    if program < 0 {
-        return Err(io::Error::last_os_error());
+    let below = u64::from((-4_i32).cast_unsigned());
+    let program = [
+        code(0x18, 0x11, 0, word(&map)), // r1 = map
+        0,
+        code(0x62, 0x0a, -4, 0),    // key = 0
+        code(0xbf, 0xa2, 0, 0),     // r2 = r10
+        code(0x07, 0x02, 0, below), // r2 -= 4
+        code(0x85, 0, 0, 1),        // r0 = bpf_map_lookup_elem(r1, r2)
+        code(0x15, 0, 2, 0),        // if r0 != 0 {
+        code(0xb7, 0x01, 0, 1),     //     r1 = 1
+        code(0xdb, 0x10, 0, 0),     //     *r0 += r1 }
+        code(0xb7, 0, 0, 2),        // r0 = XDP_PASS
+        0x95,
+    ];
+    pin(&load_xdp(&program)?, path)?;
+    Ok(PacketCounter(map))
+}
+
+/// What a program of [`pin_counting_xdp`] counts.
+#[derive(Debug)]
+pub struct PacketCounter(OwnedFd);
+
+impl PacketCounter {
+    /// Packets until now.
+    pub fn packets(&self) -> io::Result<u64> {
+        let (key, mut value) = (0_u32, 0_u64);
+        element(
+            MAP_LOOKUP_ELEM,
+            &self.0,
+            &raw const key,
+            (&raw mut value).cast(),
+        )?;
+        Ok(value)
     }
-    // The path's address, the descriptor.
-    let pin = [path.as_ptr() as u64, program.cast_unsigned()];
-    // SAFETY: as above.
-    let pinned =
-        unsafe { libc::syscall(libc::SYS_bpf, OBJ_PIN, &raw const pin, size_of_val(&pin)) };
-    let result = if pinned < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    };
-    // SAFETY: the descriptor is ours and not used again.
-    check(unsafe { libc::close(libc::c_int::try_from(program).unwrap_or(-1)) })?;
-    result
+}
+
+fn element(
+    command: libc::c_long,
+    map: &OwnedFd,
+    key: *const u32,
+    value: *mut u8,
+) -> io::Result<()> {
+    bpf(command, &[word(map), key as u64, value as u64, 0]).map(drop)
+}
+
+/// Changes the first word of the first value of the array pinned at `path`.
+pub fn change_pinned_word(path: &str, new: u32) -> io::Result<()> {
+    let path = CString::new(path)?;
+    let map = owned(bpf(OBJ_GET, &[path.as_ptr() as u64, 0])?);
+    // More than any array's value that this is used on.
+    let mut value = [0_u8; 4096];
+    let key = 0_u32;
+    element(MAP_LOOKUP_ELEM, &map, &raw const key, value.as_mut_ptr())?;
+    value[..4].copy_from_slice(&new.to_ne_bytes());
+    element(MAP_UPDATE_ELEM, &map, &raw const key, value.as_mut_ptr())
 }

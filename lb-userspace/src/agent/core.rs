@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lb_common::abi::BackendState;
+use lb_common::abi::{BackendState, Forwarding};
 use lb_common::flow::TCP_IDLE;
 use lb_common::slot::BackendIndex;
 use tracing::{error, info, warn};
@@ -23,7 +23,7 @@ use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
 use crate::health::{Engine, Health, Start};
 use crate::model::{BackendKey, Model, Service};
-use crate::neighbor::Paths;
+use crate::neighbor::{Problem, Ways};
 use crate::plan::{Builder, Contents, Duty};
 use crate::probe::Verdict;
 use crate::routing::{self, Admin, Input, Routing, RoutingState};
@@ -49,7 +49,7 @@ pub struct Core {
     /// The same words with their deadlines on the agent's clock.
     pub(super) admin: BTreeMap<BackendKey, Admin>,
     pub(super) builder: Builder,
-    pub(super) paths: Arc<Paths>,
+    pub(super) ways: Ways,
     pub(super) built: Arc<Contents>,
     pub(super) generation: u64,
     /// Tables published, by service.
@@ -121,7 +121,7 @@ impl Core {
             admin: BTreeMap::new(),
             built: Arc::new(contents.clone()),
             builder: Builder::new(contents),
-            paths: Arc::default(),
+            ways: Ways::default(),
             generation: 1,
             generations: BTreeMap::new(),
             dirty: true,
@@ -201,12 +201,22 @@ impl Core {
         self.save_soon();
     }
 
-    /// The ways to the backends have changed.
-    pub fn moved(&mut self, paths: Arc<Paths>) {
+    /// The ways to the backends have changed. `native`: some packets come in by native XDP.
+    pub fn moved(&mut self, ways: &Ways, native: bool) {
+        let mut ways = ways.clone();
+        // A way that would lose packets unseen is none, so that they are counted.
+        ways.problems.retain(|target, problem| match problem {
+            Problem::Stacked { .. } if native => {
+                ways.paths.remove(target);
+                true
+            }
+            Problem::Stacked { .. } => false,
+            _ => true,
+        });
         for service in &self.model.services {
             for backend in &service.backends {
                 let target = backend.address.ip();
-                let (old, new) = (self.paths.get(&target), paths.get(&target));
+                let (old, new) = (self.ways.paths.get(&target), ways.paths.get(&target));
                 if old.is_some() && new.is_some() && old != new {
                     let what = "its next hop has changed";
                     let key = service.key(backend);
@@ -215,7 +225,7 @@ impl Core {
                 }
             }
         }
-        self.paths = paths;
+        self.ways = ways;
         self.dirty = true;
     }
 
@@ -309,7 +319,10 @@ impl Core {
         let before = std::mem::replace(&mut self.routing, decided.state);
         self.next_decision = decided.next_deadline;
         let duties = self.duties();
-        match self.builder.build(&self.model, &duties, &self.paths, now) {
+        match self
+            .builder
+            .build(&self.model, &duties, &self.ways.paths, now)
+        {
             Ok(contents) if *contents != *self.built => {
                 for (id, service) in &contents.services {
                     let old = self.built.services.get(id);
@@ -391,6 +404,7 @@ impl Core {
                 .collect()
         };
         let (old, new) = (keys(&self.model), keys(&model));
+        let rehashed = rehashed(&self.model, &model);
         self.rename_words(&model);
         self.model = model;
         // What has another name but the same address is known by what the data plane does with it.
@@ -412,13 +426,20 @@ impl Core {
             }
         }
         self.save_soon();
-        format!(
+        let mut what = format!(
             "{} services, {} backends ({} added, {} removed)",
             self.model.services.len(),
             new.len(),
             added.len(),
             removed.len()
-        )
+        );
+        if !rehashed.is_empty() {
+            what.push_str(&format!(
+                "; WARNING: another affinity spreads established flows anew: {}",
+                rehashed.join(", ")
+            ));
+        }
+        what
     }
 
     /// A reload was done.
@@ -452,4 +473,18 @@ impl Core {
         self.saver
             .save(saved.with(&self.words, self.engine.snapshot()), done);
     }
+}
+
+/// Services whose established flows may go to other backends, because they are found by a hash that
+/// is now of something else. NAT flows have entries, which know their backends.
+fn rehashed(old: &Model, new: &Model) -> Vec<String> {
+    let changed = |service: &&Service| {
+        service.forwarding != Forwarding::Nat
+            && old.services.iter().any(|before| {
+                (before.address, before.protocol) == (service.address, service.protocol)
+                    && before.affinity != service.affinity
+            })
+    };
+    let services = new.services.iter().filter(changed);
+    services.map(|service| service.name.to_string()).collect()
 }

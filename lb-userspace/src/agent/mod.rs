@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+mod attach;
 mod calls;
 mod clock;
 mod core;
@@ -21,6 +22,7 @@ mod words;
 use crate::api::socket::SocketError;
 use crate::config::ConfigError;
 use crate::datapath::DatapathError;
+use crate::privileges;
 
 /// What `lb run` is told.
 #[derive(Clone, Debug)]
@@ -65,8 +67,13 @@ pub enum RunError {
 /// # Errors
 /// When it cannot start, or cannot go on. The data plane then stays as it is.
 pub fn run(options: &RunOptions) -> Result<(), RunError> {
+    privileges::no_new_privileges().map_err(|source| RunError::System {
+        what: "setting no_new_privs",
+        source,
+    })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .on_thread_start(privileges::give_up_in_thread)
         .enable_all()
         .build()
         .map_err(|source| RunError::System {

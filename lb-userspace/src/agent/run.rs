@@ -12,6 +12,7 @@ use tokio::task::JoinError;
 use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
+use super::attach::attach;
 use super::clock::Clock;
 use super::core::Core;
 use super::probes::{Finished, Probes};
@@ -23,7 +24,8 @@ use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server
 use crate::config;
 use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer};
 use crate::model::{Model, OnExit};
-use crate::neighbor::{self, Paths};
+use crate::neighbor::{self, Links, Ways};
+use crate::privileges;
 
 /// How often the status that everybody may read is put together, while anybody may.
 const PUBLISH: Duration = Duration::from_secs(1);
@@ -35,7 +37,8 @@ struct Inbox {
     calls: mpsc::Receiver<Call>,
     notices: mpsc::UnboundedReceiver<Notice>,
     probes: mpsc::UnboundedReceiver<Finished>,
-    paths: mpsc::UnboundedReceiver<Arc<Paths>>,
+    paths: mpsc::UnboundedReceiver<Arc<Ways>>,
+    links: mpsc::UnboundedReceiver<Arc<Links>>,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -48,6 +51,10 @@ pub struct Agent {
     pub probes: Probes,
     pub writer: Writer,
     pub attached: Vec<Attached>,
+    /// The interfaces there are; empty until the kernel has told.
+    pub links: Arc<Links>,
+    /// Why an interface that is back could not be attached to.
+    pub attach_error: Option<String>,
     pub counters: Counters,
     /// Who waits for the status.
     asked: Vec<Responder>,
@@ -93,6 +100,10 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     )
     .await?;
     let attached = attach(&writer, &model, options.replace).await?;
+    privileges::give_up().map_err(|source| RunError::System {
+        what: "giving up capabilities",
+        source,
+    })?;
     let followers = journal.followers();
     let core = Core::new(clock, model.clone(), journal, saver, saved, contents);
     let (targets, watched) = watch::channel(Arc::new(addresses(&model)));
@@ -105,6 +116,8 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         probes,
         writer,
         attached,
+        links: Arc::default(),
+        attach_error: None,
         counters: Counters::default(),
         asked: Vec::new(),
         targets,
@@ -123,6 +136,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         tasks.spawn(api::http::serve(http, published));
     }
     tasks.spawn(neighbor::keep_watching(watched, senders.paths));
+    tasks.spawn(neighbor::keep_watching_links(senders.links));
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
 }
@@ -139,7 +153,8 @@ fn load(path: &Path) -> Result<Model, RunError> {
 struct Senders {
     calls: mpsc::Sender<Call>,
     notices: mpsc::UnboundedSender<Notice>,
-    paths: mpsc::UnboundedSender<Arc<Paths>>,
+    paths: mpsc::UnboundedSender<Arc<Ways>>,
+    links: mpsc::UnboundedSender<Arc<Links>>,
 }
 
 fn inbox() -> Result<(Inbox, Senders), RunError> {
@@ -152,11 +167,13 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
     let (calls, call_receiver) = mpsc::channel(CALLS);
     let (notices, notice_receiver) = mpsc::unbounded_channel();
     let (paths, path_receiver) = mpsc::unbounded_channel();
+    let (links, link_receiver) = mpsc::unbounded_channel();
     let inbox = Inbox {
         calls: call_receiver,
         notices: notice_receiver,
         probes: mpsc::unbounded_channel().1,
         paths: path_receiver,
+        links: link_receiver,
         hangup: listen(SignalKind::hangup())?,
         terminate: listen(SignalKind::terminate())?,
         interrupt: listen(SignalKind::interrupt())?,
@@ -167,32 +184,9 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
             calls,
             notices,
             paths,
+            links,
         },
     ))
-}
-
-async fn attach(writer: &Writer, model: &Model, replace: bool) -> Result<Vec<Attached>, RunError> {
-    let attach = |reply| Command::Attach {
-        interfaces: model.node.interfaces.clone(),
-        mode: model.node.xdp_mode,
-        replace,
-        reply,
-    };
-    let attached = writer.ask(attach).await?;
-    for interface in &attached {
-        let mode = if interface.native {
-            "native"
-        } else {
-            "generic"
-        };
-        info!(
-            interface = interface.name,
-            mode,
-            adopted = !interface.new,
-            "attached"
-        );
-    }
-    Ok(attached)
 }
 
 fn addresses(model: &Model) -> BTreeSet<IpAddr> {
@@ -229,7 +223,11 @@ impl Agent {
                     }
                 }
                 Some(notice) = inbox.notices.recv() => self.noticed(notice),
-                Some(paths) = inbox.paths.recv() => self.core.moved(paths),
+                Some(paths) = inbox.paths.recv() => {
+                    let native = self.attached.iter().any(|on| on.native);
+                    self.core.moved(&paths, native);
+                }
+                Some(links) = inbox.links.recv() => self.links_changed(links).await,
                 Some(call) = inbox.calls.recv() => {
                     if calls::answer(self, call).await {
                         return Ok(End::Detached);
@@ -242,7 +240,10 @@ impl Agent {
                 }
                 _ = inbox.terminate.recv() => return Ok(End::Signal),
                 _ = inbox.interrupt.recv() => return Ok(End::Signal),
-                _ = publish.tick() => self.count()?,
+                _ = publish.tick() => {
+                    self.follow_links().await;
+                    self.count()?;
+                }
                 Some(ended) = tasks.join_next() => match ended.map_err(JoinError::try_into_panic) {
                     Err(Ok(panic)) => std::panic::resume_unwind(panic),
                     Ok(()) | Err(Err(_)) => warn!("a task of the agent has ended"),

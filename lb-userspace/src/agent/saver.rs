@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use tracing::error;
 
 use super::saved::Saved;
+use crate::privileges;
 
 /// Told when the state is on disk, or why it is not.
 pub type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
@@ -32,7 +33,10 @@ impl Saver {
         let (jobs, queue) = channel();
         let thread = std::thread::Builder::new()
             .name("state".to_owned())
-            .spawn(move || write_all(&directory, &queue))?;
+            .spawn(move || {
+                privileges::give_up_in_thread();
+                write_all(&directory, &queue);
+            })?;
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),

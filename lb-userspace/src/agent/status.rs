@@ -136,6 +136,7 @@ impl Core {
         let decision = self.routing.get(&key);
         let word = self.words.get(&key);
         let entry = index.and_then(|index| self.builder.contents().backends.get(&index));
+        let unresolved = entry.is_some_and(|entry| entry.path.is_none());
         let traffic = index.and_then(|index| agent.counters.traffic.get(&index));
         let traffic = traffic.copied().unwrap_or_default();
         let weight = word.and_then(|word| word.weight);
@@ -188,7 +189,11 @@ impl Core {
                 _ => None,
             },
             configured_weight: weight.map(|_| backend.weight),
-            unresolved: entry.is_some_and(|entry| entry.path.is_none()),
+            unresolved,
+            unresolved_reason: unresolved
+                .then(|| self.ways.problems.get(&backend.address.ip()))
+                .flatten()
+                .map(ToString::to_string),
             probes: self.counts.get(&key).copied().unwrap_or_default(),
         }
     }

@@ -65,6 +65,10 @@ pub enum Kind {
     Neighbor,
     /// The data plane could not be written, or can be again.
     Datapath,
+    /// An interface is back, with the program on it.
+    Attached,
+    /// An interface is gone, and the program with it.
+    Detached,
 }
 
 impl Kind {
@@ -89,6 +93,8 @@ impl Kind {
             Self::ReloadRefused => "reload_refused",
             Self::Neighbor => "neighbor",
             Self::Datapath => "datapath",
+            Self::Attached => "attached",
+            Self::Detached => "detached",
         }
     }
 }

@@ -146,6 +146,7 @@ impl Sink {
         let thread = std::thread::Builder::new()
             .name("lb-journal".to_owned())
             .spawn(move || {
+                crate::privileges::give_up_in_thread();
                 let mut failing = false;
                 for event in events {
                     match file.append(&event) {

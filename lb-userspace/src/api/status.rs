@@ -160,6 +160,9 @@ pub struct BackendStatus {
     /// Its next hop is not resolved: packets to it are dropped.
     #[serde(default)]
     pub unresolved: bool,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unresolved_reason: Option<String>,
     #[serde(default)]
     pub probes: ProbeCounts,
 }
@@ -314,6 +317,7 @@ pub(crate) mod tests {
             drain_until: None,
             configured_weight: None,
             unresolved: false,
+            unresolved_reason: None,
             probes: ProbeCounts {
                 success: 20,
                 failure: 1,

@@ -34,10 +34,12 @@ fn paint(palette: Palette, kind: Kind) -> String {
     // As wide as the longest name in common use; a longer one shifts its own line only.
     let name = format!("{:<13}", kind.name());
     match kind {
-        Kind::Ejected | Kind::PanicEntered | Kind::Panicked | Kind::ReloadRefused => {
-            palette.bad(&name)
-        }
-        Kind::Readmitted | Kind::PanicLeft => palette.good(&name),
+        Kind::Ejected
+        | Kind::PanicEntered
+        | Kind::Panicked
+        | Kind::ReloadRefused
+        | Kind::Detached => palette.bad(&name),
+        Kind::Readmitted | Kind::PanicLeft | Kind::Attached => palette.good(&name),
         Kind::Draining | Kind::Drained | Kind::Admin | Kind::Tier | Kind::Datapath => {
             palette.soft(&name)
         }

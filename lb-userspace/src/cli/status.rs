@@ -213,6 +213,9 @@ fn row(backend: &BackendStatus, now: Timestamp) -> [String; 12] {
     }
     if backend.unresolved {
         reason.push_str("; NO NEXT HOP: packets to it are dropped");
+        if let Some(why) = &backend.unresolved_reason {
+            reason.push_str(&format!(" ({})", tame(why)));
+        }
     }
     [
         tame(&backend.name),

@@ -200,6 +200,12 @@ pub const NODE: Section = Section {
             Value("262144"),
             "Capacity of the flow table, in entries; a NAT flow takes two.",
         ),
+        key(
+            "chain",
+            Kind::Path,
+            Absent("what is not for a service goes to the host"),
+            "Pinned XDP program that gets what is not for a service, for example `/sys/fs/bpf/other`.",
+        ),
     ],
 };
 

@@ -19,8 +19,10 @@ pub enum AttachError {
     #[error(transparent)]
     Interface(#[from] InterfaceError),
     #[error(
-        "another XDP program is on {interface}: {program} (id {id}). Take it off \
-         (`ip link set dev {interface} xdp off`), or start with --replace to have it replaced"
+        "another XDP program is on {interface}: {program} (id {id}). To keep it, have lb call it \
+         for what is not for a service: `bpftool prog pin id {id} /sys/fs/bpf/other`, take it off \
+         (`ip link set dev {interface} xdp off`), and set node.chain = \"/sys/fs/bpf/other\". \
+         To be rid of it, take it off, or start with --replace to have it replaced"
     )]
     Occupied {
         interface: String,

@@ -20,15 +20,16 @@ use lb_common::slot::{BackendIndex, Slot, TABLE_SIZES};
 use lb_common::verdict::{VERDICT_STRIDE, Verdict};
 use thiserror::Error;
 
+use super::chain::Chain;
 use super::flow_table::FlowTable;
 use super::sys::{self, Mapped, Plain, Raw};
 use crate::model::Protocol;
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 15] = [
     "PARAMS", "FILTER", "VIPS", "SERVICES", "BACKENDS", "TABLES_S", "TABLES_M", "TABLES_L",
-    "SOURCES", "FLOWS", "REPLIES", "TRAFFIC", "VERDICTS", "OPENING",
+    "SOURCES", "FLOWS", "REPLIES", "TRAFFIC", "VERDICTS", "OPENING", "CHAIN",
 ];
 
 /// Why a map cannot be read or written.
@@ -61,6 +62,7 @@ pub struct Maps {
     tables: [ArrayOfMaps<MapData>; TABLE_SIZES.len()],
     table_fds: [OwnedFd; TABLE_SIZES.len()],
     pub(super) flows: FlowTable,
+    pub(super) chain: Chain,
     traffic: PerCpuArray<MapData, Raw<Traffic>>,
     verdicts: PerCpuArray<MapData, Raw<u64>>,
 }
@@ -74,7 +76,7 @@ fn system_error(name: &'static str) -> impl FnOnce(io::Error) -> AccessError {
 }
 
 fn descriptor(map: &Map, name: &'static str) -> Result<OwnedFd, AccessError> {
-    let (Map::Array(data) | Map::ArrayOfMaps(data)) = map else {
+    let (Map::Array(data) | Map::ArrayOfMaps(data) | Map::ProgramArray(data)) = map else {
         return Err(AccessError::Content {
             name,
             what: format!("{map:?}"),
@@ -140,6 +142,7 @@ impl Maps {
                     .map_err(map_error("TABLES_L"))?,
             ],
             table_fds,
+            chain: Chain::new(descriptor(&take("CHAIN")?, "CHAIN")?),
             traffic: take("TRAFFIC")?.try_into().map_err(map_error("TRAFFIC"))?,
             verdicts: take("VERDICTS")?
                 .try_into()

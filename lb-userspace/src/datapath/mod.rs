@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -15,6 +16,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 mod attach;
+mod chain;
 mod flow_table;
 mod flows;
 pub mod interface;
@@ -24,6 +26,7 @@ pub mod sys;
 mod writer;
 
 pub use attach::{AttachError, Attached};
+pub use chain::ChainError;
 pub use flows::Sweep;
 pub use maps::AccessError;
 pub use pin::{PinDirectory, PinError};
@@ -48,6 +51,8 @@ pub enum DatapathError {
     #[error(transparent)]
     Attach(#[from] AttachError),
     #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error(transparent)]
     Access(#[from] AccessError),
     #[error(
         "the maps pinned in {path} have layout {found}, this version writes layout \
@@ -67,6 +72,18 @@ pub enum DatapathError {
     Ended,
     #[error("pinning the program: {0}")]
     PinProgram(#[source] aya::pin::PinError),
+}
+
+/// Where the program belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// These interfaces and no others.
+    pub interfaces: Vec<String>,
+    pub mode: XdpMode,
+    /// Whether another XDP program there may be replaced.
+    pub replace: bool,
+    /// Pin of the program that gets what is left to the host.
+    pub chain: Option<PathBuf>,
 }
 
 /// The loaded program with its maps.
@@ -139,33 +156,34 @@ impl Datapath {
         })
     }
 
-    /// Puts the program on these interfaces, and takes it off others that it was on. If one cannot
-    /// be had, those newly attached are given back.
-    pub fn attach(
-        &mut self,
-        interfaces: &[String],
-        mode: XdpMode,
-        replace: bool,
-    ) -> Result<Vec<Attached>, DatapathError> {
+    /// Puts the program where it belongs, and takes it off interfaces that it was on besides. If
+    /// one cannot be had, or the chained program cannot be, all is left as it was.
+    pub fn attach(&mut self, place: &Place) -> Result<Vec<Attached>, DatapathError> {
+        let before = match self.set_chain(place.chain.as_deref()) {
+            Ok(before) => before,
+            Err(error) => {
+                self.forget_new()?;
+                return Err(error);
+            }
+        };
         let program = xdp(&mut self.ebpf)?;
         let mut done: Vec<Attached> = Vec::new();
-        for name in interfaces {
-            match attach::attach(program, &self.pins, name, mode, replace) {
+        for name in &place.interfaces {
+            match attach::attach(program, &self.pins, name, place.mode, place.replace) {
                 Ok(attached) => done.push(attached),
                 Err(error) => {
                     for attached in done.iter().filter(|attached| attached.new) {
                         attach::detach(&self.pins, &attached.name)?;
                     }
-                    if self.new {
-                        self.pins.remove()?;
-                    }
+                    self.maps.chain.restore(before)?;
+                    self.forget_new()?;
                     return Err(error.into());
                 }
             }
         }
         self.new = false;
         for name in self.pins.links()? {
-            if !interfaces.contains(&name) {
+            if !place.interfaces.contains(&name) {
                 info!(
                     interface = name,
                     "no longer in the configuration: taking the program off"
@@ -174,6 +192,26 @@ impl Datapath {
             }
         }
         Ok(done)
+    }
+
+    /// Puts the program on one interface that has come back.
+    pub fn attach_again(&mut self, name: &str, mode: XdpMode) -> Result<Attached, DatapathError> {
+        let program = xdp(&mut self.ebpf)?;
+        Ok(attach::attach(program, &self.pins, name, mode, false)?)
+    }
+
+    /// Hands what is left to the host to the program pinned at `path`, or to none.
+    fn set_chain(&mut self, path: Option<&Path>) -> Result<chain::Before, DatapathError> {
+        let own = sys::program_info(self.program()?).map_err(ChainError::Asking)?;
+        Ok(self.maps.chain.set(path, own.id)?)
+    }
+
+    /// Removes what was pinned if nothing was before.
+    fn forget_new(&self) -> Result<(), DatapathError> {
+        if self.new {
+            self.pins.remove()?;
+        }
+        Ok(())
     }
 
     /// What the maps hold.

@@ -1,17 +1,21 @@
-//! The system calls that aya does not wrap: the one place of `unsafe` in this crate.
+//! The system calls that aya does not wrap: with [`crate::privileges`], the one place of `unsafe`
+//! in this crate.
 
 use std::ffi::{CStr, c_long};
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::time::Duration;
 
 const BPF_MAP_CREATE: u32 = 0;
+const BPF_MAP_LOOKUP_ELEM: u32 = 1;
+const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_PROG_TEST_RUN: u32 = 10;
+const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
@@ -219,24 +223,106 @@ pub fn create_table(entries: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// One entry of a map with 32-bit keys, as bpf(2) takes it.
+#[repr(C)]
+struct ElemAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl ElemAttr {
+    /// `key` and `value` must outlive the call.
+    fn new(map: BorrowedFd<'_>, key: *const u32, value: *const u32) -> Self {
+        Self {
+            map_fd: map.as_raw_fd() as u32,
+            pad: 0,
+            key: key as u64,
+            value: value as u64,
+            flags: 0,
+        }
+    }
+}
+
 /// Removes an entry; also the way to empty a place of an array of maps, which aya lacks.
 pub fn map_delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
-    #[repr(C)]
-    struct Attr {
-        map_fd: u32,
-        pad: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
+    let mut attr = ElemAttr::new(map, &raw const key, std::ptr::null());
+    bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
+}
+
+/// Puts a program into a place of an array of programs.
+pub fn set_program(map: BorrowedFd<'_>, key: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let value = program.as_raw_fd() as u32;
+    let mut attr = ElemAttr::new(map, &raw const key, &raw const value);
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// The number of the program in a place of an array of programs; `None` if it is empty.
+pub fn program_in(map: BorrowedFd<'_>, key: u32) -> io::Result<Option<u32>> {
+    let mut value = 0u32;
+    let mut attr = ElemAttr::new(map, &raw const key, &raw mut value);
+    match bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    let mut attr = Attr {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: &raw const key as u64,
-        value: 0,
+}
+
+/// The program of this number.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0])?;
+    // SAFETY: a descriptor that the kernel has just made for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Opens what is pinned at `path`, whatever it is.
+pub fn open_pin(path: &CStr) -> io::Result<OwnedFd> {
+    let mut attr = ObjAttr {
+        path: path.as_ptr() as u64,
+        fd: 0,
         flags: 0,
     };
-    bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
+    let fd = bpf(BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: a descriptor that the kernel has just made for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The start of `struct bpf_prog_info` (linux/bpf.h).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct ProgramInfo {
+    /// `enum bpf_prog_type`; see [`XDP`].
+    pub kind: u32,
+    pub id: u32,
+}
+
+/// `BPF_PROG_TYPE_XDP`.
+pub const XDP: u32 = 6;
+
+/// What the kernel says of a program. The descriptor must be a program's: of anything else the
+/// answer means something else.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    let mut info = ProgramInfo::default();
+    info_of(program, &mut info)?;
+    Ok(info)
+}
+
+/// The start of the kernel's description of what `fd` is.
+fn info_of<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut attr = Attr {
+        fd: fd.as_raw_fd() as u32,
+        length: size_of::<T>() as u32,
+        info: &raw mut *info as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
 /// An XDP link: what holds a program on an interface. Dropped, it ends, unless it is pinned.
@@ -273,14 +359,7 @@ impl XdpLink {
 
     /// Opens the link pinned at `path`.
     pub fn open(path: &CStr) -> io::Result<Self> {
-        Self::made(bpf(
-            BPF_OBJ_GET,
-            &mut ObjAttr {
-                path: path.as_ptr() as u64,
-                fd: 0,
-                flags: 0,
-            },
-        )?)
+        open_pin(path).map(Self)
     }
 
     /// The link of this number.
@@ -321,19 +400,8 @@ impl XdpLink {
     /// What the kernel says of it; `None` where it is not an XDP link.
     pub fn info(&self) -> io::Result<Option<LinkInfo>> {
         const BPF_LINK_TYPE_XDP: u32 = 6;
-        #[repr(C)]
-        struct Attr {
-            fd: u32,
-            length: u32,
-            info: u64,
-        }
         let mut info = LinkInfo::default();
-        let mut attr = Attr {
-            fd: self.0.as_raw_fd() as u32,
-            length: size_of::<LinkInfo>() as u32,
-            info: &raw mut info as u64,
-        };
-        bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+        info_of(self.0.as_fd(), &mut info)?;
         Ok((info.kind == BPF_LINK_TYPE_XDP).then_some(info))
     }
 }

@@ -13,10 +13,11 @@ use lb_common::verdict::Verdict;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
-use super::{Attached, Datapath, DatapathError, PinDirectory, Sweep, enter_bpffs};
+use super::{Attached, Datapath, DatapathError, PinDirectory, Place, Sweep, enter_bpffs};
 use crate::model::XdpMode;
 use crate::plan::explain::{Explanation, Tuple};
 use crate::plan::{Backend, Contents, Op, ServiceId, plan};
+use crate::privileges;
 
 /// Least time between two table swaps; what comes meanwhile is swapped in together.
 const SWAP_INTERVAL: Duration = Duration::from_millis(100);
@@ -33,12 +34,16 @@ const RETRY: Duration = Duration::from_secs(1);
 pub enum Command {
     /// What the maps should hold. A later one replaces those not yet carried out.
     Want(Want),
-    /// Be on these interfaces and no others.
+    /// Be there and nowhere else.
     Attach {
-        interfaces: Vec<String>,
-        mode: XdpMode,
-        replace: bool,
+        place: Place,
         reply: oneshot::Sender<Result<Vec<Attached>, DatapathError>>,
+    },
+    /// Be on an interface again that has come back.
+    AttachAgain {
+        interface: String,
+        mode: XdpMode,
+        reply: oneshot::Sender<Result<Attached, DatapathError>>,
     },
     /// Say what becomes of a flow; `None` if no service is at its destination.
     Explain {
@@ -246,14 +251,19 @@ impl Thread {
     fn take(&mut self, command: Command) -> bool {
         match command {
             Command::Want(want) => self.pending = Some(want),
-            Command::Attach {
-                interfaces,
+            Command::Attach { place, reply } => {
+                // A caller that has gone away has still been served; likewise below.
+                let result = self.datapath.attach(&place);
+                // All that needs more than a running agent has is done.
+                privileges::give_up_in_thread();
+                let _ = reply.send(result);
+            }
+            Command::AttachAgain {
+                interface,
                 mode,
-                replace,
                 reply,
             } => {
-                // A caller that has gone away has still been served.
-                let _ = reply.send(self.datapath.attach(&interfaces, mode, replace));
+                let _ = reply.send(self.datapath.attach_again(&interface, mode));
             }
             Command::Explain { tuple, reply } => {
                 // A caller that has gone away needs no answer.

@@ -35,6 +35,8 @@ pub struct Node {
     pub snat_ports: RangeInclusive<u16>,
     /// Capacity of the flow table.
     pub flow_entries: u32,
+    /// Pin of the XDP program that gets what is left to the host.
+    pub chain: Option<PathBuf>,
 }
 
 /// Which kind of XDP to attach.

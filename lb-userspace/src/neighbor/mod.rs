@@ -15,9 +15,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
+mod links;
 mod resolve;
 
 use crate::plan::Path;
+pub use links::{Links, keep_watching_links};
 use resolve::{Resolver, neighbour_of};
 
 /// Quiet time after a change before the paths are worked out again: changes come in bursts.
@@ -41,11 +43,63 @@ pub enum NeighborError {
 /// Ways to the backends, by address.
 pub type Paths = BTreeMap<IpAddr, Path>;
 
+/// What the kernel says of the ways to the backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ways {
+    pub paths: Paths,
+    /// What is wrong with the ways to others, or with those.
+    pub problems: BTreeMap<IpAddr, Problem>,
+}
+
+/// Why packets cannot be sent to a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The kernel has no way there; in its words.
+    NoRoute(String),
+    /// The address is one of this host.
+    Local,
+    /// The next hop has not answered ARP or neighbour discovery.
+    NoAnswer { next_hop: IpAddr, interface: String },
+    /// The interface has no MAC addresses.
+    NotEthernet { interface: String },
+    /// The interface stands on another one, and native XDP cannot send out of it. There is a path,
+    /// which generic mode can use.
+    Stacked { interface: String, kind: String },
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoRoute(why) => f.write_str(why),
+            Self::Local => {
+                f.write_str("it is an address of this host; a backend must be on another")
+            }
+            Self::NoAnswer {
+                next_hop,
+                interface,
+            } => {
+                write!(
+                    f,
+                    "{next_hop} on {interface} does not answer ARP or neighbour discovery"
+                )
+            }
+            Self::NotEthernet { interface } => {
+                write!(f, "{interface} is no Ethernet interface")
+            }
+            Self::Stacked { interface, kind } => write!(
+                f,
+                "it is reached by the {kind} device {interface}, out of which native XDP cannot \
+                 send; reach it by a physical interface, or set xdp_mode = \"generic\""
+            ),
+        }
+    }
+}
+
 /// Reports the ways to `targets` whenever they change. When the kernel cannot be asked, it is asked
 /// again after a second; meanwhile the ways last reported stay in use.
 pub async fn keep_watching(
     targets: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
-    report: mpsc::UnboundedSender<Arc<Paths>>,
+    report: mpsc::UnboundedSender<Arc<Ways>>,
 ) {
     while let Err(error) = watch(targets.clone(), report.clone()).await {
         warn!("watching neighbours: {error}; trying again");
@@ -56,7 +110,7 @@ pub async fn keep_watching(
 /// Reports the ways to `targets` whenever they change, until nobody listens.
 pub async fn watch(
     mut targets: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
-    report: mpsc::UnboundedSender<Arc<Paths>>,
+    report: mpsc::UnboundedSender<Arc<Ways>>,
 ) -> Result<(), NeighborError> {
     let groups = [
         MulticastGroup::Link,
@@ -69,7 +123,7 @@ pub async fn watch(
     let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
     let connection = tokio::spawn(connection);
     let mut resolver = Resolver::new(handle);
-    let mut known: Option<Arc<Paths>> = None;
+    let mut known: Option<Arc<Ways>> = None;
     let mut wake = Instant::now();
     let result = loop {
         tokio::select! {
@@ -87,23 +141,34 @@ pub async fn watch(
             }
             () = sleep_until(wake) => {
                 let wanted = targets.borrow_and_update().clone();
-                let paths = match resolver.resolve(&wanted).await {
-                    Ok(paths) => paths,
+                let ways = match resolver.resolve(&wanted).await {
+                    Ok(ways) => ways,
                     Err(error) => break Err(error),
                 };
-                let missing = wanted.iter().any(|target| !paths.contains_key(target));
+                let missing = wanted.iter().any(|target| !ways.paths.contains_key(target));
                 wake = Instant::now() + if missing { RETRY } else { REFRESH };
-                if known.as_deref() != Some(&paths) {
-                    note_changes(known.as_deref(), &paths);
-                    let paths = Arc::new(paths);
-                    known = Some(paths.clone());
-                    if report.send(paths).is_err() {
+                if known.as_deref() != Some(&ways) {
+                    note_changes(known.as_deref(), &ways);
+                    let ways = Arc::new(ways);
+                    known = Some(ways.clone());
+                    if report.send(ways).is_err() {
                         break Ok(());
                     }
                 }
             }
         }
     };
+    connection.abort();
+    result
+}
+
+/// What is wrong with the ways to these targets, seen once and without sending anything.
+pub async fn survey(
+    targets: &BTreeSet<IpAddr>,
+) -> Result<BTreeMap<IpAddr, Problem>, NeighborError> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    let result = Resolver::new(handle).survey(targets).await;
     connection.abort();
     result
 }
@@ -122,17 +187,22 @@ fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, resolver: &Resolver) -
     }
 }
 
-fn note_changes(before: Option<&Paths>, after: &Paths) {
-    for (target, path) in after {
-        let known = before.and_then(|before| before.get(target));
+fn note_changes(before: Option<&Ways>, after: &Ways) {
+    for (target, path) in &after.paths {
+        let known = before.and_then(|before| before.paths.get(target));
         if known != Some(path) {
             let mac = resolve::mac_text(&path.hop.dst_mac);
             info!(%target, mac, interface = path.hop.ifindex, source = %path.source, "path");
         }
     }
-    for target in before.into_iter().flat_map(Paths::keys) {
-        if !after.contains_key(target) {
-            warn!(%target, "no path any more");
+    for (target, problem) in &after.problems {
+        let known = before.and_then(|before| before.problems.get(target));
+        if known != Some(problem) {
+            warn!(%target, "the way to a backend: {problem}");
         }
+    }
+    let lost = before.into_iter().flat_map(|before| before.paths.keys());
+    for target in lost.filter(|target| !after.paths.contains_key(target)) {
+        warn!(%target, "no path any more");
     }
 }

@@ -6,15 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures::TryStreamExt;
 use lb_common::abi::Hop;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::{NeighborError, Paths};
+use super::{NeighborError, Paths, Problem, Ways};
 use crate::plan::Path;
 
 type Mac = [u8; 6];
@@ -36,12 +36,87 @@ pub struct Neighbour {
     fresh: bool,
 }
 
+/// What matters of an interface.
+struct Interface {
+    name: String,
+    /// Absent where it is no Ethernet interface.
+    mac: Option<Mac>,
+    /// Its kind, if it stands on another interface and has no way out for XDP of its own.
+    stacked: Option<String>,
+}
+
+/// rtnetlink kinds without `ndo_xdp_xmit`: what native XDP redirects there is lost (Linux 6.18).
+const STACKED: [&str; 24] = [
+    "bridge",
+    "dummy",
+    "erspan",
+    "geneve",
+    "gre",
+    "gretap",
+    "hsr",
+    "ifb",
+    "ip6erspan",
+    "ip6gre",
+    "ip6gretap",
+    "ip6tnl",
+    "ipip",
+    "ipvlan",
+    "macsec",
+    "macvlan",
+    "sit",
+    "team",
+    "vlan",
+    "vrf",
+    "vti",
+    "vti6",
+    "vxlan",
+    "wireguard",
+];
+
+impl Interface {
+    /// Why packets cannot leave by it.
+    fn problem(&self) -> Option<Problem> {
+        let interface = self.name.clone();
+        match (&self.mac, &self.stacked) {
+            (None, _) => Some(Problem::NotEthernet { interface }),
+            (Some(_), Some(kind)) => Some(Problem::Stacked {
+                interface,
+                kind: kind.clone(),
+            }),
+            (Some(_), None) => None,
+        }
+    }
+}
+
+fn interface(link: &LinkMessage) -> Interface {
+    let mut found = Interface {
+        name: String::new(),
+        mac: None,
+        stacked: None,
+    };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => found.name.clone_from(name),
+            LinkAttribute::Address(address) => found.mac = Mac::try_from(address.as_slice()).ok(),
+            LinkAttribute::LinkInfo(infos) => {
+                found.stacked = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => {
+                        Some(kind.to_string()).filter(|kind| STACKED.contains(&kind.as_str()))
+                    }
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// Asks the kernel, and remembers the last answer for each next hop.
 pub struct Resolver {
     handle: Handle,
     next_hops: BTreeMap<NextHop, Option<Mac>>,
     last: Paths,
-    unreachable: BTreeSet<IpAddr>,
 }
 
 impl Resolver {
@@ -50,7 +125,6 @@ impl Resolver {
             handle,
             next_hops: BTreeMap::new(),
             last: Paths::new(),
-            unreachable: BTreeSet::new(),
         }
     }
 
@@ -64,17 +138,21 @@ impl Resolver {
 
     /// The ways to all targets. A next hop that no longer answers keeps its last MAC address: it
     /// is for the probes to say whether a backend lives.
-    pub async fn resolve(&mut self, targets: &BTreeSet<IpAddr>) -> Result<Paths, NeighborError> {
-        let macs = self.interface_macs().await?;
+    pub async fn resolve(&mut self, targets: &BTreeSet<IpAddr>) -> Result<Ways, NeighborError> {
+        let interfaces = self.interfaces().await?;
         let neighbours = self.neighbours().await?;
-        let mut paths = Paths::new();
+        let mut ways = Ways::default();
         self.next_hops.clear();
         for target in targets {
-            let Some((hop, source)) = self.route(*target).await? else {
-                if let Some(path) = self.last.get(target) {
-                    paths.insert(*target, *path);
+            let (hop, source) = match self.route(*target).await? {
+                Ok(found) => found,
+                Err(problem) => {
+                    if let Some(path) = self.last.get(target) {
+                        ways.paths.insert(*target, *path);
+                    }
+                    ways.problems.insert(*target, problem);
+                    continue;
                 }
-                continue;
             };
             let neighbour = neighbours.get(&hop);
             let mac = neighbour.and_then(|neighbour| neighbour.mac);
@@ -82,18 +160,49 @@ impl Resolver {
             if neighbour.is_none_or(|neighbour| !neighbour.fresh) {
                 self.ask_for(hop).await;
             }
+            // One that has gone meanwhile is news to come.
+            let Some(interface) = interfaces.get(&hop.ifindex) else {
+                continue;
+            };
             let mac = mac.or_else(|| self.last_mac(*target, hop));
-            if let (Some(dst), Some(src)) = (mac, macs.get(&hop.ifindex)) {
-                let hop = Hop {
-                    dst_mac: mac_words(dst),
-                    src_mac: mac_words(*src),
-                    ifindex: hop.ifindex,
-                };
-                paths.insert(*target, Path { hop, source });
-            }
+            let problem = match (mac, interface.mac) {
+                (_, None) => interface.problem(),
+                (None, Some(_)) => Some(Problem::NoAnswer {
+                    next_hop: hop.address,
+                    interface: interface.name.clone(),
+                }),
+                (Some(dst), Some(src)) => {
+                    let hop = Hop {
+                        dst_mac: mac_words(dst),
+                        src_mac: mac_words(src),
+                        ifindex: hop.ifindex,
+                    };
+                    ways.paths.insert(*target, Path { hop, source });
+                    interface.problem()
+                }
+            };
+            ways.problems
+                .extend(problem.map(|problem| (*target, problem)));
         }
-        self.last = paths.clone();
-        Ok(paths)
+        self.last.clone_from(&ways.paths);
+        Ok(ways)
+    }
+
+    /// What is wrong with the ways to these targets, as far as it shows without asking a neighbour.
+    pub async fn survey(
+        &self,
+        targets: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Problem>, NeighborError> {
+        let interfaces = self.interfaces().await?;
+        let mut problems = BTreeMap::new();
+        for target in targets {
+            let problem = match self.route(*target).await? {
+                Err(problem) => Some(problem),
+                Ok((hop, _)) => interfaces.get(&hop.ifindex).and_then(Interface::problem),
+            };
+            problems.extend(problem.map(|problem| (*target, problem)));
+        }
+        Ok(problems)
     }
 
     fn last_mac(&self, target: IpAddr, hop: NextHop) -> Option<Mac> {
@@ -104,19 +213,13 @@ impl Resolver {
         Some(mac_bytes(&path.hop.dst_mac))
     }
 
-    async fn interface_macs(&self) -> Result<BTreeMap<u32, Mac>, NeighborError> {
-        let mut macs = BTreeMap::new();
+    async fn interfaces(&self) -> Result<BTreeMap<u32, Interface>, NeighborError> {
+        let mut interfaces = BTreeMap::new();
         let mut links = self.handle.link().get().execute();
         while let Some(link) = links.try_next().await? {
-            for attribute in &link.attributes {
-                if let LinkAttribute::Address(address) = attribute
-                    && let Ok(mac) = Mac::try_from(address.as_slice())
-                {
-                    macs.insert(link.header.index, mac);
-                }
-            }
+            interfaces.insert(link.header.index, interface(&link));
         }
-        Ok(macs)
+        Ok(interfaces)
     }
 
     async fn neighbours(&self) -> Result<BTreeMap<NextHop, Neighbour>, NeighborError> {
@@ -137,8 +240,11 @@ impl Resolver {
         Ok(found)
     }
 
-    /// The kernel's choice of next hop and source address; `None` where there is no way.
-    async fn route(&mut self, target: IpAddr) -> Result<Option<(NextHop, IpAddr)>, NeighborError> {
+    /// The kernel's choice of next hop and source address, or why there is none.
+    async fn route(
+        &self,
+        target: IpAddr,
+    ) -> Result<Result<(NextHop, IpAddr), Problem>, NeighborError> {
         let message = match target {
             IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(v4, 32)
@@ -148,27 +254,24 @@ impl Resolver {
                 .build(),
         };
         let mut routes = self.handle.route().get(message).execute();
-        let problem = match routes.try_next().await {
+        let why = match routes.try_next().await {
             Ok(Some(route)) if route.header.kind == RouteType::Unicast => {
-                let found = next_hop(&route, target);
-                if found.is_some() {
-                    self.unreachable.remove(&target);
-                    return Ok(found);
+                match next_hop(&route, target) {
+                    Some(found) => return Ok(Ok(found)),
+                    None => "its route names no interface or source address".to_owned(),
                 }
-                "its route names no interface or source address".to_owned()
             }
             Ok(Some(route)) if route.header.kind == RouteType::Local => {
-                "it is an address of this host; a backend must be on another".to_owned()
+                return Ok(Err(Problem::Local));
             }
             Ok(Some(route)) => format!("its route is of kind {:?}", route.header.kind),
             Ok(None) => "there is no route".to_owned(),
-            Err(rtnetlink::Error::NetlinkError(error)) => error.to_io().to_string(),
+            Err(rtnetlink::Error::NetlinkError(error)) => {
+                format!("there is no route: {}", error.to_io())
+            }
             Err(error) => return Err(error.into()),
         };
-        if self.unreachable.insert(target) {
-            warn!(%target, "no way to a backend: {problem}");
-        }
-        Ok(None)
+        Ok(Err(Problem::NoRoute(why)))
     }
 
     /// Has the kernel resolve a neighbour, or confirm it.

@@ -177,6 +177,16 @@ impl Kernel {
         self.want(wanted);
     }
 
+    /// The pin of this name.
+    pub fn pin(&self, name: &str) -> PathBuf {
+        self.pins.map(name)
+    }
+
+    /// Loads the program again on what is pinned, as the next agent does.
+    pub fn reopen(&mut self) {
+        self.datapath = Datapath::open(self.pins.clone(), 4096).unwrap();
+    }
+
     pub fn run(&mut self, frame: &[u8]) -> TestRun {
         test_run(self.datapath.program().unwrap(), frame, 1).unwrap()
     }

@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod chain;
 mod dsr;
 mod explain;
+mod foreign;
 mod hostile;
 mod kernel;
 mod maps;

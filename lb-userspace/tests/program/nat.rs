@@ -67,9 +67,25 @@ fn requests_and_replies_are_rewritten() {
             "10.0.0.11:8080",
             "10.0.0.1",
         ),
+        (
+            Frame::udp("198.51.100.2:4001", VIP4).vlans(1),
+            2,
+            "10.0.0.11:53",
+            "10.0.0.1",
+        ),
+        (
+            Frame::tcp("[2001:db8::2]:4000", VIP6, "S").vlans(1),
+            3,
+            "[fd00::11]:8080",
+            "fd00::1",
+        ),
     ];
     for (frame, backend, server, source) in cases {
-        let sent = parse(&kernel.forwards(&frame.bytes(), backend));
+        // EtherTypes and VLAN tags stay as they came, both ways.
+        let (bytes, tags) = (frame.bytes(), 12..14 + 4 * frame.vlans);
+        let forwarded = kernel.forwards(&bytes, backend);
+        assert_eq!(forwarded[tags.clone()], bytes[tags.clone()]);
+        let sent = parse(&forwarded);
         assert_eq!((sent.dst, sent.src.ip()), (at(server), ip(source)));
         assert!((20_000..30_000).contains(&sent.src.port()), "{sent:?}");
         assert_eq!((sent.ttl, &sent.payload), (63, &frame.payload));
@@ -96,6 +112,7 @@ fn requests_and_replies_are_rewritten() {
             (&result.frame[..6], &result.frame[6..12]),
             (&CLIENT_MAC[..], &crate::kernel::LB_MAC[..])
         );
+        assert_eq!(result.frame[tags.clone()], bytes[tags]);
         let seen = parse(&result.frame);
         assert_eq!((seen.src, seen.dst, seen.ttl), (frame.dst, frame.src, 63));
     }

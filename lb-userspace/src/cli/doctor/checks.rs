@@ -1,10 +1,13 @@
 //! Judgements on [`Facts`]: pure.
 
+use std::net::IpAddr;
+
 use super::drivers;
 use super::facts::{BPFFS, Facts};
 use super::links::Link;
 use super::{Finding, Level};
 use crate::model::{Node, XdpMode};
+use crate::neighbor::Problem;
 
 /// Capabilities lb needs (linux/capability.h).
 const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
@@ -30,6 +33,9 @@ pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
                 .on(name),
         );
     }
+    for (backend, problem) in &facts.unreachable {
+        findings.extend(way(backend, problem, node));
+    }
     if facts.links.is_empty() && facts.missing.is_empty() {
         findings.push(
             warn("interface", "There is nothing to attach to.")
@@ -41,6 +47,30 @@ pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
         findings.extend(interface(facts, node, link));
     }
     findings
+}
+
+/// A backend that packets cannot be sent to.
+fn way(backend: &IpAddr, problem: &Problem, node: Option<&Node>) -> Option<Finding> {
+    let mend = match problem {
+        // Generic mode can.
+        Problem::Stacked { .. } if node.map(|node| node.xdp_mode) == Some(XdpMode::Generic) => {
+            return None;
+        }
+        Problem::Stacked { .. } | Problem::NotEthernet { .. } => {
+            "give the host a route to it by a physical interface"
+        }
+        Problem::Local => "put the backend on another host",
+        Problem::NoRoute(_) | Problem::NoAnswer { .. } => "look at `ip route get` and `ip neigh`",
+    };
+    let finding = warn(
+        "backend_way",
+        "Packets to it are dropped and counted (drop_no_neighbor).",
+    );
+    Some(
+        finding
+            .what(format!("backend {backend}: {problem}"))
+            .mend(mend),
+    )
 }
 
 fn kernel(facts: &Facts) -> Finding {
@@ -71,7 +101,7 @@ fn capabilities(facts: &Facts) -> Finding {
     }
     fail("capabilities", "The program can be neither loaded nor attached without them.")
         .what(format!("this process lacks {}", missing.join(", ")))
-        .mend("run lb (and this check) as root, or give its unit AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON")
+        .mend("run lb (and this check) as root; packaging/lb.service gives it what it needs, which it gives up after its start as far as it can")
 }
 
 fn jit(facts: &Facts) -> Finding {
@@ -213,8 +243,9 @@ fn other_program(facts: &Facts, link: &Link) -> Finding {
             if xdp.native { "native" } else { "generic" }
         ))
         .mend(format!(
-            "look with `bpftool prog show id {}`; take it off with `ip link set dev {} xdp off`, \
-             or run `lb run --replace`",
+            "look with `bpftool prog show id {0}`. To keep it behind lb: `bpftool prog pin id {0} \
+             /sys/fs/bpf/other`, `ip link set dev {1} xdp off`, node.chain = \
+             \"/sys/fs/bpf/other\". To be rid of it: take it off, or run `lb run --replace`",
             xdp.id, link.name
         )),
     }

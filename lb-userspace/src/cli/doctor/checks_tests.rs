@@ -43,6 +43,7 @@ fn node() -> Node {
         on_exit: crate::model::OnExit::Keep,
         snat_ports: 61000..=65535,
         flow_entries: 1 << 20,
+        chain: None,
     }
 }
 
@@ -214,4 +215,34 @@ fn a_veths_other_end_is_looked_at_if_it_can_be() {
     });
     peer.offloads.tx_checksum = Some(false);
     assert_eq!(names(&facts), []);
+}
+
+#[test]
+fn a_backend_that_packets_cannot_be_sent_to_is_named() {
+    let stacked = Problem::Stacked {
+        interface: "eth0.7".into(),
+        kind: "vlan".into(),
+    };
+    let facts = Facts {
+        unreachable: [
+            ("10.0.0.1".parse().unwrap(), Problem::Local),
+            ("10.0.0.2".parse().unwrap(), stacked),
+        ]
+        .into(),
+        ..Facts::default()
+    };
+    let ways = |mode| {
+        let node = Node {
+            xdp_mode: mode,
+            ..node()
+        };
+        let findings = judge(&facts, Some(&node)).into_iter();
+        let ways = findings.filter(|finding| finding.check == "backend_way");
+        ways.map(|finding| finding.what).collect::<Vec<_>>()
+    };
+    let native = ways(XdpMode::Auto);
+    assert_eq!(native.len(), 2);
+    assert!(native[0].contains("10.0.0.1: it is an address of this host"));
+    assert!(native[1].contains("vlan device eth0.7"), "{native:?}");
+    assert_eq!(ways(XdpMode::Generic).len(), 1);
 }

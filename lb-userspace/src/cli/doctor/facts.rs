@@ -1,11 +1,15 @@
 //! What is looked at on this host. Files are read below a root, so that tests can make up a host.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Context;
 
 use super::links::{self, Link};
+use crate::neighbor::{self, Problem};
+
 /// Where bpffs belongs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
@@ -32,6 +36,8 @@ pub struct Facts {
     pub links: Vec<Link>,
     /// All interfaces, for the other ends of veths.
     pub all: Vec<Link>,
+    /// Backends that cannot be reached as configured.
+    pub unreachable: BTreeMap<IpAddr, Problem>,
     /// Whether an agent holds the control socket: then programs on interfaces are its own.
     pub agent: bool,
 }
@@ -57,6 +63,15 @@ pub fn gather(root: &Path, wanted: Option<&[String]>, socket: &Path) -> anyhow::
     }
     facts.agent = std::os::unix::net::UnixStream::connect(socket).is_ok();
     Ok(facts)
+}
+
+/// The ways to the backends, by the kernel's routes.
+pub fn unreachable(backends: &BTreeSet<IpAddr>) -> anyhow::Result<BTreeMap<IpAddr, Problem>> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(neighbor::survey(backends))
+        .context("asking for the ways to the backends over netlink")
 }
 
 /// What is in files.

@@ -61,11 +61,16 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
         .map(|path| config::load(path).map(|loaded| loaded.model))
         .transpose()?;
     let node = model.as_ref().map(|model| &model.node);
-    let facts = facts::gather(
+    let mut facts = facts::gather(
         Path::new("/"),
         node.map(|node| node.interfaces.as_slice()),
         node.map_or(Path::new(DEFAULT_SOCKET), |node| &node.control_socket),
     )?;
+    if let Some(model) = &model {
+        let backends = model.services.iter().flat_map(|service| &service.backends);
+        let addresses = backends.map(|backend| backend.address.ip()).collect();
+        facts.unreachable = facts::unreachable(&addresses)?;
+    }
     let findings = checks::judge(&facts, node);
     let ok = findings.iter().all(|finding| finding.level < Level::Fail);
     if json {

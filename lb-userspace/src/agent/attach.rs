@@ -1,0 +1,107 @@
+//! The program's place on the interfaces, kept while they come and go.
+
+use std::sync::Arc;
+
+use tracing::{error, info, warn};
+
+use super::RunError;
+use super::run::Agent;
+use crate::api::event::{Change, Kind, Origin};
+use crate::datapath::{Attached, Command, Place, Writer};
+use crate::model::Model;
+use crate::neighbor::Links;
+
+/// Puts the program where the configuration wants it.
+pub async fn attach(
+    writer: &Writer,
+    model: &Model,
+    replace: bool,
+) -> Result<Vec<Attached>, RunError> {
+    let attach = |reply| Command::Attach {
+        place: Place {
+            interfaces: model.node.interfaces.clone(),
+            mode: model.node.xdp_mode,
+            replace,
+            chain: model.node.chain.clone(),
+        },
+        reply,
+    };
+    let attached = writer.ask(attach).await?;
+    attached.iter().for_each(tell);
+    Ok(attached)
+}
+
+fn tell(on: &Attached) {
+    info!(
+        interface = on.name,
+        mode = mode(on),
+        adopted = !on.new,
+        "attached"
+    );
+}
+
+const fn mode(on: &Attached) -> &'static str {
+    if on.native { "native" } else { "generic" }
+}
+
+impl Agent {
+    /// Interfaces have come or gone, or have other names.
+    pub async fn links_changed(&mut self, links: Arc<Links>) {
+        self.links = links;
+        self.follow_links().await;
+    }
+
+    /// Notes interfaces that are gone with the program on them, and attaches to those that are
+    /// there again. What fails is tried again a second later.
+    pub async fn follow_links(&mut self) {
+        let links = self.links.clone();
+        // Nothing is known yet: there is always one interface, the loopback one.
+        if links.is_empty() {
+            return;
+        }
+        let gone = |on: &Attached| !links.values().any(|index| *index == on.index);
+        for on in self.attached.extract_if(.., |on| gone(on)) {
+            warn!(
+                interface = on.name,
+                "the interface is gone, and the program with it"
+            );
+            let what = format!("{} is gone, and the program with it", on.name);
+            self.core
+                .record(Change::node(Kind::Detached, Origin::Agent, what));
+        }
+        let model = self.core.model.clone();
+        for name in &model.node.interfaces {
+            if links.contains_key(name) && !self.attached.iter().any(|on| on.name == *name) {
+                self.attach_again(name).await;
+            }
+        }
+    }
+
+    async fn attach_again(&mut self, name: &str) {
+        let mode_wanted = self.core.model.node.xdp_mode;
+        let ask = |reply| Command::AttachAgain {
+            interface: name.to_owned(),
+            mode: mode_wanted,
+            reply,
+        };
+        match self.writer.ask(ask).await {
+            Ok(on) => {
+                tell(&on);
+                let what = format!("{name} is back: attached in {} mode", mode(&on));
+                self.core
+                    .record(Change::node(Kind::Attached, Origin::Agent, what));
+                self.attached.push(on);
+                self.attach_error = None;
+            }
+            Err(problem) => {
+                let text = format!("{name} is back, but cannot be attached to: {problem}");
+                if self.attach_error.as_ref() != Some(&text) {
+                    error!("{text}");
+                    self.core
+                        .record(Change::node(Kind::Datapath, Origin::Agent, text.clone()));
+                    self.attach_error = Some(text);
+                }
+            }
+        }
+    }
+}

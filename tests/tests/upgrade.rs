@@ -1,0 +1,157 @@
+//! Another version takes over while packets flow: none may be lost, and one that cannot take over
+//! touches nothing.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::agent::SOON;
+use lb_tests::lab::{DSR_VIP, NAT_VIP};
+use lb_tests::load::flows::Flows;
+use lb_tests::load::udp::Sequence;
+use lb_tests::server_handle::{TCP_ECHO, UDP_ECHO};
+use lb_tests::{Agent, Config, Lab, Service, with_lab};
+
+const UPGRADES: usize = 10;
+
+/// TCP and UDP, by NAT and by direct server return, over IPv4 and IPv6.
+fn services(lab: &Lab) -> Vec<Service> {
+    let mut services = Vec::new();
+    for (family, index) in [("4", 0), ("6", 1)] {
+        let (nat, dsr) = (NAT_VIP[index], DSR_VIP[index]);
+        let at = SocketAddr::new;
+        let tcp = |name: &str, at| Service::tcp(lab, &format!("{name}{family}"), at, TCP_ECHO);
+        let udp =
+            |name: &str, at| Service::tcp(lab, &format!("{name}{family}"), at, UDP_ECHO).udp();
+        services.push(tcp("tcp-nat", at(nat, TCP_ECHO)));
+        services.push(tcp("tcp-dsr", at(dsr, TCP_ECHO)).dsr());
+        services.push(udp("udp-nat", at(nat, UDP_ECHO)));
+        services.push(udp("udp-dsr", at(dsr, UDP_ECHO)).dsr());
+    }
+    services.into_iter().map(Service::patient).collect()
+}
+
+/// Flows of all services.
+struct Traffic {
+    connections: Vec<(String, Flows)>,
+    datagrams: Vec<(String, Sequence)>,
+}
+
+impl Traffic {
+    fn start(lab: &Lab, services: &[Service]) -> Result<Self> {
+        let mut traffic = Self {
+            connections: Vec::new(),
+            datagrams: Vec::new(),
+        };
+        for service in services {
+            let name = service.name.clone();
+            if service.protocol == "tcp" {
+                let flows = Flows::open(&lab.client, service.address, 4)?;
+                traffic.connections.push((name, flows));
+            } else {
+                let sequence = Sequence::start(&lab.client, service.address)?;
+                traffic.datagrams.push((name, sequence));
+            }
+        }
+        Ok(traffic)
+    }
+
+    /// Waits until every connection has been used some more and none has broken.
+    fn goes_on(&self) -> Result<()> {
+        for (name, flows) in &self.connections {
+            flows.exchange(5, SOON)?;
+            let broken = flows.broken_except("");
+            ensure!(broken.is_empty(), "{name}: {broken:?}");
+        }
+        Ok(())
+    }
+
+    /// Ends it; not a datagram may be missing. Gives how many there were.
+    fn finish(self) -> Result<u64> {
+        self.goes_on()?;
+        let mut sent = 0;
+        for (name, sequence) in self.datagrams {
+            let count = sequence.finish()?;
+            ensure!(
+                count.lost.is_empty() && count.doubled.is_empty() && count.backends.len() == 1,
+                "{name}: {count:?}"
+            );
+            sent += count.sent;
+        }
+        Ok(sent)
+    }
+}
+
+/// What changes when a link goes down and up, or is made anew.
+fn link(lab: &Lab) -> Result<String> {
+    let files = ["ifindex", "carrier_changes"].map(|file| format!("/sys/class/net/eth0/{file}"));
+    lab.lb.namespace.run("cat", &[&files[0], &files[1]])
+}
+
+fn program_id(lab: &Lab) -> Result<String> {
+    let link = lab.lb.namespace.run("ip", &["link", "show", "eth0"])?;
+    let (_, id) = link
+        .split_once("prog/xdp id ")
+        .with_context(|| format!("no XDP in {link}"))?;
+    Ok(id.split_whitespace().next().unwrap_or_default().into())
+}
+
+#[test]
+fn ten_upgrades_under_load_lose_no_packet() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let services = services(lab);
+        let mut agent = Agent::start(lab, &Config::new(services.clone()))?;
+        let original = agent.binary().to_path_buf();
+        let traffic = Traffic::start(lab, &services)?;
+        let before = link(lab)?;
+        let mut program = program_id(lab)?;
+        for version in 1..=UPGRADES {
+            let binary = lab.folder().join(format!("lb-{version}"));
+            std::fs::copy(&original, &binary).context("copying the program")?;
+            ensure!(agent.terminate()?.success(), "log:\n{}", agent.log());
+            agent.set_binary(binary.clone());
+            agent.run(&[], &[])?;
+            agent.settled()?;
+            let now = program_id(lab)?;
+            ensure!(now != program, "version {version} has not taken over");
+            program = now;
+            traffic
+                .goes_on()
+                .with_context(|| format!("version {version}"))?;
+            std::fs::remove_file(binary).context("removing a copy")?;
+        }
+        let sent = traffic.finish()?;
+        println!("{sent} datagrams over {UPGRADES} upgrades, none lost");
+        ensure!(link(lab)? == before, "the link flapped or is another one");
+        Ok(())
+    })
+}
+
+#[test]
+fn maps_of_another_layout_are_refused_and_left_alone() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let services = services(lab);
+        let mut agent = Agent::start(lab, &Config::new(services.clone()))?;
+        let traffic = Traffic::start(lab, &services)?;
+        ensure!(agent.terminate()?.success(), "log:\n{}", agent.log());
+        let (before, program) = (agent.traces()?, program_id(lab)?);
+        // As if a version had made the maps whose layout is another.
+        let params = format!("{}/PARAMS", agent.pins()?);
+        lab.lb.namespace.change_pinned_word(&params, 4_000_000)?;
+        agent.run(&[], &[])?;
+        let end = agent.wait_end(SOON)?;
+        ensure!(!end.success(), "maps of another layout were taken over");
+        let log = agent.log();
+        for word in ["layout 4000000", "Nothing was changed", "lb detach"] {
+            ensure!(log.contains(word), "the log does not say {word:?}:\n{log}");
+        }
+        ensure!(agent.traces()? == before, "pins or programs have changed");
+        ensure!(program_id(lab)? == program, "the program was replaced");
+        traffic.finish().context("under the old version")?;
+        // The mend that was named.
+        agent.lb(&["detach"])?.ok()?;
+        ensure!(agent.traces()?.is_empty(), "{:?}", agent.traces()?);
+        agent.run(&[], &[])?;
+        agent.settled()?;
+        Traffic::start(lab, &services)?.finish().map(drop)
+    })
+}
