@@ -3,7 +3,7 @@
 
 /// Changes whenever a map's key, value, size class or meaning changes. An agent refuses to adopt
 /// pinned maps of another layout.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Capacity of the service table, service number 0 included (it means "none").
 pub const MAX_SERVICES: u32 = 1024;
@@ -66,6 +66,15 @@ pub struct ServiceKey {
     pub pad: u8,
 }
 
+/// Length of an IPv4 header without options (RFC 791, section 3.1).
+pub const IPV4_LEN: u16 = 20;
+/// Length of an IPv6 header (RFC 8200, section 3).
+pub const IPV6_LEN: u16 = 40;
+/// Length of a UDP header (RFC 768).
+pub const UDP_LEN: u16 = 8;
+/// The port that IANA has assigned to GUE ("gue").
+pub const GUE_PORT: u16 = 6080;
+
 /// How packets reach a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -74,14 +83,35 @@ pub enum Forwarding {
     Nat = 1,
     /// Destination MAC rewritten; the backend owns the VIP and answers the client itself.
     Dsr = 2,
+    /// As `Dsr`, but the packet goes to the backend's address inside another IP header (RFC 2003,
+    /// RFC 2473, RFC 4213), so that routers may be in between.
+    Ipip = 3,
+    /// As `Ipip` with a UDP header in between, so that routers and NICs spread the flows: variant 1
+    /// of Generic UDP Encapsulation (draft-ietf-intarea-gue-09, section 4).
+    Gue = 4,
 }
 
 impl Forwarding {
+    /// Every way, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Nat, Self::Dsr, Self::Ipip, Self::Gue];
+
     /// Name in configuration and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nat => "nat",
             Self::Dsr => "dsr",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+        }
+    }
+
+    /// Bytes that the outer headers add to a packet; 0 where there are none.
+    pub const fn overhead(self, outer_v4: bool) -> u16 {
+        let ip = if outer_v4 { IPV4_LEN } else { IPV6_LEN };
+        match self {
+            Self::Nat | Self::Dsr => 0,
+            Self::Ipip => ip,
+            Self::Gue => ip + UDP_LEN,
         }
     }
 }
@@ -164,9 +194,17 @@ pub struct Backend {
     pub hops: [Hop; 2],
     pub pad2: [u64; 3],
     pub addr: Addr,
-    /// Source address for NAT: the balancer's own, on the way to this backend.
+    /// Source address of NAT and of outer headers: the balancer's own, on the way to this backend,
+    /// or one out of the prefix that outer sources vary in.
     pub source: Addr,
-    pub pad3: [u64; 4],
+    /// Longest packet that the way to it takes, in bytes from the IP header on. Read for tunnels.
+    pub mtu: u32,
+    /// Bits of the last word of `source` that IP-in-IP takes from the flow hash, in network order.
+    pub source_bits: u32,
+    /// UDP port of GUE, in network order; 0 for IP-in-IP.
+    pub gue_port: u16,
+    pub pad3: [u16; 3],
+    pub pad4: [u64; 2],
 }
 
 /// Key of the flow map: a packet's addresses and ports as they arrive, in network order.

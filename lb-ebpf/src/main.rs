@@ -18,6 +18,8 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{FlowKey, Forwarding, ServiceKey};
 use lb_common::verdict::Verdict;
 
+use crate::forward::Step;
+use crate::forward::tunnel::{self, Order};
 use crate::packet::Packet;
 use crate::parse::Headers;
 
@@ -25,6 +27,19 @@ use crate::parse::Headers;
 pub struct Refusal {
     pub service: u16,
     pub verdict: Verdict,
+    /// For [`Verdict::TooBig`]: the longest packet that would not be, from the IP header on.
+    pub room: u16,
+}
+
+impl Refusal {
+    #[inline(always)]
+    pub const fn new(service: u16, verdict: Verdict) -> Self {
+        Self {
+            service,
+            verdict,
+            room: 0,
+        }
+    }
 }
 
 /// An XDP action, or the reason why the packet is not forwarded.
@@ -33,31 +48,57 @@ pub type Fate = Result<u32, Refusal>;
 #[xdp]
 #[inline(always)]
 pub fn lb_xdp(ctx: XdpContext) -> u32 {
-    match process(ctx.ctx).unpack() {
+    let mut packed = process(ctx.ctx);
+    if let Some(order) = packed.order() {
+        packed = tunnel::encapsulate(ctx.ctx, order);
+    }
+    match packed.unpack() {
         Ok(action) => action,
-        Err(Refusal { service, verdict }) => {
-            let verdict = forward::answer(ctx.ctx, verdict);
-            count::verdict(service, verdict);
+        Err(refusal) => {
+            let verdict = forward::answer(ctx.ctx, &refusal);
+            count::verdict(refusal.service, verdict);
             action(verdict)
         }
     }
 }
 
-/// A [`Fate`] in one register.
+/// A [`Fate`], or an order to encapsulate, in one register.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Packed(u64);
+pub struct Packed(u64);
 
 impl Packed {
     const REFUSED: u64 = 1 << 63;
+    const ORDER: u64 = 1 << 62;
 
     #[inline(always)]
-    fn pack(fate: Fate) -> Self {
+    fn pack_step(step: Result<Step, Refusal>) -> Self {
+        match step {
+            Ok(Step::Encapsulate(order)) => Self(Self::ORDER | order.bits()),
+            Ok(Step::Done(action)) => Self::pack(Ok(action)),
+            Err(refusal) => Self::pack(Err(refusal)),
+        }
+    }
+
+    #[inline(always)]
+    fn order(self) -> Option<Order> {
+        if self.0 & Self::ORDER == 0 {
+            None
+        } else {
+            Some(Order::from_bits(self.0 & !Self::ORDER))
+        }
+    }
+
+    #[inline(always)]
+    pub fn pack(fate: Fate) -> Self {
         match fate {
             Ok(action) => Self(action as u64),
-            Err(refusal) => {
-                Self(Self::REFUSED | (refusal.service as u64) << 8 | refusal.verdict as u64)
-            }
+            Err(refusal) => Self(
+                Self::REFUSED
+                    | (refusal.room as u64) << 24
+                    | (refusal.service as u64) << 8
+                    | refusal.verdict as u64,
+            ),
         }
     }
 
@@ -69,24 +110,22 @@ impl Packed {
         Err(Refusal {
             service: (self.0 >> 8) as u16,
             verdict: Verdict::from_number(self.0 as u8).unwrap_or(Verdict::DropMalformed),
+            room: (self.0 >> 24) as u16,
         })
     }
 }
 
-/// A function of its own, beside the one that makes RSTs: each may have a large stack, and the
-/// kernel adds up what is nested (512 bytes, and before Linux 6.8 each rounded up to 32).
+/// A function of its own, beside those that make outer headers and answers: each may have a large
+/// stack, and the kernel adds up what is nested (512 bytes, and before Linux 6.8 each rounded up to 32).
 #[inline(never)]
 fn process(ctx: *mut xdp_md) -> Packed {
     let packet = &Packet::new(&XdpContext::new(ctx));
-    Packed::pack(read(packet))
+    Packed::pack_step(read(packet))
 }
 
 #[inline(always)]
-fn read(packet: &Packet) -> Fate {
-    let unserved = |verdict| Refusal {
-        service: 0,
-        verdict,
-    };
+fn read(packet: &Packet) -> Result<Step, Refusal> {
+    let unserved = |verdict| Refusal::new(0, verdict);
     let (ethertype, l3) = parse::ethernet(packet).map_err(unserved)?;
     match ethertype {
         parse::IPV4 => balance(packet, &parse::ipv4(packet, l3).map_err(unserved)?),
@@ -96,7 +135,7 @@ fn read(packet: &Packet) -> Fate {
 }
 
 #[inline(always)]
-fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Fate {
+fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Result<Step, Refusal> {
     let flow = FlowKey {
         src: headers.src,
         dst: headers.dst,
@@ -107,7 +146,7 @@ fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Fate {
     if forward::nat::may_be_reply(&flow)
         && let Some(fate) = forward::nat::reply(packet, headers, &flow)
     {
-        return fate;
+        return fate.map(Step::Done);
     }
     let key = ServiceKey {
         addr: flow.dst,
@@ -117,20 +156,14 @@ fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Fate {
     };
     // SAFETY: the agent replaces values whole and frees none while a program runs (RCU).
     let Some(service) = (unsafe { maps::SERVICES.get(&key) }) else {
-        return Err(Refusal {
-            service: 0,
-            verdict: Verdict::PassNoService,
-        });
+        return Err(Refusal::new(0, Verdict::PassNoService));
     };
     if service.forwarding == Forwarding::Nat as u8 {
-        forward::nat::request(packet, headers, &flow, service)
+        forward::nat::request(packet, headers, &flow, service).map(Step::Done)
     } else {
-        forward::dsr::request(packet, headers, &flow, service)
+        forward::direct::request(packet, headers, &flow, service)
     }
-    .map_err(|verdict| Refusal {
-        service: service.id,
-        verdict,
-    })
+    .map_err(|verdict| Refusal::new(service.id, verdict))
 }
 
 #[inline(always)]
@@ -140,7 +173,10 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::PassNotIp
         | Verdict::PassOtherProtocol
         | Verdict::PassNoService => xdp_action::XDP_PASS,
-        Verdict::ResetBackendOut | Verdict::ResetNoFlow | Verdict::NatReply => xdp_action::XDP_TX,
+        Verdict::ResetBackendOut
+        | Verdict::ResetNoFlow
+        | Verdict::TooBig
+        | Verdict::NatReply => xdp_action::XDP_TX,
         Verdict::DropMalformed
         | Verdict::DropFragment
         | Verdict::DropExtensionHeaders
@@ -150,6 +186,8 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::DropNoNeighbor
         | Verdict::DropNoPort
         | Verdict::DropFlowTable
+        | Verdict::DropTooBig
+        | Verdict::DropNoHeadroom
         | Verdict::DropTtl => xdp_action::XDP_DROP,
     }
 }

@@ -48,7 +48,7 @@ pub fn reply<const V6: bool>(
     }
     see(entry, headers, tcp_seen::BACKEND_FIN, tcp_seen::REPLY);
     let service = entry.service;
-    let sent = decrement_ttl(packet, headers)
+    let sent = decrement_ttl::<V6>(packet, headers.l3)
         .and_then(|()| rewrite(packet, headers, entry))
         .and_then(|()| send(packet, &entry.client));
     Some(match sent {
@@ -56,7 +56,7 @@ pub fn reply<const V6: bool>(
             count::verdict(service, Verdict::NatReply);
             Ok(action)
         }
-        Err(verdict) => Err(Refusal { service, verdict }),
+        Err(verdict) => Err(Refusal::new(service, verdict)),
     })
 }
 
@@ -99,7 +99,7 @@ pub fn request<const V6: bool>(
             Verdict::ResetNoFlow
         });
     }
-    let slot = select::slot(service, flow).ok_or(Verdict::DropNoBackend)?;
+    let slot = select::slot(service, select::hash(service, flow)).ok_or(Verdict::DropNoBackend)?;
     let index = slot.current();
     let entry = open(packet, flow, service, index)?;
     let backend = select::backend(index).ok_or(Verdict::DropNoBackend)?;
@@ -115,7 +115,7 @@ fn forward<const V6: bool>(
     kind: Kind,
 ) -> Result<u32, Verdict> {
     let bytes = packet.len() as u64;
-    decrement_ttl(packet, headers)?;
+    decrement_ttl::<V6>(packet, headers.l3)?;
     rewrite(packet, headers, entry)?;
     let action = send(packet, hop)?;
     count::forwarded(entry.backend, bytes, kind);
