@@ -108,6 +108,9 @@ fn the_smallest_file_gets_the_documented_defaults() {
             on_exit: OnExit::Keep,
             snat_ports: 16384..=32767,
             flow_entries: 262_144,
+            gue_port: 6080,
+            tunnel_source4: None,
+            tunnel_source6: None,
         }
     );
     let seconds = Duration::from_secs;

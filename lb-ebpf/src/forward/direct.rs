@@ -10,8 +10,9 @@ use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
 
 use crate::count::{self, Kind};
+use crate::fate::Fate;
 use crate::forward::tunnel::Order;
-use crate::forward::{Step, decrement_ttl, hop, send};
+use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::{FLOWS, OPENING, PARAMS};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
@@ -24,7 +25,7 @@ pub fn request<const V6: bool>(
     headers: &Headers<V6>,
     flow: &FlowKey,
     service: &Service,
-) -> Result<Step, Verdict> {
+) -> Result<Fate, Verdict> {
     let hash = select::hash(service, flow);
     let slot = select::slot(service, hash).ok_or(Verdict::DropNoBackend)?;
     let (index, backend, kind) = if slot.in_transition() {
@@ -34,13 +35,15 @@ pub fn request<const V6: bool>(
     };
     if service.forwarding != Forwarding::Dsr as u8 {
         let l3 = headers.l3 - packet.start();
-        return Ok(Step::Encapsulate(Order::new::<V6>(index, hash, l3, kind)));
+        return Ok(Fate::encapsulate(Order::new::<V6>(
+            index, hash, l3, kind,
+        )));
     }
     let bytes = packet.len() as u64;
     decrement_ttl::<V6>(packet, headers.l3)?;
     let action = send(packet, hop(backend))?;
     count::forwarded(index, bytes, kind);
-    Ok(Step::Done(action))
+    Ok(Fate::action(action))
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use lb_common::verdict::Verdict;
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::Refusal;
+use crate::fate::Refusal;
 use crate::packet::Packet;
 
 pub mod direct;
@@ -22,17 +22,9 @@ pub mod tunnel;
 /// Time to live of what the program itself sends (RFC 1700), outer headers included.
 const TTL: u8 = 64;
 
-/// What comes after the choice of a backend.
-pub enum Step {
-    /// Nothing: this XDP action.
-    Done(u32),
-    /// Outer headers, beside this function rather than in it: see [`tunnel::encapsulate`].
-    Encapsulate(tunnel::Order),
-}
-
 /// Turns the packet into its answer where the verdict says so; gives the verdict that came of it.
 #[inline(always)]
-pub fn answer(ctx: *mut xdp_md, refusal: &Refusal) -> Verdict {
+pub fn answer(ctx: *mut xdp_md, refusal: Refusal) -> Verdict {
     let otherwise = match refusal.verdict {
         Verdict::TooBig => {
             return if too_big::too_big(ctx, refusal.room) {

@@ -15,11 +15,12 @@ use network_types::eth::EthHdr;
 use network_types::ip::Ipv4Hdr;
 
 use crate::count::{self, Kind};
+use crate::fate::Fate;
 use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::{FLOWS, OPENING, Opening, PARAMS};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
-use crate::{Fate, Refusal, select};
+use crate::select;
 
 /// Ports tried before a flow is refused: with 80 % of a backend's ports taken, 16 tries fail for
 /// one flow in 36.
@@ -54,9 +55,9 @@ pub fn reply<const V6: bool>(
     Some(match sent {
         Ok(action) => {
             count::verdict(service, Verdict::NatReply);
-            Ok(action)
+            Fate::action(action)
         }
-        Err(verdict) => Err(Refusal::new(service, verdict)),
+        Err(verdict) => Fate::refused(service, verdict),
     })
 }
 

@@ -201,6 +201,7 @@ impl Maps {
         self.traffic
             .set(id.into(), zeros, 0)
             .map_err(map_error("TRAFFIC"))?;
+        let tunnel = backend.path.map(|path| path.tunnel).unwrap_or_default();
         self.backends.set(
             id.into(),
             Backend {
@@ -213,6 +214,9 @@ impl Maps {
                 source: backend
                     .path
                     .map_or(Addr::default(), |path| path.source.into()),
+                mtu: backend.path.map_or(0, |path| path.mtu),
+                source_bits: tunnel.source_bits,
+                gue_port: tunnel.gue_port.to_be(),
                 ..Backend::default()
             },
         );
@@ -227,9 +231,16 @@ impl Maps {
         let offset = offset_of!(Backend, hops) + usize::from(spare) * size_of::<Hop>();
         self.backends.set_field(index, offset, hop);
         if let Some(path) = path {
-            // Read only when a flow is opened, from an address that has been, or will be, ours.
-            self.backends
-                .set_field(index, offset_of!(Backend, source), Addr::from(path.source));
+            // NAT reads the source only when a flow is opened, from an address that has been, or
+            // will be, ours. The rest changes word by word, each good with old and new alike.
+            let source = Addr::from(path.source);
+            let bits = path.tunnel.source_bits;
+            let port = path.tunnel.gue_port.to_be();
+            let entry = &mut self.backends;
+            entry.set_field(index, offset_of!(Backend, source_bits), bits);
+            entry.set_field(index, offset_of!(Backend, source), source);
+            entry.set_field(index, offset_of!(Backend, mtu), path.mtu);
+            entry.set_field(index, offset_of!(Backend, gue_port), port);
         }
         self.backends
             .set_field(index, offset_of!(Backend, hop), spare);
@@ -402,7 +413,7 @@ impl Maps {
                 .into_iter()
                 .find(|protocol| protocol.number() == key.protocol)
                 .ok_or_else(|| content(format!("protocol {}", key.protocol)))?,
-            forwarding: [Forwarding::Nat, Forwarding::Dsr]
+            forwarding: Forwarding::ALL
                 .into_iter()
                 .find(|forwarding| *forwarding as u8 == value.forwarding)
                 .ok_or_else(|| content(format!("forwarding {}", value.forwarding)))?,
@@ -460,6 +471,11 @@ fn backend(entry: &Backend) -> Result<Option<plan::Backend>, AccessError> {
     let path = (hop.ifindex != 0).then(|| plan::Path {
         hop,
         source: entry.source.into(),
+        mtu: entry.mtu,
+        tunnel: plan::Tunnel {
+            gue_port: u16::from_be(entry.gue_port),
+            source_bits: entry.source_bits,
+        },
     });
     Ok(Some(plan::Backend {
         service: entry.service,

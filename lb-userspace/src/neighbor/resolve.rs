@@ -10,14 +10,35 @@ use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType,
+};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tracing::{debug, warn};
 
 use super::{NeighborError, Paths};
-use crate::plan::Path;
+use crate::plan::{Path, Tunnel};
 
 type Mac = [u8; 6];
+
+/// No IP packet is longer, though a loopback's MTU is.
+const LONGEST: u32 = 65_535;
+
+/// An interface that frames leave by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Link {
+    mac: Mac,
+    mtu: u32,
+}
+
+/// The kernel's choice for a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Route {
+    hop: NextHop,
+    source: IpAddr,
+    /// The route's own, where it is less than the link's: configured, or found out.
+    mtu: Option<u32>,
+}
 
 /// Where packets to a target go next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,12 +86,12 @@ impl Resolver {
     /// The ways to all targets. A next hop that no longer answers keeps its last MAC address: it
     /// is for the probes to say whether a backend lives.
     pub async fn resolve(&mut self, targets: &BTreeSet<IpAddr>) -> Result<Paths, NeighborError> {
-        let macs = self.interface_macs().await?;
+        let links = self.links().await?;
         let neighbours = self.neighbours().await?;
         let mut paths = Paths::new();
         self.next_hops.clear();
         for target in targets {
-            let Some((hop, source)) = self.route(*target).await? else {
+            let Some(Route { hop, source, mtu }) = self.route(*target).await? else {
                 if let Some(path) = self.last.get(target) {
                     paths.insert(*target, *path);
                 }
@@ -83,13 +104,19 @@ impl Resolver {
                 self.ask_for(hop).await;
             }
             let mac = mac.or_else(|| self.last_mac(*target, hop));
-            if let (Some(dst), Some(src)) = (mac, macs.get(&hop.ifindex)) {
+            if let (Some(dst), Some(link)) = (mac, links.get(&hop.ifindex)) {
                 let hop = Hop {
                     dst_mac: mac_words(dst),
-                    src_mac: mac_words(*src),
+                    src_mac: mac_words(link.mac),
                     ifindex: hop.ifindex,
                 };
-                paths.insert(*target, Path { hop, source });
+                let path = Path {
+                    hop,
+                    source,
+                    mtu: mtu.unwrap_or(u32::MAX).min(link.mtu).min(LONGEST),
+                    tunnel: Tunnel::default(),
+                };
+                paths.insert(*target, path);
             }
         }
         self.last = paths.clone();
@@ -104,19 +131,23 @@ impl Resolver {
         Some(mac_bytes(&path.hop.dst_mac))
     }
 
-    async fn interface_macs(&self) -> Result<BTreeMap<u32, Mac>, NeighborError> {
-        let mut macs = BTreeMap::new();
+    async fn links(&self) -> Result<BTreeMap<u32, Link>, NeighborError> {
+        let mut found = BTreeMap::new();
         let mut links = self.handle.link().get().execute();
         while let Some(link) = links.try_next().await? {
-            for attribute in &link.attributes {
-                if let LinkAttribute::Address(address) = attribute
-                    && let Ok(mac) = Mac::try_from(address.as_slice())
-                {
-                    macs.insert(link.header.index, mac);
-                }
+            let mac = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Address(address) => Mac::try_from(address.as_slice()).ok(),
+                _ => None,
+            });
+            let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            });
+            if let (Some(mac), Some(mtu)) = (mac, mtu) {
+                found.insert(link.header.index, Link { mac, mtu });
             }
         }
-        Ok(macs)
+        Ok(found)
     }
 
     async fn neighbours(&self) -> Result<BTreeMap<NextHop, Neighbour>, NeighborError> {
@@ -137,8 +168,8 @@ impl Resolver {
         Ok(found)
     }
 
-    /// The kernel's choice of next hop and source address; `None` where there is no way.
-    async fn route(&mut self, target: IpAddr) -> Result<Option<(NextHop, IpAddr)>, NeighborError> {
+    /// The kernel's choice; `None` where there is no way.
+    async fn route(&mut self, target: IpAddr) -> Result<Option<Route>, NeighborError> {
         let message = match target {
             IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(v4, 32)
@@ -227,7 +258,8 @@ pub fn neighbour_of(message: &NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
-fn next_hop(route: &RouteMessage, target: IpAddr) -> Option<(NextHop, IpAddr)> {
+fn next_hop(route: &RouteMessage, target: IpAddr) -> Option<Route> {
+    let mut mtu = None;
     let mut ifindex = None;
     let mut address = target;
     let mut source = None;
@@ -236,16 +268,23 @@ fn next_hop(route: &RouteMessage, target: IpAddr) -> Option<(NextHop, IpAddr)> {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             RouteAttribute::Gateway(gateway) => address = ip(gateway)?,
             RouteAttribute::PrefSource(preferred) => source = ip(preferred),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
-    Some((
-        NextHop {
+    Some(Route {
+        hop: NextHop {
             ifindex: ifindex?,
             address,
         },
-        source?,
-    ))
+        source: source?,
+        mtu,
+    })
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

@@ -1,10 +1,10 @@
 //! What the packet path does with a flow's next packet, and why: the decisions of
-//! `lb-ebpf/src/{select,forward/nat,forward/dsr}.rs` once more, over the contents of the maps.
+//! `lb-ebpf/src/{select,forward/nat,forward/direct}.rs` once more, over the contents of the maps.
 //! `tests/program/explain.rs` holds the two against each other.
 //!
 //! Two packets are explained: one that opens a connection (a SYN), and one of an established
 //! connection (an ACK). UDP knows no such difference: there both are the next datagram. Left out is
-//! what depends on the packet itself or on chance: TTL, malformed headers, and running out of NAT
+//! what depends on the packet itself or on chance: TTL, malformed headers, length, and running out of NAT
 //! ports.
 
 use std::net::SocketAddr;
@@ -173,12 +173,12 @@ pub fn explain<E>(
     // A service that has changed its forwarding heeds no entries of the other kind.
     let kind = match service.forwarding {
         Forwarding::Nat => FlowKind::Forward,
-        Forwarding::Dsr => FlowKind::Tracked,
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => FlowKind::Tracked,
     };
     if let Some(flow) = found.filter(|flow| flow.kind == kind as u8) {
         let reply = match service.forwarding {
             Forwarding::Nat => find(&opposite(&flow, key.protocol))?,
-            Forwarding::Dsr => None,
+            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => None,
         };
         path.entry = Some(entry(service, &flow, reply.as_ref()));
     }
@@ -188,7 +188,7 @@ pub fn explain<E>(
         // UDP has no SYN.
         [path.tcp, false].map(|syn| match service.forwarding {
             Forwarding::Nat => path.nat(syn),
-            Forwarding::Dsr => path.dsr(syn),
+            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => path.direct(syn),
         })
     };
     Ok(Some(Explanation {
@@ -248,7 +248,7 @@ fn entry(service: &Service, flow: &Flow, reply: Option<&Flow>) -> Entry {
             closing: flow.tcp & (tcp_seen::CLIENT_FIN | tcp_seen::RST) != 0
                 || reply.is_none_or(|r| r.tcp & (tcp_seen::BACKEND_FIN | tcp_seen::RST) != 0),
         },
-        Forwarding::Dsr => Entry {
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => Entry {
             backend: flow.backend,
             rewritten: None,
             closing: flow.tcp & tcp_seen::CLIENT_FIN != 0,
@@ -300,7 +300,7 @@ impl PacketPath<'_> {
         self.current(Reason::Owner)
     }
 
-    fn dsr(&self, syn: bool) -> Decision {
+    fn direct(&self, syn: bool) -> Decision {
         let current = self.owner.current();
         if !self.owner.in_transition() {
             return if current == 0 {

@@ -11,3 +11,4 @@ mod maps;
 mod nat;
 mod packets;
 mod pass;
+mod tunnel;

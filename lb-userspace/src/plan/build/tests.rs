@@ -58,6 +58,8 @@ fn path() -> Path {
             ..Default::default()
         },
         source: "10.0.0.254".parse().unwrap(),
+        mtu: 1500,
+        tunnel: super::super::Tunnel::default(),
     }
 }
 

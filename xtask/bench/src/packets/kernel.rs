@@ -279,7 +279,12 @@ fn backends(service: u16, first: u16, v4: bool) -> BTreeMap<u16, plan::Backend> 
             service,
             address: SocketAddr::new(address, 8080),
             state: BackendState::Active,
-            path: Some(plan::Path { hop, source }),
+            path: Some(plan::Path {
+                hop,
+                source,
+                mtu: 1500,
+                tunnel: plan::Tunnel::default(),
+            }),
         };
         (index, backend)
     };
