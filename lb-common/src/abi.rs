@@ -307,6 +307,23 @@ pub struct Traffic {
     pub flows: u64,
 }
 
+/// What `lb decap` counts: an index of its counters, each of packets and bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Stripped {
+    /// Packets out of an IP header.
+    Ipip = 0,
+    /// Packets out of UDP.
+    Gue = 1,
+    /// Dropped: marked for congestion on the way, which the packet inside cannot carry on.
+    Congested = 2,
+    /// Dropped: the driver did not let the headers be taken off.
+    Refused = 3,
+}
+
+/// Addresses that `lb decap` answers to, at the most.
+pub const MAX_DECAP_ADDRESSES: u32 = 256;
+
 const _: () = {
     assert!(size_of::<Addr>() == 16);
     assert!(size_of::<ServiceKey>() == 20);

@@ -6,6 +6,7 @@
 #![no_main]
 
 mod count;
+mod decap;
 mod fate;
 mod forward;
 mod maps;
@@ -39,6 +40,13 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
             action(verdict)
         }
     }
+}
+
+/// The program of `lb decap`; see [`decap`].
+#[xdp]
+#[inline(always)]
+pub fn lb_decap(ctx: XdpContext) -> u32 {
+    decap::pass(&Packet::new(&ctx))
 }
 
 /// A function of its own, beside those that make outer headers and answers: each may have a large
@@ -98,10 +106,9 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::PassNotIp
         | Verdict::PassOtherProtocol
         | Verdict::PassNoService => xdp_action::XDP_PASS,
-        Verdict::ResetBackendOut
-        | Verdict::ResetNoFlow
-        | Verdict::TooBig
-        | Verdict::NatReply => xdp_action::XDP_TX,
+        Verdict::ResetBackendOut | Verdict::ResetNoFlow | Verdict::TooBig | Verdict::NatReply => {
+            xdp_action::XDP_TX
+        }
         Verdict::DropMalformed
         | Verdict::DropFragment
         | Verdict::DropExtensionHeaders

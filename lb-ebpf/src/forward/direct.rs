@@ -35,9 +35,7 @@ pub fn request<const V6: bool>(
     };
     if service.forwarding != Forwarding::Dsr as u8 {
         let l3 = headers.l3 - packet.start();
-        return Ok(Fate::encapsulate(Order::new::<V6>(
-            index, hash, l3, kind,
-        )));
+        return Ok(Fate::encapsulate(Order::new::<V6>(index, hash, l3, kind)));
     }
     let bytes = packet.len() as u64;
     decrement_ttl::<V6>(packet, headers.l3)?;

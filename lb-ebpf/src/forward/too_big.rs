@@ -110,7 +110,12 @@ fn ipv6(packet: Packet, l3: usize, link: &Link, room: u16) -> Option<()> {
     let length = (ICMP_LEN + QUOTE) as u16;
     let [high, low] = length.to_be_bytes();
     all.set_u32::<0>(u32::from_ne_bytes([0x60, 0, 0, 0]));
-    all.set_u32::<4>(u32::from_ne_bytes([high, low, IpProto::Ipv6Icmp as u8, TTL]));
+    all.set_u32::<4>(u32::from_ne_bytes([
+        high,
+        low,
+        IpProto::Ipv6Icmp as u8,
+        TTL,
+    ]));
     // From the VIP, which the packet was for, to its source.
     all.set_u32::<8>(all.u32::<{ HEADERS6 + 24 }>());
     all.set_u32::<12>(all.u32::<{ HEADERS6 + 28 }>());

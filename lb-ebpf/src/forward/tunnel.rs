@@ -131,7 +131,11 @@ pub fn encapsulate(ctx: *mut xdp_md, order: Order) -> Fate {
     // Read once: the agent may change it at any moment.
     // SAFETY: a reference is valid to read from.
     let gue_port = unsafe { (&raw const backend.gue_port).read_volatile() };
-    let ip = if backend.family == 4 { IPV4_LEN } else { IPV6_LEN };
+    let ip = if backend.family == 4 {
+        IPV4_LEN
+    } else {
+        IPV6_LEN
+    };
     let overhead = if gue_port == 0 { ip } else { ip + UDP_LEN } as u32;
     if inner.length + overhead > backend.mtu {
         return if inner.fragments {

@@ -280,7 +280,11 @@ pub fn prefix(key: &Key, value: &Value<'_>) -> Result<Prefix, Problem> {
             format!(
                 "`{}` is not {}: \"{}\"",
                 key.name,
-                if v4 { "an IPv4 network" } else { "an IPv6 network" },
+                if v4 {
+                    "an IPv4 network"
+                } else {
+                    "an IPv6 network"
+                },
                 shown(&written)
             ),
             help,
@@ -288,7 +292,10 @@ pub fn prefix(key: &Key, value: &Value<'_>) -> Result<Prefix, Problem> {
     };
     if prefix.address() != address {
         return Err(Problem::new(
-            format!("`{}` has bits set behind its length: \"{written}\"", key.name),
+            format!(
+                "`{}` has bits set behind its length: \"{written}\"",
+                key.name
+            ),
             format!("write \"{prefix}\" if that is meant"),
         ));
     }
@@ -300,7 +307,10 @@ pub fn prefix(key: &Key, value: &Value<'_>) -> Result<Prefix, Problem> {
     }
     if address.is_multicast() || address.is_loopback() || prefix.is_all() {
         return Err(Problem::new(
-            format!("`{}` is no network that packets come from: \"{written}\"", key.name),
+            format!(
+                "`{}` is no network that packets come from: \"{written}\"",
+                key.name
+            ),
             help,
         ));
     }

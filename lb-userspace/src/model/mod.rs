@@ -83,7 +83,10 @@ impl Prefix {
     pub fn host_bits(&self) -> u32 {
         let all = if self.address.is_ipv4() { 32 } else { 128 };
         let host = u32::from(all - self.length);
-        u32::MAX.checked_shl(host).map_or(u32::MAX, |mask| !mask).to_be()
+        u32::MAX
+            .checked_shl(host)
+            .map_or(u32::MAX, |mask| !mask)
+            .to_be()
     }
 }
 

@@ -135,14 +135,20 @@ impl Resolver {
         let mut found = BTreeMap::new();
         let mut links = self.handle.link().get().execute();
         while let Some(link) = links.try_next().await? {
-            let mac = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::Address(address) => Mac::try_from(address.as_slice()).ok(),
-                _ => None,
-            });
-            let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::Mtu(mtu) => Some(*mtu),
-                _ => None,
-            });
+            let mac = link
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::Address(address) => Mac::try_from(address.as_slice()).ok(),
+                    _ => None,
+                });
+            let mtu = link
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
             if let (Some(mac), Some(mtu)) = (mac, mtu) {
                 found.insert(link.header.index, Link { mac, mtu });
             }

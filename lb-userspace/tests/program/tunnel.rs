@@ -84,7 +84,7 @@ fn unwrap(frame: &[u8], vlans: usize) -> (Outer, u32, Vec<u8>) {
 }
 
 /// The frame with another type of service or traffic class, and a right checksum.
-fn with_class(mut frame: Vec<u8>, vlans: usize, class: u8) -> Vec<u8> {
+pub fn with_class(mut frame: Vec<u8>, vlans: usize, class: u8) -> Vec<u8> {
     let l3 = 14 + 4 * vlans;
     if frame[l3] >> 4 == 6 {
         frame[l3] |= class >> 4;
@@ -96,7 +96,7 @@ fn with_class(mut frame: Vec<u8>, vlans: usize, class: u8) -> Vec<u8> {
     frame
 }
 
-fn checksum4(header: &mut [u8]) {
+pub fn checksum4(header: &mut [u8]) {
     header[10..12].fill(0);
     let mut sum: u32 = (header.chunks_exact(2))
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
@@ -247,7 +247,7 @@ fn long(vip: &str, length: usize, dont_fragment: bool) -> Vec<u8> {
     bytes
 }
 
-fn tag(mut frame: Vec<u8>) -> Vec<u8> {
+pub fn tag(mut frame: Vec<u8>) -> Vec<u8> {
     frame.splice(12..12, [0x81, 0, 0, 7]);
     frame
 }
@@ -293,7 +293,10 @@ fn what_is_too_long_is_answered_with_the_exact_length() {
 
 fn must_be_the_answer(answer: &[u8], refused: &[u8], vip: &str, room: u16, tagged: bool) {
     let l3 = if tagged { 18 } else { 14 };
-    assert_eq!((&answer[..6], &answer[6..12]), (&CLIENT_MAC[..], &LB_MAC[..]));
+    assert_eq!(
+        (&answer[..6], &answer[6..12]),
+        (&CLIENT_MAC[..], &LB_MAC[..])
+    );
     assert_eq!(answer[12..l3], refused[12..l3]);
     let sliced = SlicedPacket::from_ethernet(answer).unwrap();
     let (src, dst, ttl) = match sliced.net.as_ref().unwrap() {
@@ -301,13 +304,19 @@ fn must_be_the_answer(answer: &[u8], refused: &[u8], vip: &str, room: u16, tagge
             let header = ip.header().to_header();
             assert_eq!(header.header_checksum, header.calc_header_checksum());
             assert_eq!(usize::from(header.total_len), answer.len() - l3);
-            let (src, dst) = (IpAddr::from(header.source), IpAddr::from(header.destination));
+            let (src, dst) = (
+                IpAddr::from(header.source),
+                IpAddr::from(header.destination),
+            );
             (src, dst, header.time_to_live)
         }
         NetSlice::Ipv6(ip) => {
             let header = ip.header().to_header();
             assert_eq!(usize::from(header.payload_length), answer.len() - l3 - 40);
-            let (src, dst) = (IpAddr::from(header.source), IpAddr::from(header.destination));
+            let (src, dst) = (
+                IpAddr::from(header.source),
+                IpAddr::from(header.destination),
+            );
             (src, dst, header.hop_limit)
         }
         other => panic!("{other:?}"),
@@ -332,8 +341,7 @@ fn must_be_the_answer(answer: &[u8], refused: &[u8], vip: &str, room: u16, tagge
                 IpAddr::V6(v6) => v6.octets(),
                 IpAddr::V4(_) => panic!("{ip}"),
             };
-            let made =
-                Icmpv6Header::with_checksum(kind, octets(src), octets(dst), icmp.payload());
+            let made = Icmpv6Header::with_checksum(kind, octets(src), octets(dst), icmp.payload());
             assert_eq!(icmp.header().checksum, made.unwrap().checksum);
             icmp.payload()
         }
