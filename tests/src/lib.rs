@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod binaries;
 pub mod config;
+pub mod decap;
 pub mod interrupt;
 pub mod lab;
 pub mod load;

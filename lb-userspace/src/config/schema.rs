@@ -445,7 +445,7 @@ pub const BACKEND: Section = Section {
             "address",
             Kind::Address,
             Required,
-            "The backend's address and port, of the same family as the VIP.",
+            "The backend's address and port; of the same family as the VIP unless packets go through a tunnel.",
         ),
         key(
             "weight",

@@ -245,3 +245,24 @@ pub fn host_text(ip: IpAddr) -> String {
         IpAddr::V6(v6) => format!("[{v6}]"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_clears_and_gives_its_host_bits() {
+        let prefix = |text: &str, length| Prefix::new(text.parse().unwrap(), length);
+        let bits = |text, length| prefix(text, length).unwrap().host_bits().to_ne_bytes();
+        assert_eq!(bits("172.16.0.0", 12), [0, 0x0f, 0xff, 0xff]);
+        assert_eq!(bits("10.0.0.0", 32), [0; 4]);
+        assert_eq!(bits("0.0.0.0", 0), [0xff; 4]);
+        assert_eq!(bits("100::", 64), [0xff; 4]);
+        assert_eq!(bits("100::", 120), [0, 0, 0, 0xff]);
+        assert_eq!(bits("::", 0), [0xff; 4]);
+        let cleared = prefix("172.16.99.1", 16).unwrap();
+        assert_eq!(cleared.to_string(), "172.16.0.0/16");
+        assert_eq!(prefix("10.0.0.0", 33), None);
+        assert_eq!(prefix("100::", 129), None);
+    }
+}
