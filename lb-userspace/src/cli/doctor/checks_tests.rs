@@ -218,3 +218,26 @@ fn a_veths_other_end_is_looked_at_if_it_can_be() {
     peer.offloads.tx_checksum = Some(false);
     assert_eq!(names(&facts), []);
 }
+
+#[test]
+fn tunnels_want_room_for_their_headers() {
+    let model = |forwarding: &str, backend: &str| {
+        let text = format!(
+            "[node]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\n\
+             address = \"203.0.113.10:80\"\nforwarding = \"{forwarding}\"\n\
+             [[service.backend]]\naddress = \"{backend}\"\n"
+        );
+        crate::config::parse(&text, "test").unwrap()
+    };
+    let mut facts = good();
+    let mend = |facts: &Facts, model: &Model| {
+        let found = tunnel_mtu(facts, Some(model));
+        found.into_iter().filter_map(|found| found.mend).collect::<Vec<_>>().join(";")
+    };
+    assert_eq!(mend(&facts, &model("nat", "10.0.0.11:80")), "");
+    assert!(mend(&facts, &model("ipip", "10.0.0.11:80")).contains("mtu 1520,"));
+    let deep = model("gue", "[fd00::11]:80");
+    assert!(mend(&facts, &deep).contains("mtu 1548,"));
+    facts.links[0].mtu = 1548;
+    assert_eq!(mend(&facts, &deep), "");
+}

@@ -66,7 +66,8 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
         node.map(|node| node.interfaces.as_slice()),
         node.map_or(Path::new(DEFAULT_SOCKET), |node| &node.control_socket),
     )?;
-    let findings = checks::judge(&facts, node);
+    let mut findings = checks::judge(&facts, node);
+    findings.extend(checks::tunnel_mtu(&facts, model.as_ref()));
     let ok = findings.iter().all(|finding| finding.level < Level::Fail);
     if json {
         output::print_json(&Report {
