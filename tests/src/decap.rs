@@ -27,7 +27,11 @@ impl Decap {
             .args(["decap", "--interface", "eth0", "--json"])
             .stdout(Stdio::piped());
         let mut process = Process::spawn(&mut command, &format!("lb decap on {}", host.name))?;
-        let out = process.child().stdout.take().context("no standard output")?;
+        let out = process
+            .child()
+            .stdout
+            .take()
+            .context("no standard output")?;
         let mut decap = Self {
             process,
             lines: BufReader::new(out),

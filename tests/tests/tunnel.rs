@@ -78,8 +78,7 @@ fn upload(lab: &Lab, to: SocketAddr) -> Result<()> {
 
 /// Sum of a verdict over all services.
 fn verdict(agent: &Agent, name: &str) -> Result<u64> {
-    let status: serde_json::Value =
-        serde_json::from_str(&agent.lb(&["status", "--json"])?.ok()?)?;
+    let status: serde_json::Value = serde_json::from_str(&agent.lb(&["status", "--json"])?.ok()?)?;
     let services = status["services"].as_array().context("no services")?;
     let of = |service: &serde_json::Value| service["verdicts"][name].as_u64().unwrap_or(0);
     Ok(services.iter().map(of).sum())

@@ -232,7 +232,11 @@ fn tunnels_want_room_for_their_headers() {
     let mut facts = good();
     let mend = |facts: &Facts, model: &Model| {
         let found = tunnel_mtu(facts, Some(model));
-        found.into_iter().filter_map(|found| found.mend).collect::<Vec<_>>().join(";")
+        found
+            .into_iter()
+            .filter_map(|found| found.mend)
+            .collect::<Vec<_>>()
+            .join(";")
     };
     assert_eq!(mend(&facts, &model("nat", "10.0.0.11:80")), "");
     assert!(mend(&facts, &model("ipip", "10.0.0.11:80")).contains("mtu 1520,"));
