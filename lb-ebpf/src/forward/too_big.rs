@@ -1,6 +1,9 @@
 //! The answer to a packet that is too long for its tunnel: ICMP "fragmentation needed" (RFC 1191,
 //! section 4) or ICMPv6 "packet too big" (RFC 4443, section 3.2), from the VIP, made out of the
 //! packet itself.
+//!
+//! Their rate is not limited as a router's should be (RFC 4443, section 2.4): each is a tenth as long
+//! as the packet it answers, which nobody gains by, and clients ask seldom once they have been told.
 
 use core::mem::offset_of;
 
