@@ -20,11 +20,11 @@ pub struct Decap {
 }
 
 impl Decap {
-    /// Starts it on a host's `eth0` and waits until it has begun.
-    pub fn start(host: &Host) -> Result<Self> {
+    /// Starts it on a host's `eth0`, in `native` or `generic` mode, and waits until it has begun.
+    pub fn start(host: &Host, mode: &str) -> Result<Self> {
         let mut command = host.namespace.command(binaries::lb()?);
         command
-            .args(["decap", "--interface", "eth0", "--json"])
+            .args(["decap", "--interface", "eth0", "--json", "--xdp-mode", mode])
             .stdout(Stdio::piped());
         let mut process = Process::spawn(&mut command, &format!("lb decap on {}", host.name))?;
         let out = process
@@ -38,7 +38,10 @@ impl Decap {
             name: host.name.clone(),
         };
         let begun = decap.line()?;
-        ensure!(begun["state"] == "attached", "{begun}");
+        ensure!(
+            begun["state"] == "attached" && begun["mode"] == mode,
+            "{begun}"
+        );
         let listed = |address: &str| {
             let addresses = begun["addresses"].as_array().into_iter().flatten();
             addresses.filter(|listed| *listed == address).count() == 1

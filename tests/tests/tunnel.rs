@@ -33,8 +33,9 @@ fn services(lab: &Lab, forwarding: &'static str) -> Vec<Service> {
     ]
 }
 
-fn decapsulate(lab: &Lab) -> Result<Vec<Decap>> {
-    lab.backends.iter().map(Decap::start).collect()
+fn decapsulate(lab: &Lab, mode: &str) -> Result<Vec<Decap>> {
+    let backends = lab.backends.iter();
+    backends.map(|host| Decap::start(host, mode)).collect()
 }
 
 fn requests(lab: &Lab, service: &Service, count: u64) -> Result<()> {
@@ -92,10 +93,10 @@ fn must_have_no_xdp(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn through_lb_decap(lab: &Lab, forwarding: &'static str) -> Result<()> {
+fn through_lb_decap(lab: &Lab, forwarding: &'static str, mode: &str) -> Result<()> {
     let services = services(lab, forwarding);
     let agent = Agent::start(lab, &Config::new(services.clone()))?;
-    let ends = decapsulate(lab)?;
+    let ends = decapsulate(lab, mode)?;
     for service in &services[..2] {
         requests(lab, service, 600)?;
     }
@@ -122,12 +123,18 @@ fn through_lb_decap(lab: &Lab, forwarding: &'static str) -> Result<()> {
 
 #[test]
 fn ipip_to_backends_with_lb_decap() -> Result<()> {
-    with_lab(|lab, _servers| through_lb_decap(lab, "ipip"))
+    with_lab(|lab, _servers| through_lb_decap(lab, "ipip", "native"))
 }
 
 #[test]
 fn gue_to_backends_with_lb_decap() -> Result<()> {
-    with_lab(|lab, _servers| through_lb_decap(lab, "gue"))
+    with_lab(|lab, _servers| through_lb_decap(lab, "gue", "native"))
+}
+
+/// Where the kernel has looked at the packet before the program has.
+#[test]
+fn lb_decap_in_generic_mode() -> Result<()> {
+    with_lab(|lab, _servers| through_lb_decap(lab, "ipip", "generic"))
 }
 
 #[test]
@@ -135,7 +142,7 @@ fn a_tunnel_backend_is_ejected_and_comes_back() -> Result<()> {
     with_lab(|lab, servers| {
         let service = Service::tcp(lab, "web", at(DSR_VIP[0], HTTP), HTTP).forwarded("gue");
         let mut agent = Agent::start(lab, &Config::new(vec![service.clone()]))?;
-        let _ends = decapsulate(lab)?;
+        let _ends = decapsulate(lab, "native")?;
         requests(lab, &service, 300)?;
         servers[0].kill()?;
         agent.wait_routing("web/b1", "out")?;
@@ -152,7 +159,7 @@ fn a_tunnel_backend_is_ejected_and_comes_back() -> Result<()> {
 #[test]
 fn lb_decap_leaves_another_program_alone() -> Result<()> {
     with_lab(|lab, _servers| {
-        let first = Decap::start(lab.backend(1))?;
+        let first = Decap::start(lab.backend(1), "native")?;
         let binary = lb_tests::binaries::lb()?;
         let host = &lab.backend(1).namespace;
         let second = host
@@ -186,9 +193,10 @@ fn through_the_kernel(lab: &Lab, forwarding: &'static str) -> Result<()> {
             lines = format!("fou add port 6080 gue\nfou add port 6080 gue -6\n{lines}");
         }
         if let Err(error) = host.namespace.ip(&lines) {
+            let error = format!("{error:#}").replace('\n', "; ");
             println!(
                 "SKIPPED {forwarding}_to_backends_with_kernel_devices: this kernel has no such \
-                 tunnels: {error:#}"
+                 tunnels: {error}"
             );
             return Ok(());
         }

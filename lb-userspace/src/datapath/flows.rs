@@ -21,8 +21,8 @@ const BATCH: usize = 4096;
 /// What one pass over the flow table found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sweep {
-    /// Flows by backend that are not known to be closed. For `dsr` only those that were opened in
-    /// a transition are known at all.
+    /// Flows by backend that are not known to be closed. But for `nat` only those that were opened
+    /// in a transition are known at all.
     pub active: BTreeMap<BackendIndex, u64>,
     /// Entries found: two for a NAT flow.
     pub entries: u64,

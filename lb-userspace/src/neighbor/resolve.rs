@@ -326,4 +326,31 @@ mod tests {
         assert_eq!(mac_bytes(&mac_words(mac)), mac);
         assert_eq!(mac_text(&mac_words(mac)), "02:00:5e:10:00:01");
     }
+
+    #[test]
+    fn a_route_tells_its_interface_source_and_mtu() {
+        let gateway: Ipv4Addr = [10, 0, 0, 1].into();
+        let own: Ipv4Addr = [10, 0, 0, 2].into();
+        let target = IpAddr::V4([10, 1, 0, 9].into());
+        let mut route = RouteMessage::default();
+        route.attributes = vec![
+            RouteAttribute::Oif(7),
+            RouteAttribute::PrefSource(RouteAddress::Inet(own)),
+        ];
+        let found = next_hop(&route, target).unwrap();
+        assert_eq!((found.hop.address, found.mtu), (target, None));
+        route.attributes.extend([
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+            RouteAttribute::Metrics(vec![RouteMetric::Advmss(900), RouteMetric::Mtu(1400)]),
+        ]);
+        let expected = Route {
+            hop: NextHop {
+                ifindex: 7,
+                address: gateway.into(),
+            },
+            source: own.into(),
+            mtu: Some(1400),
+        };
+        assert_eq!(next_hop(&route, target), Some(expected));
+    }
 }
