@@ -81,6 +81,15 @@ impl ServiceKey {
     }
 }
 
+/// Length of an IPv4 header without options (RFC 791, section 3.1).
+pub const IPV4_LEN: u16 = 20;
+/// Length of an IPv6 header (RFC 8200, section 3).
+pub const IPV6_LEN: u16 = 40;
+/// Length of a UDP header (RFC 768).
+pub const UDP_LEN: u16 = 8;
+/// The port that IANA has assigned to GUE ("gue").
+pub const GUE_PORT: u16 = 6080;
+
 /// How packets reach a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -89,14 +98,35 @@ pub enum Forwarding {
     Nat = 1,
     /// Destination MAC rewritten; the backend owns the VIP and answers the client itself.
     Dsr = 2,
+    /// As `Dsr`, but the packet goes to the backend's address inside another IP header (RFC 2003,
+    /// RFC 2473, RFC 4213), so that routers may be in between.
+    Ipip = 3,
+    /// As `Ipip` with a UDP header in between, so that routers and NICs spread the flows: variant 1
+    /// of Generic UDP Encapsulation (draft-ietf-intarea-gue-09, section 4).
+    Gue = 4,
 }
 
 impl Forwarding {
+    /// Every way, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Nat, Self::Dsr, Self::Ipip, Self::Gue];
+
     /// Name in configuration and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nat => "nat",
             Self::Dsr => "dsr",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+        }
+    }
+
+    /// Bytes that the outer headers add to a packet; 0 where there are none.
+    pub const fn overhead(self, outer_v4: bool) -> u16 {
+        let ip = if outer_v4 { IPV4_LEN } else { IPV6_LEN };
+        match self {
+            Self::Nat | Self::Dsr => 0,
+            Self::Ipip => ip,
+            Self::Gue => ip + UDP_LEN,
         }
     }
 }
@@ -200,7 +230,17 @@ pub struct Backend {
     pub hops: [Hop; 2],
     pub pad2: [u64; 3],
     pub addr: Addr,
-    pub pad3: [u64; 6],
+    /// Source address of outer headers: the balancer's own, on the way to this backend, or one out
+    /// of the prefix that outer sources vary in.
+    pub source: Addr,
+    /// Longest packet that the way to it takes, in bytes from the IP header on. Read for tunnels.
+    pub mtu: u32,
+    /// Bits of the last word of `source` that IP-in-IP takes from the flow hash, in network order.
+    pub source_bits: u32,
+    /// UDP port of GUE, in network order; 0 for IP-in-IP.
+    pub gue_port: u16,
+    pub pad3: [u16; 3],
+    pub pad4: [u64; 2],
 }
 
 /// Number of an address in the source array; 0 means none.
@@ -303,6 +343,23 @@ pub struct Traffic {
     /// Flows opened.
     pub flows: u64,
 }
+
+/// What `lb decap` counts: an index of its counters, each of packets and bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Stripped {
+    /// Packets out of an IP header.
+    Ipip = 0,
+    /// Packets out of UDP.
+    Gue = 1,
+    /// Dropped: marked for congestion on the way, which the packet inside cannot carry on.
+    Congested = 2,
+    /// Dropped: the driver did not let the headers be taken off.
+    Refused = 3,
+}
+
+/// Addresses that `lb decap` answers to, at the most.
+pub const MAX_DECAP_ADDRESSES: u32 = 256;
 
 const _: () = {
     assert!(size_of::<Addr>() == 16);

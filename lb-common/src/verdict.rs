@@ -47,7 +47,9 @@ verdicts! {
     ResetBackendOut = "reset_backend_out",
     /// TCP packet without a SYN that belongs to no known NAT flow: answered with a RST.
     ResetNoFlow = "reset_no_flow",
-    /// For a VIP, but its TCP or UDP header is cut short or impossible.
+    /// Too long for the way to the backend once in its outer header: the client is told (ICMP).
+    TooBig = "too_big",
+    /// For a VIP, but its length or its TCP or UDP header is cut short or impossible.
     DropMalformed = "drop_malformed",
     /// Fragment for a VIP: its ports, and so its flow, cannot be known.
     DropFragment = "drop_fragment",
@@ -65,6 +67,10 @@ verdicts! {
     DropNoPort = "drop_no_port",
     /// The flow table took no new entry.
     DropFlowTable = "drop_flow_table",
+    /// Too long for the way to the backend once in its outer header, and may be fragmented (IPv4).
+    DropTooBig = "drop_too_big",
+    /// The driver leaves no room in front of the packet for the outer header.
+    DropNoHeadroom = "drop_no_headroom",
     /// Time to live or hop limit used up: a loop, or a path too long.
     DropTtl = "drop_ttl",
 }

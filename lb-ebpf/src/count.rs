@@ -15,12 +15,13 @@ pub fn verdict(service: u16, verdict: Verdict) {
 
 /// What is special about a packet that goes to a backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Kind {
-    Ordinary,
+    Ordinary = 0,
     /// It opens a flow.
-    Opens,
+    Opens = 1,
     /// It follows the previous owner of its slot.
-    ByPrevious,
+    ByPrevious = 2,
 }
 
 /// Counts a packet towards a backend.

@@ -8,6 +8,8 @@
 
 mod atomic;
 mod count;
+mod decap;
+mod fate;
 mod flows;
 mod forward;
 mod maps;
@@ -21,33 +23,29 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{Forwarding, Service, ServiceKey};
 use lb_common::verdict::Verdict;
 
+use crate::fate::Fate;
+use crate::forward::tunnel;
 use crate::packet::Packet;
 use crate::parse::Headers;
-
-/// Why a packet is not forwarded, and the service it is counted for (0: none).
-pub struct Refusal {
-    pub service: u16,
-    pub verdict: Verdict,
-}
-
-/// An XDP action, or the reason why the packet is not forwarded.
-pub type Fate = Result<u32, Refusal>;
 
 #[xdp]
 #[inline(always)]
 pub fn lb_xdp(ctx: XdpContext) -> u32 {
     let mut fate = process(ctx.ctx, false);
-    if fate.0 == forward::OPEN as u64 {
+    if fate.opens() {
         fate = forward::open(ctx.ctx);
-        if fate.0 == forward::OPEN as u64 {
+        if fate.opens() {
             fate = process(ctx.ctx, true);
         }
     }
-    match fate.unpack() {
+    if let Some(order) = fate.order() {
+        fate = tunnel::encapsulate(ctx.ctx, order);
+    }
+    match fate.end() {
         Ok(action) => action,
-        Err(Refusal { service, verdict }) => {
-            let verdict = forward::answer(ctx.ctx, verdict);
-            count::verdict(service, verdict);
+        Err(refusal) => {
+            let verdict = forward::answer(ctx.ctx, refusal);
+            count::verdict(refusal.service, verdict);
             let action = action(verdict);
             if action == xdp_action::XDP_PASS {
                 pass_on(&ctx);
@@ -68,51 +66,29 @@ fn pass_on(ctx: &XdpContext) {
     unsafe { maps::CHAIN.tail_call(ctx, 0) };
 }
 
-/// A [`Fate`] in one register.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Packed(u64);
-
-impl Packed {
-    const REFUSED: u64 = 1 << 63;
-
-    #[inline(always)]
-    fn pack(fate: Fate) -> Self {
-        match fate {
-            Ok(action) => Self(action as u64),
-            Err(refusal) => {
-                Self(Self::REFUSED | (refusal.service as u64) << 8 | refusal.verdict as u64)
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn unpack(self) -> Fate {
-        if self.0 & Self::REFUSED == 0 {
-            return Ok(self.0 as u32);
-        }
-        Err(Refusal {
-            service: (self.0 >> 8) as u16,
-            verdict: Verdict::from_number(self.0 as u8).unwrap_or(Verdict::DropMalformed),
-        })
-    }
-}
-
-/// The way of nearly every packet; `opened` if its flow has just been recorded. A function of its own, beside the others that `lb_xdp` calls:
-/// each may have a large stack, and the kernel adds up what is nested (512 bytes, and before Linux
-/// 6.8 each rounded up to 32).
+/// The program of `lb decap`; see [`decap`].
+#[xdp]
 #[inline(always)]
-fn process(ctx: *mut xdp_md, opened: bool) -> Packed {
-    Packed(lb_process(ctx, opened as u32))
+pub fn lb_decap(ctx: XdpContext) -> u32 {
+    decap::pass(&Packet::new(&ctx))
 }
 
-/// Does what [`process`] says: a global function, which the verifier goes through once.
+/// The way of nearly every packet; `opened` if its flow has just been recorded.
+#[inline(always)]
+fn process(ctx: *mut xdp_md, opened: bool) -> Fate {
+    Fate::from_bits(lb_process(ctx, opened as u32))
+}
+
+/// Does what [`process`] says. A function of its own, beside those that open flows and make outer
+/// headers and answers: each may have a large stack, and the kernel adds up what is nested (512
+/// bytes, and before Linux 6.8 each rounded up to 32). Exported, which makes it a global function
+/// that the verifier goes through once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn lb_process(ctx: *mut xdp_md, opened: u32) -> u64 {
     let packet = &Packet::new(&XdpContext::new(ctx));
     let opened = opened != 0;
-    Packed::pack(read(packet, Balance { opened })).0
+    read(packet, Balance { opened }).bits()
 }
 
 /// What comes behind the parser.
@@ -122,29 +98,26 @@ trait Then {
 
 #[inline(always)]
 fn read(packet: &Packet, then: impl Then) -> Fate {
-    let unserved = |verdict| Refusal {
-        service: 0,
-        verdict,
-    };
-    let (ethertype, l3) = parse::ethernet(packet).map_err(unserved)?;
+    parsed(packet, then).unwrap_or_else(|verdict| Fate::refused(0, verdict))
+}
+
+#[inline(always)]
+fn parsed(packet: &Packet, then: impl Then) -> Result<Fate, Verdict> {
+    let (ethertype, l3) = parse::ethernet(packet)?;
     match ethertype {
-        parse::IPV4 => then.then(packet, &parse::ipv4(packet, l3).map_err(unserved)?),
-        parse::IPV6 => then.then(packet, &parse::ipv6(packet, l3).map_err(unserved)?),
-        _ => Err(unserved(Verdict::PassNotIp)),
+        parse::IPV4 => Ok(then.then(packet, &parse::ipv4(packet, l3)?)),
+        parse::IPV6 => Ok(then.then(packet, &parse::ipv6(packet, l3)?)),
+        _ => Err(Verdict::PassNotIp),
     }
 }
 
 /// The service that a packet is for.
 #[inline(always)]
-fn for_service<const V6: bool>(headers: &Headers<V6>) -> Result<Service, Refusal> {
-    let key = ServiceKey {
+fn for_service<const V6: bool>(headers: &Headers<V6>) -> Option<Service> {
+    select::service(&ServiceKey {
         addr: headers.dst,
         port: headers.dport,
         protocol: headers.protocol,
-    };
-    select::service(&key).ok_or(Refusal {
-        service: 0,
-        verdict: Verdict::PassNoService,
     })
 }
 
@@ -162,16 +135,15 @@ impl Then for Balance {
         {
             return fate;
         }
-        let service = &for_service(headers)?;
-        if service.forwarding == Forwarding::Nat as u8 {
+        let Some(service) = &for_service(headers) else {
+            return Fate::refused(0, Verdict::PassNoService);
+        };
+        let sent = if service.forwarding == Forwarding::Nat as u8 {
             forward::nat::request(packet, headers, &flow, self.opened)
         } else {
-            forward::dsr::request(packet, headers, &flow, service, self.opened)
-        }
-        .map_err(|verdict| Refusal {
-            service: service.id,
-            verdict,
-        })
+            forward::direct::request(packet, headers, &flow, service, self.opened)
+        };
+        sent.unwrap_or_else(|verdict| Fate::refused(service.id, verdict))
     }
 }
 
@@ -182,7 +154,9 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::PassNotIp
         | Verdict::PassOtherProtocol
         | Verdict::PassNoService => xdp_action::XDP_PASS,
-        Verdict::ResetBackendOut | Verdict::ResetNoFlow | Verdict::NatReply => xdp_action::XDP_TX,
+        Verdict::ResetBackendOut | Verdict::ResetNoFlow | Verdict::TooBig | Verdict::NatReply => {
+            xdp_action::XDP_TX
+        }
         Verdict::DropMalformed
         | Verdict::DropFragment
         | Verdict::DropExtensionHeaders
@@ -192,6 +166,8 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::DropNoNeighbor
         | Verdict::DropNoPort
         | Verdict::DropFlowTable
+        | Verdict::DropTooBig
+        | Verdict::DropNoHeadroom
         | Verdict::DropTtl => xdp_action::XDP_DROP,
     }
 }

@@ -4,8 +4,8 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, FlowKey, Hop, MAX_BACKENDS, MAX_SERVICES,
-    MAX_SOURCES, Params, SERVICE_PLACES, ServiceEntry, Traffic,
+    Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, FlowKey, Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES,
+    MAX_SERVICES, MAX_SOURCES, Params, SERVICE_PLACES, ServiceEntry, Traffic,
 };
 use lb_common::flow_table::{Bucket, Replies, buckets_for, reply_lines};
 use lb_common::slot::{BackendIndex, TABLE_SIZES};
@@ -102,3 +102,11 @@ pub static CHAIN: ProgramArray<1> = ProgramArray::new();
 /// An offset on its way through memory; see [`crate::packet::unknown`].
 #[btf_map]
 pub static OFFSET: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+/// `lb decap`: this host's addresses, each with the UDP port of GUE in network order (0: none).
+#[btf_map]
+pub static DECAP: HashMap<Addr, u32, { MAX_DECAP_ADDRESSES as usize }> = HashMap::new();
+
+/// `lb decap`: packets and bytes, by [`lb_common::abi::Stripped`].
+#[btf_map]
+pub static STRIPPED: PerCpuArray<[u64; 2], 4> = PerCpuArray::new();

@@ -6,7 +6,7 @@
 //! words: a byte-wise copy would make LLVM emit memcpy calls, which lose the verifier's bounds.
 
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::bpf_xdp_adjust_tail;
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 
 use crate::maps::OFFSET;
@@ -74,6 +74,18 @@ impl Packet {
         }
     }
 
+    /// Makes room for `bytes` in front of the packet, or takes that many away where it is less than
+    /// 0, and looks at it anew; every place and window from before is void. `None` where the driver
+    /// leaves no room, or no Ethernet header would be left.
+    #[inline(always)]
+    pub fn grow(&self, bytes: i32) -> Option<Self> {
+        // SAFETY: the helper checks the new start itself.
+        if unsafe { bpf_xdp_adjust_head(self.ctx, -bytes) } != 0 {
+            return None;
+        }
+        Some(Self::new(&XdpContext::new(self.ctx)))
+    }
+
     /// Ends the packet at the place `end` and looks at it anew; every place and window from before
     /// is void.
     #[inline(always)]
@@ -92,6 +104,18 @@ impl<const N: usize> Window<N> {
     fn at<T, const OFFSET: usize>(self) -> *mut T {
         const { assert!(OFFSET + size_of::<T>() <= N) };
         (self.0 + OFFSET) as *mut T
+    }
+
+    /// Sum of its 32-bit words, for checksums.
+    #[inline(always)]
+    pub fn sum(self) -> u64 {
+        const { assert!(N.is_multiple_of(4)) };
+        let mut sum = 0;
+        for word in 0..N / 4 {
+            // SAFETY: inside the window, so inside the packet; see `u16` for the alignment.
+            sum += unsafe { *((self.0 + 4 * word) as *const u32) } as u64;
+        }
+        sum
     }
 
     #[inline(always)]

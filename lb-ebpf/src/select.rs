@@ -59,10 +59,10 @@ pub extern "C" fn lb_service_away(first: u32, addr: *const Addr, word: u32) -> u
     SERVICE_PLACES
 }
 
-/// The flow's slot; `None` while the service has no table.
+/// The hash that picks the flow's slot.
 #[inline(always)]
-pub fn slot(service: &Service, flow: &FlowKey) -> Option<Slot> {
-    let hash = if service.affinity == Affinity::Client as u8 {
+pub fn hash(service: &Service, flow: &FlowKey) -> u32 {
+    if service.affinity == Affinity::Client as u8 {
         hash::client(&flow.src)
     } else {
         hash::flow(
@@ -72,7 +72,12 @@ pub fn slot(service: &Service, flow: &FlowKey) -> Option<Slot> {
             flow.dport,
             flow.protocol as u8,
         )
-    };
+    }
+}
+
+/// The slot of a [`hash`]; `None` while the service has no table.
+#[inline(always)]
+pub fn slot(service: &Service, hash: u32) -> Option<Slot> {
     let table = service.id as u32;
     let entry = match service.table_class {
         0 => TABLES_S.get(table)?.get(hash::slot(hash, TABLE_SIZES[0])),

@@ -14,7 +14,7 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, Backend, Forwarding, HealthPolicy, HttpProbe, Model, Node, OnExit, ProbeKind,
+    Affinity, Backend, Forwarding, HealthPolicy, HttpProbe, Model, Node, OnExit, Prefix, ProbeKind,
     ProbeSpec, Protocol, Service, StatusRange, TlsOptions, XdpMode,
 };
 use proptest::prelude::*;
@@ -109,6 +109,9 @@ fn the_smallest_file_gets_the_documented_defaults() {
             snat_ports: 16384..=32767,
             flow_entries: 262_144,
             chain: None,
+            gue_port: 6080,
+            tunnel_source4: None,
+            tunnel_source6: None,
         }
     );
     let seconds = Duration::from_secs;
@@ -152,7 +155,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
 fn every_key_of_the_contract_is_read() {
     let model = config::parse(&good("contract.toml"), "lb.toml").unwrap();
     assert_eq!(model.node.http, Some("127.0.0.1:9400".parse().unwrap()));
-    let [web, pay, dns] = &model.services[..] else {
+    let [web, pay, dns, far, farther] = &model.services[..] else {
         panic!("{model:#?}")
     };
 
@@ -201,6 +204,13 @@ fn every_key_of_the_contract_is_read() {
 
     assert_eq!((dns.protocol, &dns.health), (Protocol::Udp, &None));
     assert_eq!(dns.backends[0].probe, None);
+
+    let prefix = |text: &str, length| Prefix::new(text.parse().unwrap(), length);
+    assert_eq!(model.node.gue_port, 6081);
+    assert_eq!(model.node.tunnel_source4, prefix("172.16.0.0", 16));
+    assert_eq!(model.node.tunnel_source6, prefix("100::", 64));
+    let ways = (far.forwarding, farther.forwarding);
+    assert_eq!(ways, (Forwarding::Ipip, Forwarding::Gue));
 }
 
 /// The probe of the one backend of the smallest file with this health table.

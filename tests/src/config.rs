@@ -28,7 +28,7 @@ pub struct Service {
     pub address: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `nat` or `dsr`.
+    /// `nat`, `dsr`, `ipip` or `gue`.
     pub forwarding: &'static str,
     /// Further lines of `[[service]]`.
     pub options: String,
@@ -78,6 +78,20 @@ impl Service {
     pub fn dsr(self) -> Self {
         Self {
             forwarding: "dsr",
+            ..self
+        }
+    }
+
+    /// The same forwarded in another way; but for `nat` the VIP must be one of
+    /// [`crate::lab::DSR_VIP`].
+    pub fn forwarded(self, forwarding: &'static str) -> Self {
+        Self { forwarding, ..self }
+    }
+
+    /// The same with the backends' addresses of the family that `like` has.
+    pub fn over(self, lab: &Lab, like: IpAddr) -> Self {
+        Self {
+            backends: backends(&lab.backends, like, self.address.port()),
             ..self
         }
     }

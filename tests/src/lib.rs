@@ -9,6 +9,7 @@ pub mod agent;
 pub mod applications;
 pub mod binaries;
 pub mod config;
+pub mod decap;
 pub mod frameworks;
 pub mod interrupt;
 pub mod lab;

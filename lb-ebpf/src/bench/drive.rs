@@ -15,6 +15,10 @@ pub enum Target {
     FloorDsr = 1,
     /// The product.
     Lb = 2,
+    /// The least that any balancer does which puts packets into IPv4.
+    FloorIpip = 3,
+    /// The same into IPv4 and UDP.
+    FloorGue = 4,
 }
 
 /// How the driver makes a run's flow.
@@ -42,6 +46,9 @@ pub struct Drive {
     pub flows: u32,
     /// Not 0: an IPv6 frame.
     pub v6: u32,
+    /// Not 0: the program makes the frame longer at its front, which the driver takes back.
+    pub grows: u32,
+    pub pad: u32,
     /// The frame in words as they stand in memory.
     pub frame: [u32; FRAME_LEN / 4],
 }

@@ -38,7 +38,7 @@ pub static FLOOR_SERVICES: HashMap<FloorKey, u32, 16> = HashMap::new();
 
 /// By `drive::Target`.
 #[btf_map]
-static TARGETS: ProgramArray<3> = ProgramArray::new();
+static TARGETS: ProgramArray<5> = ProgramArray::new();
 
 #[xdp]
 pub fn bench_drive(ctx: XdpContext) -> u32 {
@@ -60,6 +60,16 @@ pub fn bench_floor_dsr(ctx: XdpContext) -> u32 {
     floor::dsr(&Packet::new(&ctx)).unwrap_or(xdp_action::XDP_ABORTED)
 }
 
+#[xdp]
+pub fn bench_floor_ipip(ctx: XdpContext) -> u32 {
+    floor::ipip(&Packet::new(&ctx)).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+#[xdp]
+pub fn bench_floor_gue(ctx: XdpContext) -> u32 {
+    floor::gue(&Packet::new(&ctx)).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
 /// Restores the frame and puts the run's flow into it; gives the target.
 #[inline(always)]
 fn prepare(packet: &Packet) -> Option<u32> {
@@ -68,6 +78,13 @@ fn prepare(packet: &Packet) -> Option<u32> {
     let drive = unsafe { &mut *drive };
     let run = drive.next;
     drive.next = run.wrapping_add(1);
+    let first;
+    let packet = if drive.grows != 0 {
+        first = packet.grow(FRAME_LEN as i32 - packet.len() as i32)?;
+        &first
+    } else {
+        packet
+    };
     let bytes = packet.window::<FRAME_LEN>(packet.start())?;
     macro_rules! restore {
         ($($word:literal)+) => { $(bytes.set_u32::<{ $word * 4 }>(drive.frame[$word]);)+ };

@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::bpf_redirect;
 use lb_common::abi::{Backend, Hop};
 use lb_common::checksum;
@@ -10,19 +10,42 @@ use lb_common::verdict::Verdict;
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use crate::fate::Refusal;
 use crate::packet::Packet;
-use crate::parse::Headers;
 
-pub mod dsr;
+pub mod direct;
 pub mod nat;
 mod open;
 mod reset;
+mod too_big;
+pub mod tunnel;
 
 pub use open::open;
-pub use reset::answer;
 
-/// Stands for an XDP action where the packet opens a flow that is to be recorded; see [`open`].
-pub const OPEN: u32 = 0xff;
+/// Time to live of what the program itself sends (RFC 1700), outer headers included.
+const TTL: u8 = 64;
+
+/// Turns the packet into its answer where the verdict says so; gives the verdict that came of it.
+#[inline(always)]
+pub fn answer(ctx: *mut xdp_md, refusal: Refusal) -> Verdict {
+    let otherwise = match refusal.verdict {
+        Verdict::TooBig => {
+            return if too_big::too_big(ctx, refusal.room) {
+                Verdict::TooBig
+            } else {
+                Verdict::DropTooBig
+            };
+        }
+        Verdict::ResetBackendOut => Verdict::DropBackendOut,
+        Verdict::ResetNoFlow => Verdict::DropNoFlow,
+        other => return other,
+    };
+    if reset::reset(ctx) {
+        refusal.verdict
+    } else {
+        otherwise
+    }
+}
 
 /// The hop in force of a backend.
 #[inline(always)]
@@ -35,13 +58,10 @@ pub fn hop(backend: &Backend) -> &Hop {
 /// Counts one hop off the packet's life (RFC 1812, section 5.3.1; RFC 8200, section 3), so that a
 /// loop ends.
 #[inline(always)]
-pub fn decrement_ttl<const V6: bool>(
-    packet: &Packet,
-    headers: &Headers<V6>,
-) -> Result<(), Verdict> {
+pub fn decrement_ttl<const V6: bool>(packet: &Packet, l3: usize) -> Result<(), Verdict> {
     if V6 {
         let ip = packet
-            .window::<{ Ipv6Hdr::LEN }>(headers.l3)
+            .window::<{ Ipv6Hdr::LEN }>(l3)
             .ok_or(Verdict::DropMalformed)?;
         let limit = ip.u8::<{ offset_of!(Ipv6Hdr, hop_limit) }>();
         if limit <= 1 {
@@ -50,7 +70,7 @@ pub fn decrement_ttl<const V6: bool>(
         ip.set_u8::<{ offset_of!(Ipv6Hdr, hop_limit) }>(limit - 1);
     } else {
         let ip = packet
-            .window::<{ Ipv4Hdr::LEN }>(headers.l3)
+            .window::<{ Ipv4Hdr::LEN }>(l3)
             .ok_or(Verdict::DropMalformed)?;
         let ttl = ip.u8::<{ offset_of!(Ipv4Hdr, ttl) }>();
         if ttl <= 1 {

@@ -10,11 +10,12 @@ use network_types::eth::EthHdr;
 use network_types::ip::Ipv4Hdr;
 
 use crate::count::{self, Kind};
-use crate::forward::{OPEN, decrement_ttl, hop, send};
+use crate::fate::Fate;
+use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::{BACKENDS, PARAMS, SOURCES};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
-use crate::{Fate, Refusal, flows, select};
+use crate::{flows, select};
 
 /// What a packet leaves with.
 struct Ends<'a> {
@@ -57,26 +58,26 @@ pub fn reply<const V6: bool>(
         sport: record.vip_port,
         dport: record.client_port,
     };
-    let sent = decrement_ttl(packet, headers)
+    let sent = decrement_ttl::<V6>(packet, headers.l3)
         .and_then(|()| rewrite(packet, headers, &ends))
         .and_then(|()| send(packet, &record.way_back));
     Some(match sent {
         Ok(action) => {
             count::verdict(service, Verdict::NatReply);
-            Ok(action)
+            Fate::action(action)
         }
-        Err(verdict) => Err(Refusal { service, verdict }),
+        Err(verdict) => Fate::refused(service, verdict),
     })
 }
 
-/// Sends a client's packet on to its backend, if its flow is recorded; else [`OPEN`], if it may be.
+/// Sends a client's packet on to its backend, if its flow is recorded; else [`Fate::OPEN`], if it may be.
 #[inline(always)]
 pub fn request<const V6: bool>(
     packet: &Packet,
     headers: &Headers<V6>,
     flow: &FlowKey,
     opened: bool,
-) -> Result<u32, Verdict> {
+) -> Result<Fate, Verdict> {
     // What a service left behind that was `dsr` before says nothing here.
     if let Some(record) = flows::find(flow).filter(|record| record.source != 0) {
         if let Some(backend) = select::for_established(record.backend) {
@@ -111,7 +112,7 @@ pub fn request<const V6: bool>(
             Verdict::ResetNoFlow
         });
     }
-    Ok(OPEN)
+    Ok(Fate::OPEN)
 }
 
 /// Sends a client's packet on to the backend of its flow.
@@ -122,7 +123,7 @@ fn forward<const V6: bool>(
     record: &Flow,
     backend: &Backend,
     kind: Kind,
-) -> Result<u32, Verdict> {
+) -> Result<Fate, Verdict> {
     let bytes = packet.len() as u64;
     let index = record.backend;
     let source = SOURCES
@@ -134,11 +135,11 @@ fn forward<const V6: bool>(
         sport: record.nat_port,
         dport: backend.port,
     };
-    decrement_ttl(packet, headers)?;
+    decrement_ttl::<V6>(packet, headers.l3)?;
     rewrite(packet, headers, &ends)?;
     let action = send(packet, hop(backend))?;
     count::forwarded(index, bytes, kind);
-    Ok(action)
+    Ok(Fate::action(action))
 }
 
 /// Notes that the flow is alive. Writes only what changed, so that the record's cache line stays

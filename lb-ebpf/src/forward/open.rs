@@ -8,33 +8,31 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{Forwarding, Service};
 use lb_common::verdict::Verdict;
 
-use crate::forward::{OPEN, nat};
+use crate::fate::Fate;
+use crate::forward::nat;
 use crate::maps::{OPENING, Opening, PARAMS};
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::{Fate, Packed, Refusal, flows, for_service, select};
+use crate::{flows, for_service, select};
 
-/// Records the flow of this packet; [`OPEN`] once that is done.
+/// Records the flow of this packet; [`Fate::OPEN`] once that is done.
 #[inline(always)]
-pub fn open(ctx: *mut xdp_md) -> Packed {
+pub fn open(ctx: *mut xdp_md) -> Fate {
     let prepared = prepare(ctx);
-    if prepared.0 != OPEN as u64 {
+    if !prepared.opens() {
         return prepared;
     }
-    Packed::pack(match flows::insert() {
-        Ok(()) => Ok(OPEN),
-        Err(verdict) => Err(Refusal {
-            service: opening().map_or(0, |opening| opening.service),
-            verdict,
-        }),
-    })
+    match flows::insert() {
+        Ok(()) => Fate::OPEN,
+        Err(verdict) => Fate::refused(opening().map_or(0, |opening| opening.service), verdict),
+    }
 }
 
 /// Puts together what the flow is recorded with.
 #[inline(never)]
-fn prepare(ctx: *mut xdp_md) -> Packed {
+fn prepare(ctx: *mut xdp_md) -> Fate {
     let packet = &Packet::new(&XdpContext::new(ctx));
-    Packed::pack(crate::read(packet, Prepare))
+    crate::read(packet, Prepare)
 }
 
 #[inline(always)]
@@ -50,11 +48,13 @@ struct Prepare;
 impl crate::Then for Prepare {
     #[inline(always)]
     fn then<const V6: bool>(self, packet: &Packet, headers: &Headers<V6>) -> Fate {
-        let service = for_service(headers)?;
-        choose(packet, headers, &service).map_err(|verdict| Refusal {
-            service: service.id,
-            verdict,
-        })
+        let Some(service) = &for_service(headers) else {
+            return Fate::refused(0, Verdict::PassNoService);
+        };
+        match choose(packet, headers, service) {
+            Ok(()) => Fate::OPEN,
+            Err(verdict) => Fate::refused(service.id, verdict),
+        }
     }
 }
 
@@ -63,9 +63,9 @@ fn choose<const V6: bool>(
     packet: &Packet,
     headers: &Headers<V6>,
     service: &Service,
-) -> Result<u32, Verdict> {
+) -> Result<(), Verdict> {
     let flow = headers.flow();
-    let slot = select::slot(service, &flow).ok_or(Verdict::DropNoBackend)?;
+    let slot = select::slot(service, select::hash(service, &flow)).ok_or(Verdict::DropNoBackend)?;
     let backend = select::for_new(slot.current()).ok_or(Verdict::DropNoBackend)?;
     let is_nat = service.forwarding == Forwarding::Nat as u8;
     if is_nat && backend.source_index == 0 {
@@ -78,7 +78,7 @@ fn choose<const V6: bool>(
     opening.backend = slot.current();
     opening.service = service.id;
     opening.is_nat = is_nat as u16;
-    Ok(OPEN)
+    Ok(())
 }
 
 /// The coarse clock, which is set for the other packets too: only the opening of flows needs time

@@ -6,31 +6,17 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::checksum;
-use lb_common::verdict::Verdict;
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 
+use crate::forward::TTL;
 use crate::packet::Packet;
 use crate::parse::{self, Headers, TCP, TCP_FLAGS, flag};
 
-/// Time to live of what the program itself sends (RFC 1700).
-const TTL: u8 = 64;
-
-/// Turns the packet into its answer where the verdict says so; gives the verdict that came of it.
-#[inline(always)]
-pub fn answer(ctx: *mut xdp_md, verdict: Verdict) -> Verdict {
-    let otherwise = match verdict {
-        Verdict::ResetBackendOut => Verdict::DropBackendOut,
-        Verdict::ResetNoFlow => Verdict::DropNoFlow,
-        other => return other,
-    };
-    if reset(ctx) { verdict } else { otherwise }
-}
-
 /// A function of its own: rare, and large.
 #[inline(never)]
-fn reset(ctx: *mut xdp_md) -> bool {
+pub fn reset(ctx: *mut xdp_md) -> bool {
     let packet = Packet::new(&XdpContext::new(ctx));
     reset_frame(&packet).is_some()
 }

@@ -14,7 +14,7 @@ pub struct Explained {
     pub dst: SocketAddr,
     pub protocol: Protocol,
     pub service: String,
-    /// `nat` or `dsr`.
+    /// `nat`, `dsr`, `ipip` or `gue`.
     pub forwarding: String,
     /// What the hash covers: `flow` or `client`.
     pub affinity: String,

@@ -103,7 +103,7 @@ pub struct ServiceStatus {
     pub address: String,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// `nat` or `dsr`.
+    /// `nat`, `dsr`, `ipip` or `gue`.
     pub forwarding: String,
     /// Too few are healthy, so health is ignored.
     pub panic: bool,

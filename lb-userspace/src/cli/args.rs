@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use lb_common::abi::GUE_PORT;
 
 use crate::api::{BackendName, DEFAULT_SOCKET};
-use crate::model::Protocol;
+use crate::model::{Protocol, XdpMode};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -202,6 +203,28 @@ Examples:
     #[command(after_help = "\
 Traffic for the VIPs is no longer forwarded afterwards. Works without an agent too.")]
     Detach,
+    /// On a backend: take the outer headers of `ipip` and `gue` off, without a tunnel device
+    #[command(after_help = "\
+Runs in the foreground on the backend, needs no configuration and no agent, and leaves nothing behind.
+It looks at packets to the interface's own addresses only; the VIP must be on a local interface, see
+docs/backends.md.
+
+Example: lb decap --interface eth0")]
+    Decap {
+        /// Network interface that the packets come in by
+        #[arg(long, value_name = "IF")]
+        interface: String,
+        /// native, generic, or auto: native, else generic with a warning
+        #[arg(long, default_value = "auto", value_parser = xdp_modes())]
+        xdp_mode: XdpMode,
+        /// UDP port of GUE; the balancer's node.gue_port
+        #[arg(long, value_name = "N", default_value_t = GUE_PORT,
+              value_parser = clap::value_parser!(u16).range(1..))]
+        gue_port: u16,
+        /// Print JSON, an object when it has begun and one with the counters at the end
+        #[arg(long)]
+        json: bool,
+    },
     /// Tell what on this host keeps lb from working or makes it slow, with the mend
     #[command(after_help = "\
 Exit codes: 0 nothing keeps lb from working (there may be warnings), 1 something does.
@@ -230,6 +253,14 @@ fn protocols() -> impl TypedValueParser<Value = Protocol> {
     PossibleValuesParser::new(names).map(|name| match name.as_str() {
         "udp" => Protocol::Udp,
         _ => Protocol::Tcp,
+    })
+}
+
+fn xdp_modes() -> impl TypedValueParser<Value = XdpMode> {
+    PossibleValuesParser::new(["auto", "native", "generic"]).map(|name| match name.as_str() {
+        "native" => XdpMode::Native,
+        "generic" => XdpMode::Generic,
+        _ => XdpMode::Auto,
     })
 }
 

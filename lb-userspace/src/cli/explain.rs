@@ -66,7 +66,7 @@ fn owner(found: &Explained, name: Option<&str>) -> String {
 
 fn entry(found: &Explained) -> String {
     let Some(flow) = &found.flow else {
-        return if found.forwarding == "dsr" && !found.in_transition {
+        return if found.forwarding != "nat" && !found.in_transition {
             "not looked at: the slot is settled".to_owned()
         } else {
             "none".to_owned()

@@ -9,6 +9,7 @@ use clap::Parser;
 mod args;
 pub mod check;
 mod control;
+mod decap;
 pub mod doctor;
 mod events;
 mod explain;
@@ -125,6 +126,12 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
         } => control::explain(socket, src, dst, protocol, json),
         Command::Reload => control::reload(socket),
         Command::Detach => control::detach(socket),
+        Command::Decap {
+            interface,
+            xdp_mode,
+            gue_port,
+            json,
+        } => decap::run(&interface, xdp_mode, gue_port, json),
         Command::Doctor { config, json } => doctor::run(config.as_deref(), json),
     }
 }

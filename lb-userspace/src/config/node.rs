@@ -23,6 +23,9 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     let snat_ports = reader.get(errors, "snat_ports", value::port_range);
     let flow_entries = reader.get(errors, "flow_entries", value::integer);
     let chain = reader.get(errors, "chain", value::path);
+    let gue_port = reader.get(errors, "gue_port", value::integer);
+    let tunnel_source4 = reader.get(errors, "tunnel_source4", value::prefix);
+    let tunnel_source6 = reader.get(errors, "tunnel_source6", value::prefix);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -33,6 +36,9 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         snat_ports: snat_ports?.value,
         flow_entries: flow_entries?.value,
         chain: chain.map(|chain| chain.value),
+        gue_port: gue_port?.value,
+        tunnel_source4: tunnel_source4.map(|prefix| prefix.value),
+        tunnel_source6: tunnel_source6.map(|prefix| prefix.value),
     })
 }
 

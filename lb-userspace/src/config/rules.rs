@@ -73,7 +73,12 @@ fn against_vip(
     errors: &mut Errors<'_>,
 ) {
     let span = backend.address.as_ref().map_or(0..0, |at| at.span.clone());
-    if address.is_ipv4() != vip.is_ipv4() {
+    let forwarding = service.forwarding.unwrap_or(Forwarding::Nat);
+    let wraps = match forwarding {
+        Forwarding::Nat | Forwarding::Dsr => false,
+        Forwarding::Ipip | Forwarding::Gue => true,
+    };
+    if address.is_ipv4() != vip.is_ipv4() && !wraps {
         let (wanted, found) = if vip.is_ipv4() {
             ("IPv4", "IPv6")
         } else {
@@ -84,7 +89,10 @@ fn against_vip(
             format!(
                 "the backend is {found}, the VIP {vip} is {wanted}; families are not translated"
             ),
-            format!("write the backend's {wanted} address, or make a service with an {found} VIP"),
+            format!(
+                "write the backend's {wanted} address, make a service with an {found} VIP, or use \
+                 forwarding = \"ipip\" or \"gue\", which carry either family over either"
+            ),
         );
         return;
     }
@@ -96,12 +104,18 @@ fn against_vip(
         );
         return;
     }
-    if service.forwarding == Some(Forwarding::Dsr) && address.port() != vip.port() {
+    let rewritten = match forwarding {
+        Forwarding::Nat => return,
+        Forwarding::Dsr => "only MAC addresses are rewritten",
+        Forwarding::Ipip | Forwarding::Gue => "the packet inside the tunnel is not rewritten",
+    };
+    if address.port() != vip.port() {
         let mended = SocketAddr::new(address.ip(), vip.port());
         errors.add(
             span,
             format!(
-                "with forwarding = \"dsr\" the backend's port must be the service's: {} is not {}, and only MAC addresses are rewritten",
+                "with forwarding = \"{}\" the backend's port must be the service's: {} is not {}, and {rewritten}",
+                forwarding.name(),
                 address.port(),
                 vip.port()
             ),

@@ -37,6 +37,10 @@ pub enum Kind {
     Path,
     /// `"16384-32767"`.
     PortRange,
+    /// `"172.16.0.0/16"`.
+    Prefix4,
+    /// `"100::/64"`.
+    Prefix6,
     /// List of texts.
     Texts,
     /// List of `"200"` and `"200-299"`.
@@ -76,6 +80,8 @@ impl Kind {
             Self::Address => "address with port".into(),
             Self::Path => "path".into(),
             Self::PortRange => "port range".into(),
+            Self::Prefix4 => "IPv4 network".into(),
+            Self::Prefix6 => "IPv6 network".into(),
             Self::Texts => "list of texts".into(),
             Self::Statuses => "list of HTTP status codes and ranges".into(),
             Self::GrpcCodes => "list of gRPC status codes".into(),
@@ -93,6 +99,8 @@ impl Kind {
             Self::Address => "an address with a port, as text",
             Self::Path => "a path, as text",
             Self::PortRange => "a range of ports, as text",
+            Self::Prefix4 => "an IPv4 network, as text",
+            Self::Prefix6 => "an IPv6 network, as text",
             Self::Texts => "a list of texts",
             Self::Statuses => "a list of status codes, as texts",
             Self::GrpcCodes => "a list of gRPC status codes",
@@ -111,6 +119,8 @@ impl Kind {
             Self::Address => "\"203.0.113.10:80\" or \"[2001:db8::10]:80\"",
             Self::Path => "\"/some/path\"",
             Self::PortRange => "\"16384-32767\"",
+            Self::Prefix4 => "\"172.16.0.0/16\"",
+            Self::Prefix6 => "\"100::/64\"",
             Self::Texts => "[\"eth0\"]",
             Self::Statuses => "[\"200\"] or [\"200-299\"]",
             Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
@@ -206,6 +216,24 @@ pub const NODE: Section = Section {
             Absent("what is not for a service goes to the host"),
             "Pinned XDP program that gets what is not for a service, for example `/sys/fs/bpf/other`.",
         ),
+        key(
+            "gue_port",
+            Kind::Integer(1, 65535),
+            Value("6080"),
+            "UDP port that packets of `forwarding = \"gue\"` go to.",
+        ),
+        key(
+            "tunnel_source4",
+            Kind::Prefix4,
+            Absent("this host's address on the way to the backend"),
+            "`ipip` over IPv4: network out of which each flow gets its outer source address, so that routers and NICs spread the flows.",
+        ),
+        key(
+            "tunnel_source6",
+            Kind::Prefix6,
+            Absent("this host's address on the way to the backend"),
+            "`ipip` over IPv6: the same; the last 32 bits vary at the most.",
+        ),
     ],
 };
 
@@ -236,7 +264,7 @@ pub const SERVICE: Section = Section {
             "forwarding",
             Kind::Choice(&["nat", "dsr", "ipip", "gue"]),
             Value("\"nat\""),
-            "`nat` rewrites both ends; `dsr` rewrites only the destination MAC, so backends must own the VIP, share a link with this host and listen on the service's port; `ipip` and `gue` are not supported by this version.",
+            "`nat` rewrites both ends; `dsr` rewrites only the destination MAC, so backends must own the VIP, share a link with this host and listen on the service's port; `ipip` and `gue` put the packet into another, IP-in-IP or Generic UDP Encapsulation, so backends must own the VIP, take the outer header off and listen on the service's port, but may be anywhere.",
         ),
         key(
             "affinity",
@@ -423,7 +451,7 @@ pub const BACKEND: Section = Section {
             "address",
             Kind::Address,
             Required,
-            "The backend's address and port, of the same family as the VIP.",
+            "The backend's address and port; of the same family as the VIP unless packets go through a tunnel.",
         ),
         key(
             "weight",

@@ -204,14 +204,12 @@ fn protocol(key: &Key, value: &Value<'_>) -> Result<Protocol, Problem> {
 }
 
 fn forwarding(key: &Key, value: &Value<'_>) -> Result<Forwarding, Problem> {
-    match value::choice(key, value)? {
-        "nat" => Ok(Forwarding::Nat),
-        "dsr" => Ok(Forwarding::Dsr),
-        other => Err(Problem::new(
-            format!("forwarding = \"{other}\" is not supported by this version"),
-            "use \"nat\", or \"dsr\" where the backends share a link with this host and own the VIP",
-        )),
-    }
+    Ok(match value::choice(key, value)? {
+        "dsr" => Forwarding::Dsr,
+        "ipip" => Forwarding::Ipip,
+        "gue" => Forwarding::Gue,
+        _ => Forwarding::Nat,
+    })
 }
 
 fn affinity(key: &Key, value: &Value<'_>) -> Result<Affinity, Problem> {

@@ -12,7 +12,7 @@ use super::duration;
 use super::reader::{At, Problem, Value};
 use super::schema::{Key, Kind};
 use super::suggest::nearest;
-use crate::model::StatusRange;
+use crate::model::{Prefix, StatusRange};
 
 /// gRPC status codes by number (https://grpc.io/docs/guides/status-codes/).
 const GRPC_CODES: [&str; 17] = [
@@ -261,6 +261,60 @@ pub fn port_range(key: &Key, value: &Value<'_>) -> Result<RangeInclusive<u16>, P
         ));
     }
     Ok(first..=last)
+}
+
+/// A network of the key's family with at least two addresses.
+pub fn prefix(key: &Key, value: &Value<'_>) -> Result<Prefix, Problem> {
+    let written = text(key, value)?;
+    let v4 = key.kind == Kind::Prefix4;
+    let help = format!("write ADDRESS/BITS, for example {}", key.kind.example());
+    let parts = written.split_once('/').and_then(|(address, length)| {
+        let address: IpAddr = address.parse().ok()?;
+        Some((address, length.parse::<u8>().ok()?))
+    });
+    let parts = parts.filter(|(address, _)| address.is_ipv4() == v4);
+    let Some((address, prefix)) =
+        parts.and_then(|(address, length)| Some((address, Prefix::new(address, length)?)))
+    else {
+        return Err(Problem::new(
+            format!(
+                "`{}` is not {}: \"{}\"",
+                key.name,
+                if v4 {
+                    "an IPv4 network"
+                } else {
+                    "an IPv6 network"
+                },
+                shown(&written)
+            ),
+            help,
+        ));
+    };
+    if prefix.address() != address {
+        return Err(Problem::new(
+            format!(
+                "`{}` has bits set behind its length: \"{written}\"",
+                key.name
+            ),
+            format!("write \"{prefix}\" if that is meant"),
+        ));
+    }
+    if prefix.host_bits() == 0 {
+        return Err(Problem::new(
+            format!("`{}` is a single address: \"{written}\"", key.name),
+            help,
+        ));
+    }
+    if address.is_multicast() || address.is_loopback() || prefix.is_all() {
+        return Err(Problem::new(
+            format!(
+                "`{}` is no network that packets come from: \"{written}\"",
+                key.name
+            ),
+            help,
+        ));
+    }
+    Ok(prefix)
 }
 
 /// A list of texts, each with its place.

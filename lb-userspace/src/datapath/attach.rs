@@ -30,6 +30,15 @@ pub enum AttachError {
         id: u32,
     },
     #[error(
+        "another XDP program is on {interface}: {program} (id {id}). Take it off first \
+         (`ip link set dev {interface} xdp off`), or use a tunnel device of the kernel"
+    )]
+    Taken {
+        interface: String,
+        program: String,
+        id: u32,
+    },
+    #[error(
         "{interface}: the kernel refuses the program in {mode} mode: {source}. \
          `lb doctor` tells what the driver needs"
     )]
@@ -140,6 +149,19 @@ fn attach_new(
     index: u32,
     mode: XdpMode,
 ) -> Result<bool, AttachError> {
+    let (link, native) = create(program, name, index, mode)?;
+    link.pin(&c_path(&pins.link(name))?)
+        .map_err(system(name, "pinning the link"))?;
+    Ok(native)
+}
+
+/// Attaches a program for as long as the link lives; whether in the driver.
+pub fn create(
+    program: &Xdp,
+    name: &str,
+    index: u32,
+    mode: XdpMode,
+) -> Result<(XdpLink, bool), AttachError> {
     let create = |native: bool| {
         XdpLink::create(fd(program, name)?, index, native).map_err(|source| AttachError::Refused {
             interface: name.to_owned(),
@@ -147,7 +169,7 @@ fn attach_new(
             source,
         })
     };
-    let (link, native) = match mode {
+    Ok(match mode {
         XdpMode::Native => (create(true)?, true),
         XdpMode::Generic => (create(false)?, false),
         XdpMode::Auto => match create(true) {
@@ -157,10 +179,7 @@ fn attach_new(
                 (create(false)?, false)
             }
         },
-    };
-    link.pin(&c_path(&pins.link(name))?)
-        .map_err(system(name, "pinning the link"))?;
-    Ok(native)
+    })
 }
 
 /// Takes the program off an interface.
@@ -216,7 +235,8 @@ fn fd<'a>(program: &'a Xdp, name: &str) -> Result<BorrowedFd<'a>, AttachError> {
     Ok(program.as_fd())
 }
 
-fn program_name(id: u32) -> String {
+/// Name of a loaded program.
+pub fn program_name(id: u32) -> String {
     let name = loaded_programs()
         .filter_map(Result::ok)
         .find(|program| program.id() == id)

@@ -1,8 +1,11 @@
 //! What the kernel says of an interface and the XDP program on it, over netlink.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 
 use futures::TryStreamExt;
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
 use thiserror::Error;
@@ -44,6 +47,32 @@ pub fn query(name: &str) -> Result<Interface, InterfaceError> {
             }
             Err(error) => Err(error.into()),
         }
+    })
+}
+
+/// Addresses of an interface.
+pub fn addresses(index: u32) -> Result<BTreeSet<IpAddr>, InterfaceError> {
+    with_netlink(async |handle| {
+        let mut found = BTreeSet::new();
+        let mut dump = handle
+            .address()
+            .get()
+            .set_link_index_filter(index)
+            .execute();
+        while let Some(message) = dump.try_next().await? {
+            let mut local = None;
+            let mut other = None;
+            for attribute in &message.attributes {
+                match attribute {
+                    // Of a point-to-point link `Address` is the peer's.
+                    AddressAttribute::Local(ip) => local = Some(*ip),
+                    AddressAttribute::Address(ip) => other = Some(*ip),
+                    _ => {}
+                }
+            }
+            found.extend(local.or(other));
+        }
+        Ok(found)
     })
 }
 

@@ -213,6 +213,7 @@ impl Maps {
         self.traffic
             .set(id.into(), zeros, 0)
             .map_err(map_error("TRAFFIC"))?;
+        let tunnel = backend.path.map(|path| path.tunnel).unwrap_or_default();
         self.backends.set(
             id.into(),
             Backend {
@@ -223,6 +224,10 @@ impl Maps {
                 hops: [backend.path.map_or(Hop::default(), |path| path.hop); 2],
                 addr: backend.address.ip().into(),
                 source_index,
+                source: source.map_or(Addr::default(), Addr::from),
+                mtu: backend.path.map_or(0, |path| path.mtu),
+                source_bits: tunnel.source_bits,
+                gue_port: tunnel.gue_port.to_be(),
                 ..Backend::default()
             },
         );
@@ -241,10 +246,18 @@ impl Maps {
         let offset = offset_of!(Backend, hops) + usize::from(spare) * size_of::<Hop>();
         self.backends.set_field(index, offset, hop);
         if let Some(path) = path {
-            // Read only when a flow is opened, from an address that has been, or will be, ours.
-            let source = self.source(path.source)?;
-            self.backends
-                .set_field(index, offset_of!(Backend, source_index), source);
+            // NAT reads the source only when a flow is opened, from an address that has been, or
+            // will be, ours. The rest changes word by word, each good with old and new alike.
+            let number = self.source(path.source)?;
+            let source = Addr::from(path.source);
+            let bits = path.tunnel.source_bits;
+            let port = path.tunnel.gue_port.to_be();
+            let entry = &mut self.backends;
+            entry.set_field(index, offset_of!(Backend, source_index), number);
+            entry.set_field(index, offset_of!(Backend, source_bits), bits);
+            entry.set_field(index, offset_of!(Backend, source), source);
+            entry.set_field(index, offset_of!(Backend, mtu), path.mtu);
+            entry.set_field(index, offset_of!(Backend, gue_port), port);
         }
         self.backends
             .set_field(index, offset_of!(Backend, hop), spare);
@@ -473,7 +486,7 @@ impl Maps {
                 .into_iter()
                 .find(|protocol| u16::from(protocol.number()) == protocol_number)
                 .ok_or_else(|| content(format!("protocol {protocol_number}")))?,
-            forwarding: [Forwarding::Nat, Forwarding::Dsr]
+            forwarding: Forwarding::ALL
                 .into_iter()
                 .find(|forwarding| *forwarding as u8 == value.forwarding)
                 .ok_or_else(|| content(format!("forwarding {}", value.forwarding)))?,
@@ -501,6 +514,11 @@ impl Maps {
         let path = (hop.ifindex != 0).then(|| plan::Path {
             hop,
             source: self.sources.get(entry.source_index.into()).into(),
+            mtu: entry.mtu,
+            tunnel: plan::Tunnel {
+                gue_port: u16::from_be(entry.gue_port),
+                source_bits: entry.source_bits,
+            },
         });
         Ok(Some(plan::Backend {
             service: entry.service,

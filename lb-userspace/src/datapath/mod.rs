@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 mod attach;
 mod chain;
+pub mod decap;
 mod flow_table;
 mod flows;
 pub mod interface;
@@ -64,8 +65,10 @@ pub enum DatapathError {
     Load(#[source] Box<EbpfError>),
     #[error("loading the BPF program: {0}; it needs root (CAP_BPF, CAP_NET_ADMIN) and Linux 6.1")]
     Verify(#[source] Box<ProgramError>),
-    #[error("the BPF object holds no XDP program {PROGRAM}")]
-    NoProgram,
+    #[error("the BPF object holds no XDP program {0}")]
+    NoProgram(&'static str),
+    #[error("netlink: {0}")]
+    Interface(#[from] interface::InterfaceError),
     #[error("starting the datapath thread: {0}")]
     Thread(#[source] std::io::Error),
     #[error("the datapath thread has ended")]
@@ -327,7 +330,13 @@ fn check_layout(pins: &PinDirectory) -> Result<(), DatapathError> {
 }
 
 fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
-    let program = ebpf.program_mut(PROGRAM).ok_or(DatapathError::NoProgram)?;
+    program(ebpf, PROGRAM)
+}
+
+fn program<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Xdp, DatapathError> {
+    let program = ebpf
+        .program_mut(name)
+        .ok_or(DatapathError::NoProgram(name))?;
     program
         .try_into()
         .map_err(|error: ProgramError| DatapathError::Verify(error.into()))

@@ -42,6 +42,9 @@ fn bpf<T>(command: u32, attr: &mut T) -> io::Result<c_long> {
 /// Both must hold.
 pub unsafe trait Plain: Copy + 'static {}
 
+// SAFETY: integers of one size.
+unsafe impl Plain for [u64; 2] {}
+
 // SAFETY: `repr(C)` structs of integers with explicit padding, sizes asserted in `lb_common::abi`.
 unsafe impl Plain for lb_common::abi::Backend {}
 // SAFETY: as above.

@@ -37,6 +37,65 @@ pub struct Node {
     pub flow_entries: u32,
     /// Pin of the XDP program that gets what is left to the host.
     pub chain: Option<PathBuf>,
+    /// UDP port that GUE packets go to.
+    pub gue_port: u16,
+    /// Where the outer sources of IP-in-IP come from; `None`: the host's own address.
+    pub tunnel_source4: Option<Prefix>,
+    pub tunnel_source6: Option<Prefix>,
+}
+
+/// A network: the addresses that begin with the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    address: IpAddr,
+    length: u8,
+}
+
+impl Prefix {
+    /// The network of `address` whose first `length` bits count; `None` where the address has not
+    /// as many. Further bits of the address are cleared.
+    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
+        let address = match address {
+            IpAddr::V4(v4) => {
+                let host = 32u32.checked_sub(length.into())?;
+                let mask = u32::MAX.checked_shl(host).unwrap_or(0);
+                IpAddr::V4((v4.to_bits() & mask).into())
+            }
+            IpAddr::V6(v6) => {
+                let host = 128u32.checked_sub(length.into())?;
+                let mask = u128::MAX.checked_shl(host).unwrap_or(0);
+                IpAddr::V6((v6.to_bits() & mask).into())
+            }
+        };
+        Some(Self { address, length })
+    }
+
+    /// The first address.
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Whether it is the whole of a family's addresses.
+    pub const fn is_all(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Those of the address's last 32 bits that differ among its addresses, as they stand in a
+    /// packet.
+    pub fn host_bits(&self) -> u32 {
+        let all = if self.address.is_ipv4() { 32 } else { 128 };
+        let host = u32::from(all - self.length);
+        u32::MAX
+            .checked_shl(host)
+            .map_or(u32::MAX, |mask| !mask)
+            .to_be()
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
 }
 
 /// Which kind of XDP to attach.
@@ -186,5 +245,26 @@ pub fn host_text(ip: IpAddr) -> String {
     match ip {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_clears_and_gives_its_host_bits() {
+        let prefix = |text: &str, length| Prefix::new(text.parse().unwrap(), length);
+        let bits = |text, length| prefix(text, length).unwrap().host_bits().to_ne_bytes();
+        assert_eq!(bits("172.16.0.0", 12), [0, 0x0f, 0xff, 0xff]);
+        assert_eq!(bits("10.0.0.0", 32), [0; 4]);
+        assert_eq!(bits("0.0.0.0", 0), [0xff; 4]);
+        assert_eq!(bits("100::", 64), [0xff; 4]);
+        assert_eq!(bits("100::", 120), [0, 0, 0, 0xff]);
+        assert_eq!(bits("::", 0), [0xff; 4]);
+        let cleared = prefix("172.16.99.1", 16).unwrap();
+        assert_eq!(cleared.to_string(), "172.16.0.0/16");
+        assert_eq!(prefix("10.0.0.0", 33), None);
+        assert_eq!(prefix("100::", 129), None);
     }
 }

@@ -10,14 +10,28 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType,
+};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tracing::debug;
 
 use super::{NeighborError, Paths, Problem, Ways};
-use crate::plan::Path;
+use crate::plan::{Path, Tunnel};
 
 type Mac = [u8; 6];
+
+/// No IP packet is longer, though a loopback's MTU is.
+const LONGEST: u32 = 65_535;
+
+/// The kernel's choice for a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Route {
+    hop: NextHop,
+    source: IpAddr,
+    /// The route's own, where it is less than the link's: configured, or found out.
+    mtu: Option<u32>,
+}
 
 /// Where packets to a target go next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +55,8 @@ struct Interface {
     name: String,
     /// Absent where it is no Ethernet interface.
     mac: Option<Mac>,
+    /// Longest packet, bytes from the IP header on.
+    mtu: u32,
     /// Its kind, if it stands on another interface and has no way out for XDP of its own.
     stacked: Option<String>,
 }
@@ -92,12 +108,14 @@ fn interface(link: &LinkMessage) -> Interface {
     let mut found = Interface {
         name: String::new(),
         mac: None,
+        mtu: u32::MAX,
         stacked: None,
     };
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => found.name.clone_from(name),
             LinkAttribute::Address(address) => found.mac = Mac::try_from(address.as_slice()).ok(),
+            LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
             LinkAttribute::LinkInfo(infos) => {
                 found.stacked = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => {
@@ -144,7 +162,7 @@ impl Resolver {
         let mut ways = Ways::default();
         self.next_hops.clear();
         for target in targets {
-            let (hop, source) = match self.route(*target).await? {
+            let Route { hop, source, mtu } = match self.route(*target).await? {
                 Ok(found) => found,
                 Err(problem) => {
                     if let Some(path) = self.last.get(target) {
@@ -177,7 +195,13 @@ impl Resolver {
                         src_mac: mac_words(src),
                         ifindex: hop.ifindex,
                     };
-                    ways.paths.insert(*target, Path { hop, source });
+                    let path = Path {
+                        hop,
+                        source,
+                        mtu: mtu.unwrap_or(u32::MAX).min(interface.mtu).min(LONGEST),
+                        tunnel: Tunnel::default(),
+                    };
+                    ways.paths.insert(*target, path);
                     interface.problem()
                 }
             };
@@ -198,7 +222,9 @@ impl Resolver {
         for target in targets {
             let problem = match self.route(*target).await? {
                 Err(problem) => Some(problem),
-                Ok((hop, _)) => interfaces.get(&hop.ifindex).and_then(Interface::problem),
+                Ok(route) => interfaces
+                    .get(&route.hop.ifindex)
+                    .and_then(Interface::problem),
             };
             problems.extend(problem.map(|problem| (*target, problem)));
         }
@@ -240,11 +266,8 @@ impl Resolver {
         Ok(found)
     }
 
-    /// The kernel's choice of next hop and source address, or why there is none.
-    async fn route(
-        &self,
-        target: IpAddr,
-    ) -> Result<Result<(NextHop, IpAddr), Problem>, NeighborError> {
+    /// The kernel's choice, or why there is none.
+    async fn route(&self, target: IpAddr) -> Result<Result<Route, Problem>, NeighborError> {
         let message = match target {
             IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(v4, 32)
@@ -330,7 +353,8 @@ pub fn neighbour_of(message: &NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
-fn next_hop(route: &RouteMessage, target: IpAddr) -> Option<(NextHop, IpAddr)> {
+fn next_hop(route: &RouteMessage, target: IpAddr) -> Option<Route> {
+    let mut mtu = None;
     let mut ifindex = None;
     let mut address = target;
     let mut source = None;
@@ -339,16 +363,23 @@ fn next_hop(route: &RouteMessage, target: IpAddr) -> Option<(NextHop, IpAddr)> {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             RouteAttribute::Gateway(gateway) => address = ip(gateway)?,
             RouteAttribute::PrefSource(preferred) => source = ip(preferred),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
-    Some((
-        NextHop {
+    Some(Route {
+        hop: NextHop {
             ifindex: ifindex?,
             address,
         },
-        source?,
-    ))
+        source: source?,
+        mtu,
+    })
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -383,5 +414,32 @@ mod tests {
         let mac = [2, 0, 0x5e, 0x10, 0, 1];
         assert_eq!(mac_bytes(&mac_words(mac)), mac);
         assert_eq!(mac_text(&mac_words(mac)), "02:00:5e:10:00:01");
+    }
+
+    #[test]
+    fn a_route_tells_its_interface_source_and_mtu() {
+        let gateway: Ipv4Addr = [10, 0, 0, 1].into();
+        let own: Ipv4Addr = [10, 0, 0, 2].into();
+        let target = IpAddr::V4([10, 1, 0, 9].into());
+        let mut route = RouteMessage::default();
+        route.attributes = vec![
+            RouteAttribute::Oif(7),
+            RouteAttribute::PrefSource(RouteAddress::Inet(own)),
+        ];
+        let found = next_hop(&route, target).unwrap();
+        assert_eq!((found.hop.address, found.mtu), (target, None));
+        route.attributes.extend([
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+            RouteAttribute::Metrics(vec![RouteMetric::Advmss(900), RouteMetric::Mtu(1400)]),
+        ]);
+        let expected = Route {
+            hop: NextHop {
+                ifindex: 7,
+                address: gateway.into(),
+            },
+            source: own.into(),
+            mtu: Some(1400),
+        };
+        assert_eq!(next_hop(&route, target), Some(expected));
     }
 }

@@ -118,7 +118,8 @@ impl Builder {
                 let path = paths
                     .get(&backend.address.ip())
                     .copied()
-                    .or_else(|| self.path(index));
+                    .or_else(|| self.path(index))
+                    .map(|path| path.through(service.forwarding, &model.node));
                 // Packets that nobody knows the way for are better sent to the others.
                 shares.insert(index, if path.is_some() { duty.share } else { 0 });
                 members.push(Member {
@@ -247,7 +248,7 @@ impl Builder {
         let wanted = base.overlay_shares(|index| shares.get(&index).copied().unwrap_or(0));
         let slots = match service.forwarding {
             Forwarding::Nat => wanted.into_iter().map(Slot::settled).collect(),
-            Forwarding::Dsr => {
+            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => {
                 let old: &[Slot] = old.as_ref().map_or(&[], |old| old);
                 table::advance(old, &wanted, serves)
             }

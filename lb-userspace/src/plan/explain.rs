@@ -1,10 +1,10 @@
 //! What the packet path does with a flow's next packet, and why: the decisions of
-//! `lb-ebpf/src/{select,forward/nat,forward/dsr}.rs` once more, over the contents of the maps.
+//! `lb-ebpf/src/{select,forward/nat,forward/direct}.rs` once more, over the contents of the maps.
 //! `tests/program/explain.rs` holds the two against each other.
 //!
 //! Two packets are explained: one that opens a connection (a SYN), and one of an established
 //! connection (an ACK). UDP knows no such difference: there both are the next datagram. Left out is
-//! what depends on the packet itself or on chance: TTL, malformed headers, and running out of NAT
+//! what depends on the packet itself or on chance: TTL, malformed headers, length, and running out of NAT
 //! ports.
 
 use std::net::{IpAddr, SocketAddr};
@@ -181,7 +181,7 @@ pub fn explain(contents: &Contents, tuple: Tuple, flows: &impl Flows) -> Option<
         // UDP has no SYN.
         [path.tcp, false].map(|syn| match service.forwarding {
             Forwarding::Nat => path.nat(syn),
-            Forwarding::Dsr => path.dsr(syn),
+            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => path.direct(syn),
         })
     };
     Some(Explanation {
@@ -232,7 +232,7 @@ fn entry(contents: &Contents, service: &Service, flow: &Flow, flows: &impl Flows
         backend: flow.backend,
         rewritten: match service.forwarding {
             Forwarding::Nat => nat(),
-            Forwarding::Dsr => None,
+            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => None,
         },
         closing: closing != 0,
     }
@@ -281,7 +281,7 @@ impl PacketPath<'_> {
         self.current(Reason::Owner)
     }
 
-    fn dsr(&self, syn: bool) -> Decision {
+    fn direct(&self, syn: bool) -> Decision {
         let current = self.owner.current();
         if !self.owner.in_transition() {
             return if current == 0 {

@@ -7,7 +7,7 @@ use lb_common::abi::Hop;
 use lb_common::slot::TABLE_SIZES;
 
 use super::*;
-use crate::plan::{Backend, Path, SnatPorts};
+use crate::plan::{Backend, Path, SnatPorts, Tunnel};
 
 const SOURCE: &str = "10.0.0.1:20001";
 
@@ -40,6 +40,8 @@ fn world(
                     ..Hop::default()
                 },
                 source: at(SOURCE).ip(),
+                mtu: 1500,
+                tunnel: Tunnel::default(),
             }),
         };
         (n as BackendIndex + 1, backend)
@@ -210,7 +212,13 @@ fn datagrams_over_nat_open_flows_themselves() {
 }
 
 #[test]
-fn dsr_looks_at_records_in_a_transition_only() {
+fn direct_services_look_at_records_in_a_transition_only() {
+    for forwarding in [Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue] {
+        records_count_in_a_transition_only(forwarding);
+    }
+}
+
+fn records_count_in_a_transition_only(forwarding: Forwarding) {
     let tcp = Protocol::Tcp;
     let change = Slot::transition(1, 2);
     let owner = to(1, Reason::Owner);
@@ -219,7 +227,7 @@ fn dsr_looks_at_records_in_a_transition_only() {
     let refused = not(Verdict::DropBackendOut, Reason::OwnerRefuses);
     let no_new = not(Verdict::DropNoBackend, Reason::OwnerRefuses);
     check(
-        Forwarding::Dsr,
+        forwarding,
         tcp,
         vec![
             (
@@ -260,7 +268,7 @@ fn dsr_looks_at_records_in_a_transition_only() {
     );
     let udp = Protocol::Udp;
     check(
-        Forwarding::Dsr,
+        forwarding,
         udp,
         vec![
             (change, [Active, Active], One::default(), previous, previous),
@@ -272,7 +280,7 @@ fn dsr_looks_at_records_in_a_transition_only() {
 #[test]
 fn a_backend_without_a_next_hop_gets_nothing() {
     let tcp = Protocol::Tcp;
-    for forwarding in [Forwarding::Nat, Forwarding::Dsr] {
+    for forwarding in Forwarding::ALL {
         let mut contents = world(forwarding, tcp, Slot::settled(1), &[Active]);
         contents.backends.get_mut(&1).unwrap().path = None;
         let found = ask(&contents, tcp, &One::default());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lb_common::abi::{Affinity, BackendState, Forwarding, Hop};
 use lb_common::slot::{BackendIndex, Slot};
 
-use crate::model::Protocol;
+use crate::model::{Node, Protocol};
 
 mod build;
 pub mod explain;
@@ -80,8 +80,56 @@ pub struct Backend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     pub hop: Hop,
-    /// Address of this host on that way.
+    /// Address of this host on that way, or one of the prefix that outer sources vary in.
     pub source: IpAddr,
+    /// Longest packet that fits, in bytes from the IP header on.
+    pub mtu: u32,
+    pub tunnel: Tunnel,
+}
+
+/// What the outer headers of a tunnel are made with. The default for ways without one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// UDP port of GUE; 0 for IP-in-IP.
+    pub gue_port: u16,
+    /// Bits in the last word of the outer source address that the flow hash sets, as they stand in
+    /// a packet.
+    pub source_bits: u32,
+}
+
+impl Path {
+    /// The same way for a service that is forwarded so.
+    pub fn through(self, forwarding: Forwarding, node: &Node) -> Self {
+        let prefix = match self.source {
+            IpAddr::V4(_) => node.tunnel_source4,
+            IpAddr::V6(_) => node.tunnel_source6,
+        };
+        match (forwarding, prefix) {
+            (Forwarding::Nat | Forwarding::Dsr, _) => Self {
+                tunnel: Tunnel::default(),
+                ..self
+            },
+            (Forwarding::Ipip, None) => Self {
+                tunnel: Tunnel::default(),
+                ..self
+            },
+            (Forwarding::Ipip, Some(prefix)) => Self {
+                source: prefix.address(),
+                tunnel: Tunnel {
+                    gue_port: 0,
+                    source_bits: prefix.host_bits(),
+                },
+                ..self
+            },
+            (Forwarding::Gue, _) => Self {
+                tunnel: Tunnel {
+                    gue_port: node.gue_port,
+                    source_bits: 0,
+                },
+                ..self
+            },
+        }
+    }
 }
 
 impl Contents {

@@ -243,6 +243,11 @@ mod tests {
                 ..Hop::default()
             },
             source: [10, 0, 0, last].into(),
+            mtu: 1500 - u32::from(last),
+            tunnel: crate::plan::Tunnel {
+                gue_port: last.into(),
+                source_bits: 0,
+            },
         }));
         (proptest::sample::select(states.to_vec()), path).prop_map(|(state, path)| Backend {
             service: 1,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lb_common::abi::BackendState::{Active, Draining, Out};
-use lb_common::abi::Forwarding::{Dsr, Nat};
+use lb_common::abi::Forwarding::{Dsr, Gue, Ipip, Nat};
 use lb_common::abi::{Affinity, Forwarding};
 use lb_common::hash::mix;
 use lb_common::slot::Slot;
@@ -12,7 +12,7 @@ use lb_common::verdict::Verdict;
 use lb_userspace::model::Protocol::{self, Tcp, Udp};
 use lb_userspace::plan::explain::{Decision, Explanation, Fate, Reason, Tuple};
 
-use crate::kernel::{INGRESS, Kernel, at, kernel, path};
+use crate::kernel::{INGRESS, Kernel, at, kernel, node, path};
 use crate::packets::{Frame, parse};
 
 const FLOWS: usize = 2_000;
@@ -21,13 +21,15 @@ const ROUNDS: usize = 20;
 /// Flows that send packets in each round.
 const SENDERS: usize = 400;
 
-const SERVICES: [(&str, Protocol, Forwarding, Affinity); 6] = [
+const SERVICES: [(&str, Protocol, Forwarding, Affinity); 8] = [
     ("203.0.113.10:80", Tcp, Nat, Affinity::Flow),
     ("203.0.113.11:80", Tcp, Dsr, Affinity::Flow),
     ("203.0.113.10:53", Udp, Nat, Affinity::Flow),
     ("203.0.113.11:53", Udp, Dsr, Affinity::Client),
     ("[2001:db8::10]:80", Tcp, Nat, Affinity::Client),
     ("[2001:db8::11]:80", Tcp, Dsr, Affinity::Flow),
+    ("203.0.113.12:80", Tcp, Ipip, Affinity::Flow),
+    ("[2001:db8::12]:53", Udp, Gue, Affinity::Client),
 ];
 /// Backends of each service.
 const BACKENDS: u16 = 3;
@@ -73,7 +75,8 @@ fn shuffle(kernel: &mut Kernel, random: &mut Random) {
         backend.state = random.of(&[Active, Active, Active, Draining, Out]);
         let resolved = random.below(10) > 0;
         let v4 = backend.address.is_ipv4();
-        backend.path = resolved.then(|| path(*id, v4, INGRESS));
+        let forwarding = wanted.services[&backend.service].forwarding;
+        backend.path = resolved.then(|| path(*id, v4, INGRESS).through(forwarding, &node()));
     }
     for (id, service) in &mut wanted.services {
         let first = (id - 1) * BACKENDS;
@@ -169,10 +172,9 @@ fn explanations_agree_with_the_program() {
                 "round {round}, {opens} {tuple:?}: {explained:?}"
             );
             compared.insert(number);
-            let kind = if explained.forwarding == Nat {
-                "nat"
-            } else {
-                "dsr"
+            let kind = match explained.forwarding {
+                Nat => "nat",
+                Dsr | Ipip | Gue => "direct",
             };
             let name = format!("{kind} {} {reason:?}", tuple.protocol.name());
             *seen.entry(name.leak()).or_default() += 1;
@@ -201,15 +203,15 @@ fn explanations_agree_with_the_program() {
         "nat tcp Unresolved",
         "nat udp Entry",
         "nat udp Owner",
-        "dsr tcp Entry",
-        "dsr tcp Owner",
-        "dsr tcp Previous",
-        "dsr tcp Fallback",
-        "dsr tcp NoOwner",
-        "dsr tcp OwnerRefuses",
-        "dsr tcp Unresolved",
-        "dsr udp Previous",
-        "dsr udp Fallback",
+        "direct tcp Entry",
+        "direct tcp Owner",
+        "direct tcp Previous",
+        "direct tcp Fallback",
+        "direct tcp NoOwner",
+        "direct tcp OwnerRefuses",
+        "direct tcp Unresolved",
+        "direct udp Previous",
+        "direct udp Fallback",
     ] {
         assert!(
             seen.get(rule).is_some_and(|n| *n >= 5),

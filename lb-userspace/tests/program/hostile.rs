@@ -1,6 +1,6 @@
 //! Packets nobody should send. None may give `XDP_ABORTED`, and what passes passes untouched.
 
-use lb_common::abi::Forwarding::{Dsr, Nat};
+use lb_common::abi::Forwarding::{Dsr, Gue, Ipip, Nat};
 use lb_common::hash::mix;
 use lb_common::slot::Slot;
 use lb_userspace::model::Protocol;
@@ -8,6 +8,8 @@ use lb_userspace::model::Protocol;
 use crate::kernel::{Kernel, PASS, VIP4, VIP6, kernel};
 use crate::packets::{Frame, echo, raw};
 
+const FAR4: &str = "203.0.113.11:80";
+const FAR6: &str = "[2001:db8::11]:80";
 const ABORTED: u32 = 0;
 const PACKETS: usize = 100_000;
 
@@ -22,7 +24,17 @@ fn all_kinds(kernel: &mut Kernel) -> Vec<Vec<u8>> {
     );
     kernel.serve_one(VIP4, Protocol::Udp, Dsr, (4, "10.0.0.11:80"));
     kernel.serve_one(VIP6, Protocol::Udp, Nat, (5, "[fd00::11]:8080"));
+    kernel.serve_one(FAR4, Protocol::Tcp, Gue, (6, "[fd00::11]:80"));
+    kernel.serve_one(FAR6, Protocol::Udp, Ipip, (7, "10.0.0.11:80"));
+    let mut long = Frame::tcp("198.51.100.1:1", FAR4, "A");
+    long.payload = vec![1; 1460];
+    let mut long6 = Frame::udp("[2001:db8::1]:1", FAR6);
+    long6.payload = vec![1; 1450];
     vec![
+        Frame::tcp("198.51.100.1:1", FAR4, "A").vlans(1).bytes(),
+        Frame::udp("[2001:db8::1]:1", FAR6).vlans(2).bytes(),
+        long.bytes(),
+        long6.vlans(2).bytes(),
         Frame::tcp("198.51.100.1:1", VIP4, "S").bytes(),
         Frame::tcp("198.51.100.1:1", VIP4, "PA").vlans(2).bytes(),
         Frame::tcp("[2001:db8::1]:1", VIP6, "S").bytes(),
@@ -99,9 +111,12 @@ fn random_and_mutated_packets() {
         "drop_malformed",
         "reset_no_flow",
         "drop_ttl",
+        "too_big",
     ] {
         assert!(verdicts.contains_key(verdict), "{verdict} in {verdicts:?}");
     }
     assert!(kernel.datapath.traffic(1).unwrap().packets > 0);
     assert!(kernel.datapath.traffic(5).unwrap().packets > 0);
+    assert!(kernel.datapath.traffic(6).unwrap().packets > 0);
+    assert!(kernel.datapath.traffic(7).unwrap().packets > 0);
 }

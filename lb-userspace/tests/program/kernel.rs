@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use lb_common::abi::{Affinity, BackendState, Forwarding, Hop};
+use lb_common::abi::{Affinity, BackendState, Forwarding, GUE_PORT, Hop};
 use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
 use lb_userspace::datapath::sys::{TestRun, test_run};
 use lb_userspace::datapath::{Datapath, PinDirectory, detach, enter_bpffs};
-use lb_userspace::model::Protocol;
-use lb_userspace::plan::{Backend, Contents, Path, Service, SnatPorts, plan};
+use lb_userspace::model::{Node, OnExit, Protocol, XdpMode};
+use lb_userspace::plan::{Backend, Contents, Path, Service, SnatPorts, Tunnel, plan};
 
 pub const DROP: u32 = 1;
 pub const PASS: u32 = 2;
@@ -94,6 +94,26 @@ pub fn path(id: u16, v4: bool, ifindex: u32) -> Path {
             ifindex,
         },
         source: ip(if v4 { SOURCE4 } else { SOURCE6 }),
+        mtu: 1500,
+        tunnel: Tunnel::default(),
+    }
+}
+
+/// A node with the defaults.
+pub fn node() -> Node {
+    Node {
+        interfaces: vec!["eth0".into()],
+        xdp_mode: XdpMode::Auto,
+        control_socket: "/run/lb/lb.sock".into(),
+        http: None,
+        state_dir: "/var/lib/lb".into(),
+        on_exit: OnExit::Keep,
+        snat_ports: 20_000..=29_999,
+        flow_entries: 4096,
+        chain: None,
+        gue_port: GUE_PORT,
+        tunnel_source4: None,
+        tunnel_source6: None,
     }
 }
 
@@ -121,7 +141,7 @@ impl Kernel {
         let address = at(vip);
         for (backend, address) in backends {
             let address = at(address);
-            let path = path(*backend, address.is_ipv4(), INGRESS);
+            let path = path(*backend, address.is_ipv4(), INGRESS).through(forwarding, &node());
             if forwarding == Forwarding::Nat {
                 wanted.sources.insert(path.source);
             }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod chain;
+mod decap;
 mod dsr;
 mod explain;
 mod foreign;
@@ -13,3 +14,4 @@ mod maps;
 mod nat;
 mod packets;
 mod pass;
+mod tunnel;

@@ -6,7 +6,7 @@ use super::drivers;
 use super::facts::{BPFFS, Facts};
 use super::links::Link;
 use super::{Finding, Level};
-use crate::model::{Node, XdpMode};
+use crate::model::{Model, Node, XdpMode};
 use crate::neighbor::Problem;
 
 /// Capabilities lb needs (linux/capability.h).
@@ -280,6 +280,31 @@ fn mtu(link: &Link) -> Option<Finding> {
             link.name
         ))
     })
+}
+
+/// Whether the longest packet of an ordinary client fits into the tunnels.
+pub fn tunnel_mtu(facts: &Facts, model: Option<&Model>) -> Vec<Finding> {
+    const ORDINARY: u32 = 1500;
+    let services = model.into_iter().flat_map(|model| &model.services);
+    let overhead = services.flat_map(|service| {
+        let outer = service.backends.iter().map(|backend| backend.address);
+        outer.map(|outer| service.forwarding.overhead(outer.is_ipv4()))
+    });
+    let needed = ORDINARY + u32::from(overhead.max().unwrap_or(0));
+    let short = |link: &&Link| needed > ORDINARY && link.mtu < needed;
+    let finding = |link: &Link| {
+        warn(
+            "tunnel_mtu",
+            "Clients are told by ICMP to send shorter packets; where that does not reach them, uploads hang.",
+        )
+        .what(format!("MTU is {}, tunnels need {needed}", link.mtu))
+        .mend(format!(
+            "ip link set dev {} mtu {needed}, here and on the way to the backends",
+            link.name
+        ))
+        .on(&link.name)
+    };
+    facts.links.iter().filter(short).map(finding).collect()
 }
 
 fn queues(facts: &Facts, link: &Link) -> Option<Finding> {

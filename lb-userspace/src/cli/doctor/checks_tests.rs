@@ -44,6 +44,9 @@ fn node() -> Node {
         snat_ports: 61000..=65535,
         flow_entries: 1 << 20,
         chain: None,
+        gue_port: 6080,
+        tunnel_source4: None,
+        tunnel_source6: None,
     }
 }
 
@@ -245,4 +248,31 @@ fn a_backend_that_packets_cannot_be_sent_to_is_named() {
     assert!(native[0].contains("10.0.0.1: it is an address of this host"));
     assert!(native[1].contains("vlan device eth0.7"), "{native:?}");
     assert_eq!(ways(XdpMode::Generic).len(), 1);
+}
+
+#[test]
+fn tunnels_want_room_for_their_headers() {
+    let model = |forwarding: &str, backend: &str| {
+        let text = format!(
+            "[node]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\n\
+             address = \"203.0.113.10:80\"\nforwarding = \"{forwarding}\"\n\
+             [[service.backend]]\naddress = \"{backend}\"\n"
+        );
+        crate::config::parse(&text, "test").unwrap()
+    };
+    let mut facts = good();
+    let mend = |facts: &Facts, model: &Model| {
+        let found = tunnel_mtu(facts, Some(model));
+        found
+            .into_iter()
+            .filter_map(|found| found.mend)
+            .collect::<Vec<_>>()
+            .join(";")
+    };
+    assert_eq!(mend(&facts, &model("nat", "10.0.0.11:80")), "");
+    assert!(mend(&facts, &model("ipip", "10.0.0.11:80")).contains("mtu 1520,"));
+    let deep = model("gue", "[fd00::11]:80");
+    assert!(mend(&facts, &deep).contains("mtu 1548,"));
+    facts.links[0].mtu = 1548;
+    assert_eq!(mend(&facts, &deep), "");
 }

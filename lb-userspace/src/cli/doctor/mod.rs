@@ -71,7 +71,8 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
         let addresses = backends.map(|backend| backend.address.ip()).collect();
         facts.unreachable = facts::unreachable(&addresses)?;
     }
-    let findings = checks::judge(&facts, node);
+    let mut findings = checks::judge(&facts, node);
+    findings.extend(checks::tunnel_mtu(&facts, model.as_ref()));
     let ok = findings.iter().all(|finding| finding.level < Level::Fail);
     if json {
         output::print_json(&Report {

@@ -58,6 +58,8 @@ fn path() -> Path {
             ..Default::default()
         },
         source: "10.0.0.254".parse().unwrap(),
+        mtu: 1500,
+        tunnel: super::super::Tunnel::default(),
     }
 }
 
@@ -252,4 +254,29 @@ fn what_was_out_when_it_left_is_gone_at_once() {
     let left = build(&mut builder, &model("nat", &[1]), &[], NOW);
     assert_eq!(left.backends[&2].state, Out);
     assert_eq!(builder.gone(), BTreeSet::from([2]));
+}
+
+#[test]
+fn a_tunnel_gets_its_port_and_its_source() {
+    let tunnel = |forwarding: &str, node: &str| {
+        let mut model = model(forwarding, &[1]);
+        let text = format!(
+            "[node]\ninterfaces = [\"eth0\"]\n{node}\n[[service]]\nname = \"web\"\n\
+             address = \"203.0.113.10:80\"\n[[service.backend]]\naddress = \"10.0.0.1:80\"\n"
+        );
+        model.node = config::parse(&text, "test").unwrap().node;
+        let mut builder = Builder::new(Contents::default());
+        let built = build(&mut builder, &model, &[], NOW);
+        let path = built.backends[&1].path.unwrap();
+        let bits = path.tunnel.source_bits.to_ne_bytes();
+        (path.source.to_string(), path.tunnel.gue_port, bits)
+    };
+    let own = || "10.0.0.254".to_owned();
+    let spread = "tunnel_source4 = \"172.16.0.0/16\"";
+    assert_eq!(tunnel("dsr", spread), (own(), 0, [0; 4]));
+    assert_eq!(tunnel("ipip", ""), (own(), 0, [0; 4]));
+    let varied = ("172.16.0.0".to_owned(), 0, [0, 0, 0xff, 0xff]);
+    assert_eq!(tunnel("ipip", spread), varied);
+    assert_eq!(tunnel("gue", spread), (own(), 6080, [0; 4]));
+    assert_eq!(tunnel("gue", "gue_port = 7000"), (own(), 7000, [0; 4]));
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Array, HashMap, MapData, ProgramArray};
 use aya::programs::{ProgramInfo, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::{Addr, Affinity, BackendState, FlowKey, Forwarding, Hop};
+use lb_common::abi::{Addr, Affinity, BackendState, FlowKey, Forwarding, GUE_PORT, Hop};
 use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
 use lb_userspace::datapath::sys::{TestRun, test_run};
@@ -34,6 +34,8 @@ pub const DSR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 pub const DSR6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x20);
 /// All slots of this service are in transition.
 pub const MOVING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 30);
+pub const IPIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 40);
+pub const GUE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 50);
 pub const PORT: u16 = 80;
 
 const SOURCE4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -113,6 +115,8 @@ impl Kernel {
         for (target, name) in [
             (Target::Pass, "bench_pass"),
             (Target::FloorDsr, "bench_floor_dsr"),
+            (Target::FloorIpip, "bench_floor_ipip"),
+            (Target::FloorGue, "bench_floor_gue"),
         ] {
             let program = xdp(&mut driver, name)?;
             program.load().with_context(|| format!("loading {name}"))?;
@@ -222,7 +226,7 @@ fn build_driver() -> Result<PathBuf> {
     .map_err(|error| anyhow!(error))
 }
 
-/// A hundred backends behind each of four services with 65,537 slots.
+/// A hundred backends behind each of six services with 65,537 slots.
 fn contents() -> Contents {
     let mut contents = Contents {
         ports: Some(SnatPorts {
@@ -232,11 +236,13 @@ fn contents() -> Contents {
         sources: [IpAddr::from(SOURCE4), IpAddr::from(SOURCE6)].into(),
         ..Contents::default()
     };
-    let services: [(IpAddr, Forwarding, bool); 4] = [
+    let services: [(IpAddr, Forwarding, bool); 6] = [
         (NAT.into(), Forwarding::Nat, false),
         (DSR.into(), Forwarding::Dsr, false),
         (DSR6.into(), Forwarding::Dsr, false),
         (MOVING.into(), Forwarding::Dsr, true),
+        (IPIP.into(), Forwarding::Ipip, false),
+        (GUE.into(), Forwarding::Gue, false),
     ];
     for (number, (vip, forwarding, moving)) in (0..).zip(services) {
         let id = number + 1;
@@ -260,12 +266,23 @@ fn contents() -> Contents {
                 slots: Arc::new(slots),
             },
         );
-        contents.backends.extend(backends(id, first, vip.is_ipv4()));
+        contents
+            .backends
+            .extend(backends(id, first, vip.is_ipv4(), forwarding));
     }
     contents
 }
 
-fn backends(service: u16, first: u16, v4: bool) -> BTreeMap<u16, plan::Backend> {
+fn backends(
+    service: u16,
+    first: u16,
+    v4: bool,
+    forwarding: Forwarding,
+) -> BTreeMap<u16, plan::Backend> {
+    let gue_port = match forwarding {
+        Forwarding::Nat | Forwarding::Dsr | Forwarding::Ipip => 0,
+        Forwarding::Gue => GUE_PORT,
+    };
     let backend = |index: u16| {
         let last = index - first;
         let (address, source): (IpAddr, IpAddr) = if v4 {
@@ -287,7 +304,15 @@ fn backends(service: u16, first: u16, v4: bool) -> BTreeMap<u16, plan::Backend> 
             service,
             address: SocketAddr::new(address, 8080),
             state: BackendState::Active,
-            path: Some(plan::Path { hop, source }),
+            path: Some(plan::Path {
+                hop,
+                source,
+                mtu: 1500,
+                tunnel: plan::Tunnel {
+                    gue_port,
+                    source_bits: 0,
+                },
+            }),
         };
         (index, backend)
     };

@@ -15,7 +15,7 @@ use lb_common::abi::DEFAULT_FLOW_ENTRIES;
 use crate::stats::Spread;
 use drive::{Drive, FRAME_LEN, Order, Target};
 use frames::{ACK, SYN};
-use kernel::{DSR, DSR6, Kernel, MOVING, NAT, PORT, expect};
+use kernel::{DSR, DSR6, GUE, IPIP, Kernel, MOVING, NAT, PORT, expect};
 
 const PASS: u32 = 2;
 const TX: u32 = 3;
@@ -50,6 +50,8 @@ struct Scenario {
     frame: [u8; FRAME_LEN],
     order: Order,
     v6: bool,
+    /// Whether the packet leaves longer than it came.
+    grows: bool,
     flows: u32,
     /// Number of the first flow, where each is new.
     first_fresh: u64,
@@ -59,6 +61,8 @@ struct Scenario {
 }
 
 const FLOOR: &str = "floor, MAC rewrite";
+const FLOOR_IPIP: &str = "floor, IPIP";
+const FLOOR_GUE: &str = "floor, GUE";
 
 impl Scenario {
     fn drive(&self, target: Target, next: u64) -> Drive {
@@ -72,6 +76,8 @@ impl Scenario {
             order: self.order as u32,
             flows: self.flows,
             v6: self.v6.into(),
+            grows: self.grows.into(),
+            pad: 0,
             frame: words,
         }
     }
@@ -84,10 +90,15 @@ fn scenarios(flows: u32) -> Vec<Scenario> {
         frame: frames::v4(vip, PORT, ACK),
         order: Order::Random,
         v6: false,
+        grows: false,
         flows,
         first_fresh: 0,
         action: TX,
         floor,
+    };
+    let wrapped = |name, target, vip, floor| Scenario {
+        grows: true,
+        ..forward(name, target, vip, floor)
     };
     vec![
         forward(FLOOR, Target::FloorDsr, DSR, None),
@@ -98,6 +109,10 @@ fn scenarios(flows: u32) -> Vec<Scenario> {
             ..forward("lb, DSR, IPv6", Target::Lb, DSR, Some(FLOOR))
         },
         forward("lb, DSR, in transition", Target::Lb, MOVING, Some(FLOOR)),
+        wrapped(FLOOR_IPIP, Target::FloorIpip, IPIP, None),
+        wrapped("lb, IPIP", Target::Lb, IPIP, Some(FLOOR_IPIP)),
+        wrapped(FLOOR_GUE, Target::FloorGue, GUE, None),
+        wrapped("lb, GUE", Target::Lb, GUE, Some(FLOOR_GUE)),
         forward("lb, NAT, request", Target::Lb, NAT, Some(FLOOR)),
         Scenario {
             order: Order::Table,
@@ -129,6 +144,7 @@ fn opening(
         frame: frames::v4(vip, PORT, SYN),
         order: Order::Fresh,
         v6: false,
+        grows: false,
         flows: 0,
         first_fresh,
         action: TX,

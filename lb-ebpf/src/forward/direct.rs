@@ -1,18 +1,23 @@
-//! Direct server return: the destination MAC becomes the backend's, which owns the VIP and answers
-//! the client itself. Only flows through a slot in transition are looked up and recorded.
+//! Backends that own the VIP and answer the client themselves: which of them gets a packet. Only
+//! flows through a slot in transition are looked up and recorded.
+//!
+//! By direct server return the destination MAC becomes the backend's. By a tunnel the packet gets
+//! an outer header, which is left to [`super::tunnel`].
 
-use lb_common::abi::{Backend, Flow, FlowKey, Service, tcp_seen};
+use lb_common::abi::{Backend, Flow, FlowKey, Forwarding, Service, tcp_seen};
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
 
 use crate::count::{self, Kind};
-use crate::forward::{OPEN, decrement_ttl, hop, send};
+use crate::fate::Fate;
+use crate::forward::tunnel::Order;
+use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::PARAMS;
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
 use crate::{flows, select};
 
-/// Sends a packet for the VIP to its backend.
+/// Sends a packet for the VIP to its backend, or says into which tunnel it goes.
 #[inline(always)]
 pub fn request<const V6: bool>(
     packet: &Packet,
@@ -20,47 +25,45 @@ pub fn request<const V6: bool>(
     flow: &FlowKey,
     service: &Service,
     opened: bool,
-) -> Result<u32, Verdict> {
-    let slot = select::slot(service, flow).ok_or(Verdict::DropNoBackend)?;
+) -> Result<Fate, Verdict> {
+    let hash = select::hash(service, flow);
+    let slot = select::slot(service, hash).ok_or(Verdict::DropNoBackend)?;
     let (index, backend, kind) = if slot.in_transition() {
         if headers.is_syn() && !opened {
-            return Ok(OPEN);
+            return Ok(Fate::OPEN);
         }
         let (index, backend, kind) = in_transition(headers, flow, slot)?;
         (index, backend, if opened { Kind::Opens } else { kind })
     } else {
-        let index = slot.current();
-        let backend = select::backend(index).ok_or(Verdict::DropNoBackend)?;
-        if !takes(backend, headers.is_syn()) {
-            return Err(Verdict::DropBackendOut);
-        }
-        (
-            index,
-            backend,
-            if headers.is_syn() {
-                Kind::Opens
-            } else {
-                Kind::Ordinary
-            },
-        )
+        settled(headers, slot)?
     };
-    forward(packet, headers, index, backend, kind)
-}
-
-/// Sends a packet for the VIP to this backend.
-#[inline(always)]
-fn forward<const V6: bool>(
-    packet: &Packet,
-    headers: &Headers<V6>,
-    index: BackendIndex,
-    backend: &Backend,
-    kind: Kind,
-) -> Result<u32, Verdict> {
+    if service.forwarding != Forwarding::Dsr as u8 {
+        let l3 = headers.l3 - packet.start();
+        return Ok(Fate::encapsulate(Order::new::<V6>(index, hash, l3, kind)));
+    }
     let bytes = packet.len() as u64;
-    decrement_ttl(packet, headers)?;
+    decrement_ttl::<V6>(packet, headers.l3)?;
     let action = send(packet, hop(backend))?;
     count::forwarded(index, bytes, kind);
-    Ok(action)
+    Ok(Fate::action(action))
+}
+
+#[inline(always)]
+fn settled<const V6: bool>(
+    headers: &Headers<V6>,
+    slot: Slot,
+) -> Result<(BackendIndex, &'static Backend, Kind), Verdict> {
+    let index = slot.current();
+    let backend = select::backend(index).ok_or(Verdict::DropNoBackend)?;
+    if !takes(backend, headers.is_syn()) {
+        return Err(Verdict::DropBackendOut);
+    }
+    let kind = if headers.is_syn() {
+        Kind::Opens
+    } else {
+        Kind::Ordinary
+    };
+    Ok((index, backend, kind))
 }
 
 #[inline(always)]

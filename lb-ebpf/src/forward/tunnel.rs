@@ -1,0 +1,303 @@
+//! IP-in-IP and GUE: the packet goes to the backend's address inside an outer header, over as many
+//! routers as there are. The backend takes the outer header off, owns the VIP and answers the client
+//! itself.
+//!
+//! Traffic class and ECN are copied outwards (RFC 2983, RFC 6040); the outer TTL is a new one and
+//! the inner counts this host as one hop (RFC 2003, section 3.1). An outer IPv4 header forbids
+//! fragmentation, so its id may be 0 (RFC 6864). GUE's UDP checksum is 0, which tunnels may do over
+//! IPv6 too (RFC 6935, RFC 6936): the inner packet has its own.
+
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
+use lb_common::abi::{Addr, Backend, Hop, IPV4_LEN, IPV6_LEN, UDP_LEN};
+use lb_common::checksum;
+use lb_common::slot::BackendIndex;
+use lb_common::verdict::Verdict;
+use network_types::eth::EthHdr;
+use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
+use network_types::vlan::VlanHdr;
+
+use crate::count::{self, Kind};
+use crate::fate::Fate;
+use crate::forward::{TTL, decrement_ttl, hop, send};
+use crate::packet::{Packet, unknown};
+use crate::parse::{IPV4, IPV6, UDP};
+use crate::select;
+
+/// "Don't fragment", in the word of flags and fragment offset.
+pub const DONT_FRAGMENT: u16 = 0x4000u16.to_be();
+/// First UDP source port: the dynamic range, out of which GUE's entropy is to come
+/// (RFC 6335, section 6; draft-ietf-intarea-gue-09, section 5.11).
+const FIRST_PORT: u16 = 0xc000;
+
+/// Length of two VLAN tags and an EtherType.
+const FRONT: usize = 10;
+
+/// A packet and the backend whose tunnel it goes into, in 51 bits: flow hash, number of the
+/// backend, VLAN tags, what is counted, family.
+#[derive(Clone, Copy)]
+pub struct Order(u64);
+
+impl Order {
+    /// `l3` is the offset of the IP header.
+    #[inline(always)]
+    pub fn new<const V6: bool>(backend: BackendIndex, hash: u32, l3: usize, kind: Kind) -> Self {
+        let tags = ((l3 - EthHdr::LEN) / VlanHdr::LEN) as u64 & 3;
+        Self(
+            hash as u64
+                | (backend as u64 & 0x3fff) << 32
+                | tags << 46
+                | (kind as u64) << 48
+                | (V6 as u64) << 50,
+        )
+    }
+
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    #[inline(always)]
+    fn hash(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    fn backend(self) -> BackendIndex {
+        (self.0 >> 32) as u16 & 0x3fff
+    }
+
+    /// Offset of the bytes before the IP header that are looked at with it: two VLAN tags, or what
+    /// stands where tags would, and the EtherType. In ignorance of where that is, LLVM does not
+    /// leave out or move checks that the verifier wants to see.
+    #[inline(always)]
+    fn front(self) -> Option<usize> {
+        let l3 = EthHdr::LEN + ((self.0 >> 46) as usize & 3) * VlanHdr::LEN;
+        unknown::<0x1f>(l3 - FRONT)
+    }
+
+    #[inline(always)]
+    fn kind(self) -> Kind {
+        match self.0 >> 48 & 3 {
+            0 => Kind::Ordinary,
+            1 => Kind::Opens,
+            _ => Kind::ByPrevious,
+        }
+    }
+
+    #[inline(always)]
+    fn v6(self) -> bool {
+        self.0 >> 50 & 1 != 0
+    }
+}
+
+/// What the outer header takes from the inner.
+struct Inner {
+    /// From the IP header on.
+    length: u32,
+    /// Type of service or traffic class, with ECN.
+    class: u8,
+    /// Whether a router may cut it up.
+    fragments: bool,
+    /// The words up to the EtherType: VLAN tags if there are any.
+    tags: [u32; 2],
+}
+
+/// A function of its own: the verifier goes through it once for all that leads here.
+#[inline(never)]
+pub fn encapsulate(ctx: *mut xdp_md, order: Order) -> Fate {
+    let packet = Packet::new(&XdpContext::new(ctx));
+    // Its slot, or its record, named it a moment ago.
+    let Some(backend) = select::backend(order.backend()) else {
+        return Fate::refused(0, Verdict::DropNoBackend);
+    };
+    let service = backend.service;
+    let hop = hop(backend);
+    if hop.ifindex == 0 {
+        return Fate::refused(service, Verdict::DropNoNeighbor);
+    }
+    let front = order.front();
+    let inner = front.and_then(|front| inner(&packet, order, front));
+    let (Some(front), Some(inner)) = (front, inner) else {
+        return Fate::refused(service, Verdict::DropMalformed);
+    };
+    // Read once: the agent may change it at any moment.
+    // SAFETY: a reference is valid to read from.
+    let gue_port = unsafe { (&raw const backend.gue_port).read_volatile() };
+    let ip = if backend.family == 4 {
+        IPV4_LEN
+    } else {
+        IPV6_LEN
+    };
+    let overhead = if gue_port == 0 { ip } else { ip + UDP_LEN } as u32;
+    if inner.length + overhead > backend.mtu {
+        return if inner.fragments {
+            Fate::refused(service, Verdict::DropTooBig)
+        } else {
+            Fate::too_big(service, backend.mtu.saturating_sub(overhead) as u16)
+        };
+    }
+    let bytes = packet.len() as u64;
+    let wrapped = Outer {
+        order,
+        front,
+        backend,
+        inner,
+        gue_port,
+    }
+    .wrap(&packet, hop, overhead);
+    match wrapped {
+        Ok(action) => {
+            count::forwarded(order.backend(), bytes, order.kind());
+            Fate::action(action)
+        }
+        Err(verdict) => Fate::refused(service, verdict),
+    }
+}
+
+#[inline(always)]
+fn inner(packet: &Packet, order: Order, front: usize) -> Option<Inner> {
+    let all = packet.window::<{ FRONT + Ipv4Hdr::LEN }>(packet.start() + front)?;
+    let tags = [all.u32::<0>(), all.u32::<4>()];
+    let inner = if order.v6() {
+        let payload = u16::from_be(all.u16::<{ FRONT + offset_of!(Ipv6Hdr, payload_len) }>());
+        Inner {
+            length: Ipv6Hdr::LEN as u32 + payload as u32,
+            class: (u16::from_be(all.u16::<FRONT>()) >> 4) as u8,
+            fragments: false,
+            tags,
+        }
+    } else {
+        let frags = all.u16::<{ FRONT + offset_of!(Ipv4Hdr, frags) }>();
+        Inner {
+            length: u16::from_be(all.u16::<{ FRONT + offset_of!(Ipv4Hdr, tot_len) }>()) as u32,
+            class: all.u8::<{ FRONT + offset_of!(Ipv4Hdr, tos) }>(),
+            fragments: frags & DONT_FRAGMENT == 0,
+            tags,
+        }
+    };
+    // A frame may be longer than its packet, by padding, but not shorter.
+    let there = packet.len() - front - FRONT;
+    (inner.length as usize <= there).then_some(inner)
+}
+
+/// What the outer headers are made from.
+struct Outer<'a> {
+    order: Order,
+    front: usize,
+    backend: &'a Backend,
+    inner: Inner,
+    /// In network order; 0 for IP-in-IP.
+    gue_port: u16,
+}
+
+impl Outer<'_> {
+    /// Counts one hop off the inner packet and puts the outer headers before it.
+    #[inline(always)]
+    fn wrap(&self, packet: &Packet, hop: &Hop, overhead: u32) -> Result<u32, Verdict> {
+        let l3 = packet.start() + self.front + FRONT;
+        if self.order.v6() {
+            decrement_ttl::<true>(packet, l3)?;
+        } else {
+            decrement_ttl::<false>(packet, l3)?;
+        }
+        let packet = packet
+            .grow(overhead as i32)
+            .ok_or(Verdict::DropNoHeadroom)?;
+        // First this: where there are no tags, it writes over the addresses.
+        self.write(&packet).ok_or(Verdict::DropMalformed)?;
+        send(&packet, hop)
+    }
+
+    #[inline(always)]
+    fn write(&self, packet: &Packet) -> Option<()> {
+        let length = self.inner.length as u16;
+        let (protocol, payload) = match (self.gue_port, self.order.v6()) {
+            (0, false) => (IpProto::Ipv4 as u8, length),
+            (0, true) => (IpProto::Ipv6 as u8, length),
+            _ => (UDP, length + UDP_LEN),
+        };
+        let behind = if self.backend.family == 4 {
+            self.ipv4(packet, protocol, payload)
+        } else {
+            self.ipv6(packet, protocol, payload)
+        }?;
+        if self.gue_port == 0 {
+            return Some(());
+        }
+        self.udp(packet, behind, payload)
+    }
+
+    /// Writes tags, type and an IP header; gives the place behind.
+    #[inline(always)]
+    fn ipv4(&self, packet: &Packet, protocol: u8, payload: u16) -> Option<usize> {
+        let ip = packet.window::<{ FRONT + Ipv4Hdr::LEN }>(packet.start() + self.front)?;
+        let [high, low] = (payload + IPV4_LEN).to_be_bytes();
+        let first = u32::from_ne_bytes([0x45, self.inner.class, high, low]);
+        let fragment = u32::from_ne_bytes([0, 0, 0x40, 0]);
+        let life = u32::from_ne_bytes([TTL, protocol, 0, 0]);
+        let src = self.source();
+        let dst = self.backend.addr.0[3];
+        let sum = first as u64 + fragment as u64 + life as u64 + src as u64 + dst as u64;
+        ip.set_u32::<0>(self.inner.tags[0]);
+        ip.set_u32::<4>(self.inner.tags[1]);
+        ip.set_u16::<8>(IPV4);
+        ip.set_u32::<10>(first);
+        ip.set_u32::<14>(fragment);
+        ip.set_u32::<18>(life);
+        ip.set_u16::<20>(!checksum::fold(sum));
+        ip.set_u32::<22>(src);
+        ip.set_u32::<26>(dst);
+        Some(packet.start() + self.front + FRONT + Ipv4Hdr::LEN)
+    }
+
+    /// The same. The flow label tells flows apart on the way (RFC 6438).
+    #[inline(always)]
+    fn ipv6(&self, packet: &Packet, protocol: u8, payload: u16) -> Option<usize> {
+        let ip = packet.window::<{ FRONT + Ipv6Hdr::LEN }>(packet.start() + self.front)?;
+        let label = self.order.hash() & 0xf_ffff;
+        let first = 6 << 28 | (self.inner.class as u32) << 20 | label;
+        let [high, low] = payload.to_be_bytes();
+        let Addr(src) = &self.backend.source;
+        let Addr(dst) = &self.backend.addr;
+        ip.set_u32::<0>(self.inner.tags[0]);
+        ip.set_u32::<4>(self.inner.tags[1]);
+        ip.set_u16::<8>(IPV6);
+        ip.set_u32::<10>(first.to_be());
+        ip.set_u32::<14>(u32::from_ne_bytes([high, low, protocol, TTL]));
+        ip.set_u32::<18>(src[0]);
+        ip.set_u32::<22>(src[1]);
+        ip.set_u32::<26>(src[2]);
+        ip.set_u32::<30>(self.source());
+        ip.set_u32::<34>(dst[0]);
+        ip.set_u32::<38>(dst[1]);
+        ip.set_u32::<42>(dst[2]);
+        ip.set_u32::<46>(dst[3]);
+        Some(packet.start() + self.front + FRONT + Ipv6Hdr::LEN)
+    }
+
+    /// Last word of the outer source address.
+    #[inline(always)]
+    fn source(&self) -> u32 {
+        self.backend.source.0[3] | self.order.hash().to_be() & self.backend.source_bits
+    }
+
+    /// GUE, variant 1: a UDP header right in front of the inner packet, whose first bits say which
+    /// version of IP it is.
+    #[inline(always)]
+    fn udp(&self, packet: &Packet, at: usize, length: u16) -> Option<()> {
+        let udp = packet.window::<{ UDP_LEN as usize }>(at)?;
+        udp.set_u16::<0>((FIRST_PORT | self.order.hash() as u16).to_be());
+        udp.set_u16::<2>(self.gue_port);
+        udp.set_u16::<4>(length.to_be());
+        udp.set_u16::<6>(0);
+        Some(())
+    }
+}
