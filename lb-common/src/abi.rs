@@ -3,7 +3,7 @@
 
 /// Changes whenever a map's key, value, size class or meaning changes. An agent refuses to adopt
 /// pinned maps of another layout.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Capacity of the service table, service number 0 included (it means "none").
 pub const MAX_SERVICES: u32 = 1024;
@@ -11,6 +11,11 @@ pub const MAX_SERVICES: u32 = 1024;
 pub const MAX_BACKENDS: u32 = 16_384;
 /// Flow entries unless the configuration says otherwise.
 pub const DEFAULT_FLOW_ENTRIES: u32 = 262_144;
+/// Datagrams whose fragments can be under way at the same time.
+pub const FRAGMENT_ENTRIES: u32 = 16_384;
+/// Seconds that the ports of a datagram's first fragment are believed: the least time that a
+/// receiver waits for the rest (RFC 791, section 3.2), after which its id may be used again.
+pub const FRAGMENT_LIFETIME: u32 = 15;
 
 /// An IPv6 address, or an IPv4 address in its mapped form `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), as
 /// four words whose bytes in memory are in network order.
@@ -244,6 +249,33 @@ pub struct Params {
     pub snat_count: u16,
     /// Spreads the choice of NAT source ports.
     pub snat_seed: u32,
+    /// Whether echo requests to a VIP are answered: 1 or 0.
+    pub answer_ping: u32,
+    pub pad: u32,
+}
+
+/// Key of the fragment map: what the fragments of one datagram have in common (RFC 791, section
+/// 3.2; RFC 8200, section 4.5).
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+#[repr(C)]
+pub struct FragmentKey {
+    pub src: Addr,
+    pub dst: Addr,
+    /// Identification as it stands in the packet: 16 bits in IPv4, 32 in IPv6.
+    pub id: u32,
+    pub protocol: u32,
+}
+
+/// Value of the fragment map: what only the first fragment of a datagram tells.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Fragment {
+    /// In network order.
+    pub sport: u16,
+    /// In network order.
+    pub dport: u16,
+    /// Seconds of the kernel's monotonic clock when it came.
+    pub seen: u32,
 }
 
 /// Words of the destination filter: one bit for each of 65,536 address hashes.
@@ -278,7 +310,9 @@ const _: () = {
     assert!(core::mem::offset_of!(Backend, addr) == 64);
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 64);
-    assert!(size_of::<Params>() == 16);
+    assert!(size_of::<Params>() == 24);
+    assert!(size_of::<FragmentKey>() == 40);
+    assert!(size_of::<Fragment>() == 8);
 };
 
 #[cfg(all(test, feature = "std"))]

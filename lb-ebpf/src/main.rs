@@ -7,6 +7,8 @@
 
 mod count;
 mod forward;
+mod fragment;
+mod icmp;
 mod maps;
 mod packet;
 mod parse;
@@ -15,16 +17,41 @@ mod select;
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{FlowKey, Forwarding, ServiceKey};
+use lb_common::abi::{FlowKey, Forwarding};
 use lb_common::verdict::Verdict;
 
 use crate::packet::Packet;
 use crate::parse::Headers;
 
 /// Why a packet is not forwarded, and the service it is counted for (0: none).
-pub struct Refusal {
-    pub service: u16,
-    pub verdict: Verdict,
+///
+/// One word, like the action that it may stand in place of: a struct's parts LLVM would put together
+/// before it is known that there is a refusal, out of registers that may hold pointers.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Refusal(u32);
+
+impl Refusal {
+    #[inline(always)]
+    pub const fn new(service: u16, verdict: Verdict) -> Self {
+        Self((service as u32) << 8 | verdict as u32)
+    }
+
+    /// Before a service is known.
+    #[inline(always)]
+    pub const fn unserved(verdict: Verdict) -> Self {
+        Self::new(0, verdict)
+    }
+
+    #[inline(always)]
+    fn service(self) -> u16 {
+        (self.0 >> 8) as u16
+    }
+
+    #[inline(always)]
+    fn verdict(self) -> Verdict {
+        Verdict::from_number(self.0 as u8).unwrap_or(Verdict::DropMalformed)
+    }
 }
 
 /// An XDP action, or the reason why the packet is not forwarded.
@@ -33,31 +60,44 @@ pub type Fate = Result<u32, Refusal>;
 #[xdp]
 #[inline(always)]
 pub fn lb_xdp(ctx: XdpContext) -> u32 {
-    match process(ctx.ctx).unpack() {
+    let fate = process(ctx.ctx).unpack();
+    match fate.or_else(|refusal| reconsider(ctx.ctx, refusal)) {
         Ok(action) => action,
-        Err(Refusal { service, verdict }) => {
-            let verdict = forward::answer(ctx.ctx, verdict);
-            count::verdict(service, verdict);
+        Err(refusal) => {
+            let verdict = refusal.verdict();
+            count::verdict(refusal.service(), verdict);
             action(verdict)
         }
+    }
+}
+
+/// What is rare is looked at a second time, by the function that knows about it.
+#[inline(always)]
+fn reconsider(ctx: *mut xdp_md, refusal: Refusal) -> Fate {
+    match refusal.verdict() {
+        Verdict::PassOtherProtocol => icmp::serve(ctx).unpack(),
+        Verdict::DropFragment => fragment::serve(ctx).unpack(),
+        verdict @ (Verdict::ResetBackendOut | Verdict::ResetNoFlow) => {
+            let verdict = forward::answer(ctx, verdict);
+            Err(Refusal::new(refusal.service(), verdict))
+        }
+        _ => Err(refusal),
     }
 }
 
 /// A [`Fate`] in one register.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Packed(u64);
+pub struct Packed(u64);
 
 impl Packed {
     const REFUSED: u64 = 1 << 63;
 
     #[inline(always)]
-    fn pack(fate: Fate) -> Self {
+    pub const fn pack(fate: Fate) -> Self {
         match fate {
             Ok(action) => Self(action as u64),
-            Err(refusal) => {
-                Self(Self::REFUSED | (refusal.service as u64) << 8 | refusal.verdict as u64)
-            }
+            Err(refusal) => Self(Self::REFUSED | refusal.0 as u64),
         }
     }
 
@@ -66,10 +106,7 @@ impl Packed {
         if self.0 & Self::REFUSED == 0 {
             return Ok(self.0 as u32);
         }
-        Err(Refusal {
-            service: (self.0 >> 8) as u16,
-            verdict: Verdict::from_number(self.0 as u8).unwrap_or(Verdict::DropMalformed),
-        })
+        Err(Refusal(self.0 as u32))
     }
 }
 
@@ -83,10 +120,7 @@ fn process(ctx: *mut xdp_md) -> Packed {
 
 #[inline(always)]
 fn read(packet: &Packet) -> Fate {
-    let unserved = |verdict| Refusal {
-        service: 0,
-        verdict,
-    };
+    let unserved = Refusal::unserved;
     let (ethertype, l3) = parse::ethernet(packet).map_err(unserved)?;
     match ethertype {
         parse::IPV4 => balance(packet, &parse::ipv4(packet, l3).map_err(unserved)?),
@@ -109,28 +143,14 @@ fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Fate {
     {
         return fate;
     }
-    let key = ServiceKey {
-        addr: flow.dst,
-        port: flow.dport,
-        protocol: headers.protocol,
-        pad: 0,
-    };
-    // SAFETY: the agent replaces values whole and frees none while a program runs (RCU).
-    let Some(service) = (unsafe { maps::SERVICES.get(&key) }) else {
-        return Err(Refusal {
-            service: 0,
-            verdict: Verdict::PassNoService,
-        });
-    };
+    let service =
+        select::service(&flow).ok_or_else(|| Refusal::unserved(Verdict::PassNoService))?;
     if service.forwarding == Forwarding::Nat as u8 {
         forward::nat::request(packet, headers, &flow, service)
     } else {
         forward::dsr::request(packet, headers, &flow, service)
     }
-    .map_err(|verdict| Refusal {
-        service: service.id,
-        verdict,
-    })
+    .map_err(|verdict| Refusal::new(service.id, verdict))
 }
 
 #[inline(always)]
@@ -140,13 +160,19 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::PassNotIp
         | Verdict::PassOtherProtocol
         | Verdict::PassNoService => xdp_action::XDP_PASS,
-        Verdict::ResetBackendOut | Verdict::ResetNoFlow | Verdict::NatReply => xdp_action::XDP_TX,
+        Verdict::ResetBackendOut
+        | Verdict::ResetNoFlow
+        | Verdict::NatReply
+        | Verdict::IcmpError
+        | Verdict::EchoReply => xdp_action::XDP_TX,
         Verdict::DropMalformed
         | Verdict::DropFragment
+        | Verdict::DropFragmentNat
         | Verdict::DropExtensionHeaders
         | Verdict::DropNoBackend
         | Verdict::DropBackendOut
         | Verdict::DropNoFlow
+        | Verdict::DropIcmpNoFlow
         | Verdict::DropNoNeighbor
         | Verdict::DropNoPort
         | Verdict::DropFlowTable

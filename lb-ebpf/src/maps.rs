@@ -4,8 +4,8 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, Flow, FlowKey, MAX_BACKENDS, MAX_SERVICES, Params,
-    Service, ServiceKey, Traffic,
+    Addr, Backend, DEFAULT_FLOW_ENTRIES, FRAGMENT_ENTRIES, Filter, Flow, FlowKey, Fragment,
+    FragmentKey, MAX_BACKENDS, MAX_SERVICES, Params, Service, ServiceKey, Traffic,
 };
 use lb_common::slot::TABLE_SIZES;
 use lb_common::verdict::VERDICT_STRIDE;
@@ -44,6 +44,11 @@ pub static TABLES_L: ArrayOfMaps<Array<u32, { TABLE_SIZES[2] as usize }, MMAPABL
 
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, Flow, { DEFAULT_FLOW_ENTRIES as usize }> = LruHashMap::new();
+
+/// Ports of datagrams whose fragments are under way.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { FRAGMENT_ENTRIES as usize }> =
+    LruHashMap::new();
 
 #[btf_map]
 pub static TRAFFIC: PerCpuArray<Traffic, { MAX_BACKENDS as usize }> = PerCpuArray::new();

@@ -1,10 +1,23 @@
 //! From a service and a flow to a backend.
 
-use lb_common::abi::{Affinity, Backend, BackendState, FlowKey, Service};
+use lb_common::abi::{Affinity, Backend, BackendState, FlowKey, Service, ServiceKey};
 use lb_common::hash;
 use lb_common::slot::{BackendIndex, Slot, TABLE_SIZES};
 
-use crate::maps::{BACKENDS, TABLES_L, TABLES_M, TABLES_S};
+use crate::maps::{BACKENDS, SERVICES, TABLES_L, TABLES_M, TABLES_S};
+
+/// The service that a client's packet is for.
+#[inline(always)]
+pub fn service(flow: &FlowKey) -> Option<&'static Service> {
+    let key = ServiceKey {
+        addr: flow.dst,
+        port: flow.dport,
+        protocol: flow.protocol as u8,
+        pad: 0,
+    };
+    // SAFETY: the agent replaces values whole and frees none while a program runs (RCU).
+    unsafe { SERVICES.get(&key) }
+}
 
 /// The flow's slot; `None` while the service has no table.
 #[inline(always)]

@@ -15,7 +15,7 @@ use network_types::eth::EthHdr;
 use network_types::ip::Ipv4Hdr;
 
 use crate::count::{self, Kind};
-use crate::forward::{decrement_ttl, hop, send};
+use crate::forward::{IPV6_ADDRESSES, decrement_ttl, hop, send, set_ipv6_addresses};
 use crate::maps::{FLOWS, OPENING, Opening, PARAMS};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
@@ -56,7 +56,7 @@ pub fn reply<const V6: bool>(
             count::verdict(service, Verdict::NatReply);
             Ok(action)
         }
-        Err(verdict) => Err(Refusal { service, verdict }),
+        Err(verdict) => Err(Refusal::new(service, verdict)),
     })
 }
 
@@ -346,20 +346,13 @@ fn rewrite<const V6: bool>(
     let mut sum = 0;
     if V6 {
         let addresses = packet
-            .window::<32>(headers.l3 + 8)
+            .window::<32>(headers.l3 + IPV6_ADDRESSES)
             .ok_or(Verdict::DropMalformed)?;
         for word in 0..4 {
             sum = checksum::replace32(sum, headers.src.0[word], to.src.0[word]);
             sum = checksum::replace32(sum, headers.dst.0[word], to.dst.0[word]);
         }
-        addresses.set_u32::<0>(to.src.0[0]);
-        addresses.set_u32::<4>(to.src.0[1]);
-        addresses.set_u32::<8>(to.src.0[2]);
-        addresses.set_u32::<12>(to.src.0[3]);
-        addresses.set_u32::<16>(to.dst.0[0]);
-        addresses.set_u32::<20>(to.dst.0[1]);
-        addresses.set_u32::<24>(to.dst.0[2]);
-        addresses.set_u32::<28>(to.dst.0[3]);
+        set_ipv6_addresses(addresses, &to.src, &to.dst);
     } else {
         let ip = packet
             .window::<{ Ipv4Hdr::LEN }>(headers.l3)
