@@ -125,7 +125,9 @@ fn headers<const V6: bool>(
         TCP => TcpHdr::LEN,
         UDP => UdpHdr::LEN,
         // The ports are behind more headers, perhaps in another fragment.
-        protocol if V6 && parse::is_extension_header(protocol) => return Err(Verdict::DropFragment),
+        protocol if V6 && parse::is_extension_header(protocol) => {
+            return Err(Verdict::DropFragment);
+        }
         _ => return Err(Verdict::PassOtherProtocol),
     };
     let key = FragmentKey {

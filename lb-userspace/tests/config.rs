@@ -108,6 +108,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             on_exit: OnExit::Keep,
             snat_ports: 16384..=32767,
             flow_entries: 262_144,
+            answer_ping: true,
         }
     );
     let seconds = Duration::from_secs;

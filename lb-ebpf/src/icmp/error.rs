@@ -130,11 +130,7 @@ fn quoted(
 
 /// Sends an error where the next packet of its flow would go.
 #[inline(always)]
-fn send_on<const V6: bool>(
-    packet: &Packet,
-    message: &Message<V6>,
-    quote: &Quote,
-) -> Option<Fate> {
+fn send_on<const V6: bool>(packet: &Packet, message: &Message<V6>, quote: &Quote) -> Option<Fate> {
     let flow = &quote.flow;
     // The quoted packet must come from where the error was sent to.
     if !is_same(&flow.dst, &message.dst) {

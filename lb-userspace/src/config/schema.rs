@@ -200,6 +200,12 @@ pub const NODE: Section = Section {
             Value("262144"),
             "Capacity of the flow table, in entries; a NAT flow takes two.",
         ),
+        key(
+            "answer_ping",
+            Kind::Boolean,
+            Value("true"),
+            "Whether the data plane answers echo requests (`ping`) to the VIPs, whatever the backends' state; `false`: they are left to the host.",
+        ),
     ],
 };
 

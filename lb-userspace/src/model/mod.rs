@@ -35,6 +35,8 @@ pub struct Node {
     pub snat_ports: RangeInclusive<u16>,
     /// Capacity of the flow table.
     pub flow_entries: u32,
+    /// Whether echo requests to a VIP are answered.
+    pub answer_ping: bool,
 }
 
 /// Which kind of XDP to attach.

@@ -5,7 +5,9 @@
 
 mod dsr;
 mod explain;
+mod fragment;
 mod hostile;
+mod icmp;
 mod kernel;
 mod maps;
 mod nat;
