@@ -154,6 +154,9 @@ fn headers<const V6: bool>(
             .map_err(|_| Verdict::DropFragment)?;
         return Ok(headers);
     }
+    if part.length == 0 || packet.window::<1>(at.l4).is_none() {
+        return Err(Verdict::DropMalformed);
+    }
     // SAFETY: entries are preallocated; a racing eviction leaves readable memory of this type.
     let ports = unsafe { FRAGMENTS.get(&key) }
         .filter(|ports| now.wrapping_sub(ports.seen) <= FRAGMENT_LIFETIME)
