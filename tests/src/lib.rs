@@ -6,6 +6,7 @@
 //! is owned: dropping a value ends what it stands for, on a panic too.
 
 pub mod agent;
+pub mod beyond;
 pub mod binaries;
 pub mod config;
 pub mod interrupt;
