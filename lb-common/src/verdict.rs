@@ -37,7 +37,7 @@ verdicts! {
     PassNotVip = "pass_not_vip",
     /// Neither IPv4 nor IPv6 (ARP, for example), or an IP header cut short: left to the host.
     PassNotIp = "pass_not_ip",
-    /// For a VIP, but neither TCP nor UDP nor ICMP of a flow of ours: left to the host.
+    /// For a VIP, but neither TCP, UDP nor ICMP that is ours to handle: left to the host.
     PassOtherProtocol = "pass_other_protocol",
     /// For a VIP, but no service has this port and protocol: left to the host.
     PassNoService = "pass_no_service",

@@ -46,7 +46,7 @@ fn action(verdict: Verdict) -> &'static str {
     match verdict.label().split_once('_').unwrap().0 {
         "pass" => "PASS",
         "drop" => "DROP",
-        "reset" | "nat" => "TX",
+        "reset" | "nat" | "icmp" | "echo" => "TX",
         other => panic!("what is done with {other}_…?"),
     }
 }
