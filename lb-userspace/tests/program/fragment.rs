@@ -1,5 +1,6 @@
 //! Fragments: by DSR the first one's ports lead the others, by NAT there is no way.
 
+use lb_common::abi::FRAGMENT_LIFETIME;
 use lb_common::abi::Forwarding::{Dsr, Nat};
 use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
@@ -171,6 +172,22 @@ fn datagrams_are_told_apart() {
     let other = large(Frame::udp(CLIENT4, "203.0.113.10:81"));
     kernel.forwards(&fragment(&other, 7, 0, 800), 5);
     kernel.forwards(&fragment(&udp, 7, 1600, 800), 5);
+}
+
+#[test]
+fn old_ports_are_not_believed() {
+    let Some(mut kernel) = kernel("old_ports_are_not_believed") else {
+        return;
+    };
+    kernel.serve_one(VIP4, Protocol::Udp, Dsr, (1, "10.0.0.11:80"));
+    let frame = large(Frame::udp(CLIENT4, VIP4));
+    kernel.forwards(&fragment(&frame, 7, 0, 800), 1);
+    kernel.age_fragments(FRAGMENT_LIFETIME - 10);
+    kernel.forwards(&fragment(&frame, 7, 800, 800), 1);
+    kernel.age_fragments(11);
+    kernel.expect(&fragment(&frame, 7, 1600, 800), Verdict::DropFragment);
+    kernel.forwards(&fragment(&frame, 7, 0, 800), 1);
+    kernel.forwards(&fragment(&frame, 7, 1600, 800), 1);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod dsr;
+mod echo;
 mod explain;
 mod fragment;
 mod hostile;

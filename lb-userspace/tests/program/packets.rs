@@ -8,6 +8,7 @@ use etherparse::{TransportSlice, VlanId};
 use crate::kernel::LB_MAC;
 
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc1];
+pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 
 /// What a test frame is made of.
 #[derive(Clone, Debug)]
@@ -349,6 +350,14 @@ pub fn checksum(bytes: &[u8], sum: u32) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+/// Sets the checksum of an IPv4 header anew.
+pub fn sum_header(packet: &mut [u8]) {
+    let header = usize::from(packet[0] & 15) * 4;
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..header], 0);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// An ICMP echo request.
