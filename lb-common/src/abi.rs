@@ -11,6 +11,11 @@ pub const MAX_SERVICES: u32 = 1024;
 pub const MAX_BACKENDS: u32 = 16_384;
 /// Flows that the flow table has room for unless the configuration says otherwise.
 pub const DEFAULT_FLOW_ENTRIES: u32 = 262_144;
+/// Datagrams whose fragments can be under way at the same time.
+pub const FRAGMENT_ENTRIES: u32 = 16_384;
+/// Seconds that the ports of a datagram's first fragment are believed: the least time that a
+/// receiver waits for the rest (RFC 791, section 3.2), after which its id may be used again.
+pub const FRAGMENT_LIFETIME: u32 = 15;
 
 /// An IPv6 address, or an IPv4 address in its mapped form `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), as
 /// four words whose bytes in memory are in network order.
@@ -318,7 +323,32 @@ pub struct Params {
     pub seed: u32,
     /// Buckets of the flow table.
     pub flow_buckets: u32,
-    pub pad: u32,
+    /// Whether echo requests to a VIP are answered: 1 or 0.
+    pub answer_ping: u32,
+}
+
+/// Key of the fragment map: what the fragments of one datagram have in common (RFC 791, section
+/// 3.2; RFC 8200, section 4.5).
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+#[repr(C)]
+pub struct FragmentKey {
+    pub src: Addr,
+    pub dst: Addr,
+    /// Identification as it stands in the packet: 16 bits in IPv4, 32 in IPv6.
+    pub id: u32,
+    pub protocol: u32,
+}
+
+/// Value of the fragment map: what only the first fragment of a datagram tells.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Fragment {
+    /// In network order.
+    pub sport: u16,
+    /// In network order.
+    pub dport: u16,
+    /// Seconds of the kernel's monotonic clock when it came.
+    pub seen: u32,
 }
 
 /// Words of the destination filter: one bit for each of 65,536 address hashes.
@@ -372,6 +402,8 @@ const _: () = {
     assert!(size_of::<Flow>() == 64);
     assert!(core::mem::offset_of!(Flow, client_port) == 32);
     assert!(size_of::<Params>() == 24);
+    assert!(size_of::<FragmentKey>() == 40);
+    assert!(size_of::<Fragment>() == 8);
 };
 
 #[cfg(all(test, feature = "std"))]

@@ -37,12 +37,16 @@ verdicts! {
     PassNotVip = "pass_not_vip",
     /// Neither IPv4 nor IPv6 (ARP, for example), or an IP header cut short: left to the host.
     PassNotIp = "pass_not_ip",
-    /// For a VIP, but neither TCP nor UDP (ICMP, for example): left to the host.
+    /// For a VIP, but neither TCP, UDP nor ICMP that is ours to handle: left to the host.
     PassOtherProtocol = "pass_other_protocol",
     /// For a VIP, but no service has this port and protocol: left to the host.
     PassNoService = "pass_no_service",
     /// Reply of a backend sent on to its client.
     NatReply = "nat_reply",
+    /// ICMP error about a flow, sent on to the end of the flow that it is for.
+    IcmpError = "icmp_error",
+    /// Echo request to a VIP, answered.
+    EchoReply = "echo_reply",
     /// Packet of a flow whose backend is out: answered with a RST.
     ResetBackendOut = "reset_backend_out",
     /// TCP packet without a SYN that belongs to no known NAT flow: answered with a RST.
@@ -51,8 +55,10 @@ verdicts! {
     TooBig = "too_big",
     /// For a VIP, but its length or its TCP or UDP header is cut short or impossible.
     DropMalformed = "drop_malformed",
-    /// Fragment for a VIP: its ports, and so its flow, cannot be known.
+    /// Fragment for a VIP whose flow cannot be known: no first fragment of its datagram came before it.
     DropFragment = "drop_fragment",
+    /// Fragment of a datagram for a `nat` service: ports cannot be rewritten in all of its fragments.
+    DropFragmentNat = "drop_fragment_nat",
     /// For a VIP, with more IPv6 extension headers than are followed.
     DropExtensionHeaders = "drop_extension_headers",
     /// The service has no backend that takes the flow.
@@ -61,6 +67,8 @@ verdicts! {
     DropBackendOut = "drop_backend_out",
     /// A RST that belongs to no known NAT flow.
     DropNoFlow = "drop_no_flow",
+    /// ICMP error for a `nat` service about a flow that is not known.
+    DropIcmpNoFlow = "drop_icmp_no_flow",
     /// The next hop of the backend is not resolved.
     DropNoNeighbor = "drop_no_neighbor",
     /// No free NAT source port towards the backend.

@@ -22,6 +22,7 @@ pub struct Refusal {
 impl Fate {
     const REFUSED: u64 = 1 << 63;
     const ORDER: u64 = 1 << 62;
+    const DIRECT: u64 = 1 << 60;
 
     /// The flow is to be recorded first; see [`crate::forward::open`].
     pub const OPEN: Self = Self(1 << 61);
@@ -71,6 +72,33 @@ impl Fate {
             None
         } else {
             Some(Order::from_bits(self.0))
+        }
+    }
+
+    /// To the backend of the flow in [`crate::maps::OPENING`], by `forward::direct`, as a packet whose
+    /// IP header has this offset; `is_error` if it is an ICMP error.
+    #[inline(always)]
+    pub const fn direct(l3: u32, v6: bool, is_error: bool) -> Self {
+        Self(Self::DIRECT | (l3 & 0xff) as u64 | (v6 as u64) << 8 | (is_error as u64) << 9)
+    }
+
+    /// What [`Self::direct`] has put together, in the low word.
+    #[inline(always)]
+    pub const fn directly(self) -> Option<u32> {
+        if self.0 & Self::DIRECT == 0 {
+            None
+        } else {
+            Some(self.0 as u32)
+        }
+    }
+
+    /// Why the packet is not forwarded, if it is not.
+    #[inline(always)]
+    pub fn refusal(self) -> Option<Verdict> {
+        if self.0 & Self::REFUSED == 0 {
+            None
+        } else {
+            Verdict::from_number(self.0 as u8)
         }
     }
 

@@ -12,6 +12,8 @@ mod decap;
 mod fate;
 mod flows;
 mod forward;
+mod fragment;
+mod icmp;
 mod maps;
 mod packet;
 mod parse;
@@ -20,7 +22,7 @@ mod select;
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{Forwarding, Service, ServiceKey};
+use lb_common::abi::Forwarding;
 use lb_common::verdict::Verdict;
 
 use crate::fate::Fate;
@@ -37,6 +39,14 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
         if fate.opens() {
             fate = process(ctx.ctx, true);
         }
+    }
+    match fate.refusal() {
+        Some(Verdict::PassOtherProtocol) => fate = icmp::serve(ctx.ctx),
+        Some(Verdict::DropFragment) => fate = fragment::serve(ctx.ctx),
+        _ => {}
+    }
+    if let Some(what) = fate.directly() {
+        fate = Fate::from_bits(forward::direct::lb_direct(ctx.ctx, what));
     }
     if let Some(order) = fate.order() {
         fate = tunnel::encapsulate(ctx.ctx, order);
@@ -111,16 +121,6 @@ fn parsed(packet: &Packet, then: impl Then) -> Result<Fate, Verdict> {
     }
 }
 
-/// The service that a packet is for.
-#[inline(always)]
-fn for_service<const V6: bool>(headers: &Headers<V6>) -> Option<Service> {
-    select::service(&ServiceKey {
-        addr: headers.dst,
-        port: headers.dport,
-        protocol: headers.protocol,
-    })
-}
-
 /// To the backend of the packet's flow, or back to its client.
 struct Balance {
     opened: bool,
@@ -135,7 +135,7 @@ impl Then for Balance {
         {
             return fate;
         }
-        let Some(service) = &for_service(headers) else {
+        let Some(service) = &select::service(&flow) else {
             return Fate::refused(0, Verdict::PassNoService);
         };
         let sent = if service.forwarding == Forwarding::Nat as u8 {
@@ -154,15 +154,20 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::PassNotIp
         | Verdict::PassOtherProtocol
         | Verdict::PassNoService => xdp_action::XDP_PASS,
-        Verdict::ResetBackendOut | Verdict::ResetNoFlow | Verdict::TooBig | Verdict::NatReply => {
-            xdp_action::XDP_TX
-        }
+        Verdict::ResetBackendOut
+        | Verdict::ResetNoFlow
+        | Verdict::TooBig
+        | Verdict::NatReply
+        | Verdict::IcmpError
+        | Verdict::EchoReply => xdp_action::XDP_TX,
         Verdict::DropMalformed
         | Verdict::DropFragment
+        | Verdict::DropFragmentNat
         | Verdict::DropExtensionHeaders
         | Verdict::DropNoBackend
         | Verdict::DropBackendOut
         | Verdict::DropNoFlow
+        | Verdict::DropIcmpNoFlow
         | Verdict::DropNoNeighbor
         | Verdict::DropNoPort
         | Verdict::DropFlowTable

@@ -1,11 +1,12 @@
 //! The maps, all pinned by the agent. Layouts are in `lb_common::abi`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, FlowKey, Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES,
-    MAX_SERVICES, MAX_SOURCES, Params, SERVICE_PLACES, ServiceEntry, Traffic,
+    Addr, Backend, DEFAULT_FLOW_ENTRIES, FRAGMENT_ENTRIES, Filter, FlowKey, Fragment, FragmentKey,
+    Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES, MAX_SOURCES, Params, SERVICE_PLACES,
+    ServiceEntry, Traffic,
 };
 use lb_common::flow_table::{Bucket, Replies, buckets_for, reply_lines};
 use lb_common::slot::{BackendIndex, TABLE_SIZES};
@@ -55,6 +56,11 @@ pub static FLOWS: Array<Bucket, { BUCKETS as usize }, MMAPABLE> = Array::new();
 /// References to NAT flows by what their replies carry.
 #[btf_map]
 pub static REPLIES: Array<Replies, { reply_lines(BUCKETS) as usize }, MMAPABLE> = Array::new();
+
+/// Ports of datagrams whose fragments are under way.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { FRAGMENT_ENTRIES as usize }> =
+    LruHashMap::new();
 
 #[btf_map]
 pub static TRAFFIC: PerCpuArray<Traffic, { MAX_BACKENDS as usize }> = PerCpuArray::new();

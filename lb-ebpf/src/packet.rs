@@ -36,13 +36,29 @@ pub struct Packet {
 pub struct Window<const N: usize>(usize);
 
 impl Packet {
+    /// Volatile, or LLVM would let a caller read the two and hand them over in place of the context,
+    /// as 32-bit numbers.
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
+        let ctx = ctx.ctx;
+        // SAFETY: the context outlives the program's run.
+        let (start, end) = unsafe {
+            (
+                (&raw const (*ctx).data).read_volatile(),
+                (&raw const (*ctx).data_end).read_volatile(),
+            )
+        };
         Self {
-            ctx: ctx.ctx,
-            start: ctx.data(),
-            end: ctx.data_end(),
+            ctx,
+            start: start as usize,
+            end: end as usize,
         }
+    }
+
+    /// What the kernel knows it by; for functions that look at it anew.
+    #[inline(always)]
+    pub fn context(&self) -> *mut xdp_md {
+        self.ctx
     }
 
     /// Length in bytes from the Ethernet header on.

@@ -3,6 +3,8 @@
 
 use core::mem::offset_of;
 
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{Addr, FlowKey};
 use lb_common::hash;
 use lb_common::verdict::Verdict;
@@ -19,6 +21,8 @@ pub const IPV4: u16 = EtherType::Ipv4 as u16;
 pub const IPV6: u16 = EtherType::Ipv6 as u16;
 pub const TCP: u8 = IpProto::Tcp as u8;
 pub const UDP: u8 = IpProto::Udp as u8;
+/// IPv6's fragment header, as a protocol number.
+pub const FRAGMENT: u8 = 44;
 
 /// IPv6 extension headers followed before a packet is refused.
 const MAX_EXTENSION_HEADERS: usize = 4;
@@ -74,6 +78,16 @@ impl<const V6: bool> Headers<V6> {
     pub fn is_syn(&self) -> bool {
         self.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
     }
+}
+
+/// An IP packet for an address of ours, before its payload is looked at.
+pub struct Located {
+    /// Place behind the IP header and the extension headers.
+    pub l4: usize,
+    pub src: Addr,
+    pub dst: Addr,
+    /// What is at `l4`; [`FRAGMENT`] only in IPv6, and not for a whole packet with that header.
+    pub protocol: u8,
 }
 
 /// Ethernet header and up to two VLAN tags (802.1Q, 802.1ad): the type, and the place behind.
@@ -160,17 +174,36 @@ fn behind_ipv4(
     ip: Window<{ Ipv4Hdr::LEN }>,
     dst: Addr,
 ) -> Result<Headers<false>, Verdict> {
-    let src = Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, src_addr) }>());
-    let length = (ip.u8::<{ offset_of!(Ipv4Hdr, vihl) }>() & 0x0f) as usize * 4;
-    let protocol = ip.u8::<{ offset_of!(Ipv4Hdr, proto) }>();
-    if length < Ipv4Hdr::LEN {
-        return Err(Verdict::DropMalformed);
-    }
+    let at = inside_ipv4(l3, ip, dst)?;
     // More-fragments flag or an offset: everything but "don't fragment" and the reserved bit.
     if ip.u16::<{ offset_of!(Ipv4Hdr, frags) }>() & 0x3fffu16.to_be() != 0 {
         return Err(Verdict::DropFragment);
     }
-    transport(packet, l3, l3 + length, src, dst, protocol)
+    transport(packet, l3, at)
+}
+
+#[inline(always)]
+fn inside_ipv4(l3: usize, ip: Window<{ Ipv4Hdr::LEN }>, dst: Addr) -> Result<Located, Verdict> {
+    let length = (ip.u8::<{ offset_of!(Ipv4Hdr, vihl) }>() & 0x0f) as usize * 4;
+    if length < Ipv4Hdr::LEN {
+        return Err(Verdict::DropMalformed);
+    }
+    Ok(Located {
+        l4: l3 + length,
+        src: Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, src_addr) }>()),
+        dst,
+        protocol: ip.u8::<{ offset_of!(Ipv4Hdr, proto) }>(),
+    })
+}
+
+/// Looks again at an IPv4 packet that [`ipv4`] has found to be for an address of ours.
+#[inline(always)]
+pub fn locate_ipv4(packet: &Packet, l3: usize) -> Result<Located, Verdict> {
+    let ip = packet
+        .window::<{ Ipv4Hdr::LEN }>(l3)
+        .ok_or(Verdict::PassNotIp)?;
+    let dst = Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>());
+    inside_ipv4(l3, ip, dst)
 }
 
 #[inline(always)]
@@ -178,16 +211,21 @@ pub fn ipv6(packet: &Packet, l3: usize) -> Result<Headers<true>, Verdict> {
     let ip = packet
         .window::<{ Ipv6Hdr::LEN }>(l3)
         .ok_or(Verdict::PassNotIp)?;
-    let dst = Addr([
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 4 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 12 }>(),
-    ]);
+    let dst = ipv6_destination(ip);
     if !is_ours(&dst) {
         return Err(Verdict::PassNotVip);
     }
     behind_ipv6(packet, l3, ip, dst).map_err(|verdict| refuse(&dst, verdict))
+}
+
+#[inline(always)]
+fn ipv6_destination(ip: Window<{ Ipv6Hdr::LEN }>) -> Addr {
+    Addr([
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 4 }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 12 }>(),
+    ])
 }
 
 #[inline(always)]
@@ -197,74 +235,131 @@ fn behind_ipv6(
     ip: Window<{ Ipv6Hdr::LEN }>,
     dst: Addr,
 ) -> Result<Headers<true>, Verdict> {
-    let src = Addr([
-        ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 4 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 8 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 12 }>(),
-    ]);
     let next = ip.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>();
     if next == TCP || next == UDP {
-        return transport(packet, l3, l3 + Ipv6Hdr::LEN, src, dst, next);
+        return transport(packet, l3, directly_in_ipv6(l3, ip, dst, next));
     }
-    let (length, protocol) = extension_headers(packet, l3 + Ipv6Hdr::LEN, next)?;
-    let length = unknown::<0x3fff>(length).ok_or(Verdict::DropMalformed)?;
-    transport(packet, l3, l3 + Ipv6Hdr::LEN + length, src, dst, protocol)
+    transport(packet, l3, inside_ipv6(packet, l3, ip, dst, next)?)
 }
 
-/// Length of the extension headers (RFC 8200, section 4) from `start` on, and the protocol behind.
 #[inline(always)]
-fn extension_headers(packet: &Packet, start: usize, first: u8) -> Result<(usize, u8), Verdict> {
-    let (mut length, mut next) = (0, first);
+fn directly_in_ipv6(l3: usize, ip: Window<{ Ipv6Hdr::LEN }>, dst: Addr, protocol: u8) -> Located {
+    Located {
+        l4: l3 + Ipv6Hdr::LEN,
+        src: Addr([
+            ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) }>(),
+            ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 4 }>(),
+            ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 8 }>(),
+            ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 12 }>(),
+        ]),
+        dst,
+        protocol,
+    }
+}
+
+#[inline(always)]
+fn inside_ipv6(
+    packet: &Packet,
+    l3: usize,
+    ip: Window<{ Ipv6Hdr::LEN }>,
+    dst: Addr,
+    next: u8,
+) -> Result<Located, Verdict> {
+    let start = (l3 + Ipv6Hdr::LEN - packet.start()) as u32;
+    let found = lb_extension_headers(packet.context(), start, next as u32);
+    if found & REFUSED != 0 {
+        return Err(Verdict::from_number(found as u8).unwrap_or(Verdict::DropMalformed));
+    }
+    Ok(Located {
+        l4: l3 + Ipv6Hdr::LEN + (found >> 8) as usize % 0x4000,
+        ..directly_in_ipv6(l3, ip, dst, found as u8)
+    })
+}
+
+/// Looks again at an IPv6 packet that [`ipv6`] has found to be for an address of ours.
+#[inline(always)]
+pub fn locate_ipv6(packet: &Packet, l3: usize) -> Result<Located, Verdict> {
+    let ip = packet
+        .window::<{ Ipv6Hdr::LEN }>(l3)
+        .ok_or(Verdict::PassNotIp)?;
+    let next = ip.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>();
+    inside_ipv6(packet, l3, ip, ipv6_destination(ip), next)
+}
+
+/// In the answer of [`lb_extension_headers`]: the rest is the number of a verdict.
+const REFUSED: u32 = 1 << 31;
+
+/// Length of the extension headers (RFC 8200, section 4) from this offset on, shifted left by eight,
+/// and the protocol behind: [`FRAGMENT`] before the header of a fragment. A fragment header on a
+/// packet that is whole (an "atomic fragment", RFC 6946) is passed over. A global function, which the
+/// verifier goes through once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_extension_headers(ctx: *mut xdp_md, start: u32, first: u32) -> u32 {
+    let packet = Packet::new(&XdpContext::new(ctx));
+    let start = packet.start() + (start & 0x7f) as usize;
+    let (mut length, mut next) = (0, first as u8);
     for _ in 0..MAX_EXTENSION_HEADERS {
-        match next {
-            HOP_BY_HOP | ROUTING | DESTINATION => {}
-            FRAGMENT => return Err(Verdict::DropFragment),
-            _ => return Ok((length, next)),
+        if !is_extension_header(next) {
+            return (length as u32) << 8 | next as u32;
         }
-        let header = packet
-            .window::<8>(start + length)
-            .ok_or(Verdict::DropMalformed)?;
+        let Some(header) = packet.window::<8>(start + length) else {
+            return REFUSED | Verdict::DropMalformed as u32;
+        };
+        if next == FRAGMENT {
+            if header.u16::<2>() & FRAGMENTED_IPV6 != 0 {
+                return (length as u32) << 8 | next as u32;
+            }
+            length += 8;
+        } else {
+            length += (header.u8::<1>() as usize + 1) * 8;
+        }
         next = header.u8::<0>();
-        length += (header.u8::<1>() as usize + 1) * 8;
     }
-    match next {
-        HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => Err(Verdict::DropExtensionHeaders),
-        _ => Ok((length, next)),
+    if is_extension_header(next) {
+        return REFUSED | Verdict::DropExtensionHeaders as u32;
     }
+    (length as u32) << 8 | next as u32
+}
+
+/// Offset and more-fragments flag of IPv6's fragment header, in network order.
+pub const FRAGMENTED_IPV6: u16 = 0xfff9u16.to_be();
+
+/// Headers of IPv6 that stand between it and the protocol (RFC 8200, section 4.1), but those of IPsec.
+#[inline(always)]
+pub fn is_extension_header(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT)
 }
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 
 #[inline(always)]
-fn transport<const V6: bool>(
+pub fn transport<const V6: bool>(
     packet: &Packet,
     l3: usize,
-    l4: usize,
-    src: Addr,
-    dst: Addr,
-    protocol: u8,
+    at: Located,
 ) -> Result<Headers<V6>, Verdict> {
-    let flags = match protocol {
+    let l4 = at.l4;
+    let flags = match at.protocol {
         TCP => {
             let tcp: Window<{ TcpHdr::LEN }> = packet.window(l4).ok_or(Verdict::DropMalformed)?;
             tcp.u8::<TCP_FLAGS>()
         }
         UDP => 0,
+        FRAGMENT if V6 => return Err(Verdict::DropFragment),
         _ => return Err(Verdict::PassOtherProtocol),
     };
     let ports: Window<{ UdpHdr::LEN }> = packet.window(l4).ok_or(Verdict::DropMalformed)?;
     Ok(Headers {
         l3,
         l4,
-        src,
-        dst,
+        src: at.src,
+        dst: at.dst,
         sport: ports.u16::<{ offset_of!(UdpHdr, src) }>(),
         dport: ports.u16::<{ offset_of!(UdpHdr, dst) }>(),
-        protocol,
+        protocol: at.protocol,
         flags,
     })
 }

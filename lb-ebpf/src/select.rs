@@ -9,9 +9,14 @@ use lb_common::slot::{BackendIndex, Slot, TABLE_SIZES};
 
 use crate::maps::{BACKENDS, SERVICES, TABLES_L, TABLES_M, TABLES_S};
 
-/// The service of this address, port and protocol.
+/// The service that a client's packet is for.
 #[inline(always)]
-pub fn service(key: &ServiceKey) -> Option<Service> {
+pub fn service(flow: &FlowKey) -> Option<Service> {
+    let key = &ServiceKey {
+        addr: flow.dst,
+        port: flow.dport,
+        protocol: flow.protocol as u8,
+    };
     let first = hash::service_place(key);
     let entry = SERVICES.get_ptr(first)?;
     if is_at(entry, key) {

@@ -112,6 +112,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             gue_port: 6080,
             tunnel_source4: None,
             tunnel_source6: None,
+            answer_ping: true,
         }
     );
     let seconds = Duration::from_secs;

@@ -55,7 +55,7 @@ pub struct Host {
     /// Whether it owns the DSR VIPs.
     pub owns_vips: bool,
     /// Last part of its addresses.
-    last: u8,
+    pub(crate) last: u8,
 }
 
 impl Host {
@@ -124,6 +124,11 @@ impl Lab {
             folder,
             _one: one,
         })
+    }
+
+    /// Adds a host whose addresses end in `last`, without servers.
+    pub(crate) fn add_host(&self, name: &str, last: u8) -> Result<Host> {
+        host(&self.switch, name, last)
     }
 
     /// A folder that lives as long as the laboratory.
@@ -226,7 +231,7 @@ impl Lab {
 
 /// No duplicate address detection, no router solicitation, no reverse path filter: the network is
 /// ours and must be ready at once.
-fn quiet(namespace: &Namespace) -> Result<()> {
+pub(crate) fn quiet(namespace: &Namespace) -> Result<()> {
     for scope in ["all", "default"] {
         namespace.sysctl(&[
             (&format!("ipv4/conf/{scope}/rp_filter"), "0"),

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod applications;
+pub mod beyond;
 pub mod binaries;
 pub mod config;
 pub mod decap;

@@ -1,6 +1,8 @@
 //! `lb status --json`, as far as the tests look at it. A key of the contract that is missing or
 //! of another type fails the parsing, hence the test.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
@@ -27,6 +29,9 @@ pub struct Node {
     /// Not in the contract: 0 while the maps hold what the verdicts want.
     #[serde(default)]
     pub verdict_age_seconds: f64,
+    /// Not in the contract: packets by verdict, of those for no service.
+    #[serde(default)]
+    pub verdicts: BTreeMap<String, u64>,
 }
 
 /// An interface the program is attached to.
@@ -55,6 +60,9 @@ pub struct Service {
     pub generation: u64,
     pub healthy_percent: f64,
     pub backends: Vec<Backend>,
+    /// Not in the contract: its packets by verdict.
+    #[serde(default)]
+    pub verdicts: BTreeMap<String, u64>,
 }
 
 /// A backend.

@@ -4,15 +4,18 @@
 //! By direct server return the destination MAC becomes the backend's. By a tunnel the packet gets
 //! an outer header, which is left to [`super::tunnel`].
 
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{Backend, Flow, FlowKey, Forwarding, Service, tcp_seen};
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
+use network_types::eth::EthHdr;
 
 use crate::count::{self, Kind};
 use crate::fate::Fate;
 use crate::forward::tunnel::Order;
 use crate::forward::{decrement_ttl, hop, send};
-use crate::maps::PARAMS;
+use crate::maps::{OPENING, PARAMS};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
 use crate::{flows, select};
@@ -46,6 +49,59 @@ pub fn request<const V6: bool>(
     let action = send(packet, hop(backend))?;
     count::forwarded(index, bytes, kind);
     Ok(Fate::action(action))
+}
+
+/// The same for what is rare, after [`Fate::direct`]. A global function, which the verifier goes
+/// through once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_direct(ctx: *mut xdp_md, what: u32) -> u64 {
+    let packet = &Packet::new(&XdpContext::new(ctx));
+    // From front to back: what is behind implies it, and the check that the verifier wants to see
+    // would be left out.
+    let (Some(opening), Some(_)) = (
+        OPENING.get_ptr(0),
+        packet.window::<{ EthHdr::LEN }>(packet.start()),
+    ) else {
+        return Fate::refused(0, Verdict::DropMalformed).bits();
+    };
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    let flow = unsafe { &(*opening).key };
+    let l3 = packet.start() + (what & 0x1f) as usize;
+    let is_error = what & 0x200 != 0;
+    let fate = if what & 0x100 != 0 {
+        rarely::<true>(packet, flow, l3, is_error)
+    } else {
+        rarely::<false>(packet, flow, l3, is_error)
+    };
+    fate.bits()
+}
+
+#[inline(always)]
+fn rarely<const V6: bool>(packet: &Packet, flow: &FlowKey, l3: usize, is_error: bool) -> Fate {
+    let Some(service) = &select::service(flow) else {
+        return Fate::refused(0, Verdict::PassNoService);
+    };
+    let headers = &Headers::<V6> {
+        l3,
+        l4: l3,
+        src: flow.src,
+        dst: flow.dst,
+        sport: flow.sport,
+        dport: flow.dport,
+        protocol: flow.protocol as u8,
+        flags: 0,
+    };
+    // Recorded flows are looked for, but none is opened.
+    match request(packet, headers, flow, service, false) {
+        Ok(fate) => {
+            if is_error {
+                count::verdict(service.id, Verdict::IcmpError);
+            }
+            fate
+        }
+        Err(verdict) => Fate::refused(service.id, verdict),
+    }
 }
 
 #[inline(always)]

@@ -4,17 +4,19 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::bpf_redirect;
-use lb_common::abi::{Backend, Hop};
+use lb_common::abi::{Addr, Backend, FlowKey, Hop};
 use lb_common::checksum;
 use lb_common::verdict::Verdict;
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::fate::Refusal;
-use crate::packet::Packet;
+use crate::maps::OPENING;
+use crate::packet::{Packet, Window};
 
 pub mod direct;
 pub mod nat;
+pub mod nat_icmp;
 mod open;
 mod reset;
 mod too_big;
@@ -23,7 +25,7 @@ pub mod tunnel;
 pub use open::open;
 
 /// Time to live of what the program itself sends (RFC 1700), outer headers included.
-const TTL: u8 = 64;
+pub const TTL: u8 = 64;
 
 /// Turns the packet into its answer where the verdict says so; gives the verdict that came of it.
 #[inline(always)]
@@ -45,6 +47,46 @@ pub fn answer(ctx: *mut xdp_md, refusal: Refusal) -> Verdict {
     } else {
         otherwise
     }
+}
+
+/// Swaps the MAC addresses: the answer goes back the way that the packet came.
+#[inline(always)]
+pub fn turn_round(eth: Window<{ EthHdr::LEN }>) {
+    let (to, from) = (
+        [eth.u16::<0>(), eth.u16::<2>(), eth.u16::<4>()],
+        [eth.u16::<6>(), eth.u16::<8>(), eth.u16::<10>()],
+    );
+    eth.set_u16::<0>(from[0]);
+    eth.set_u16::<2>(from[1]);
+    eth.set_u16::<4>(from[2]);
+    eth.set_u16::<6>(to[0]);
+    eth.set_u16::<8>(to[1]);
+    eth.set_u16::<10>(to[2]);
+}
+
+/// Offset of the addresses in an IPv6 header.
+pub const IPV6_ADDRESSES: usize = offset_of!(Ipv6Hdr, src_addr);
+
+/// Writes source and destination of an IPv6 header, word by word.
+#[inline(always)]
+pub fn set_ipv6_addresses(addresses: Window<32>, src: &Addr, dst: &Addr) {
+    addresses.set_u32::<0>(src.0[0]);
+    addresses.set_u32::<4>(src.0[1]);
+    addresses.set_u32::<8>(src.0[2]);
+    addresses.set_u32::<12>(src.0[3]);
+    addresses.set_u32::<16>(dst.0[0]);
+    addresses.set_u32::<20>(dst.0[1]);
+    addresses.set_u32::<24>(dst.0[2]);
+    addresses.set_u32::<28>(dst.0[3]);
+}
+
+/// Keeps a flow for [`direct::lb_direct`].
+#[inline(always)]
+pub fn keep(flow: &FlowKey) -> Result<(), Verdict> {
+    let opening = OPENING.get_ptr_mut(0).ok_or(Verdict::DropFlowTable)?;
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    unsafe { (*opening).key = *flow };
+    Ok(())
 }
 
 /// The hop in force of a backend.

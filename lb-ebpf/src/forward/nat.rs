@@ -11,18 +11,42 @@ use network_types::ip::Ipv4Hdr;
 
 use crate::count::{self, Kind};
 use crate::fate::Fate;
-use crate::forward::{decrement_ttl, hop, send};
+use crate::forward::{IPV6_ADDRESSES, decrement_ttl, hop, send, set_ipv6_addresses};
 use crate::maps::{BACKENDS, PARAMS, SOURCES};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
 use crate::{flows, select};
 
 /// What a packet leaves with.
-struct Ends<'a> {
-    src: &'a Addr,
-    dst: &'a Addr,
-    sport: u16,
-    dport: u16,
+pub struct Ends {
+    pub src: &'static Addr,
+    pub dst: &'static Addr,
+    pub sport: u16,
+    pub dport: u16,
+}
+
+impl Ends {
+    /// Of a request.
+    #[inline(always)]
+    pub fn of_request(record: &Flow, backend: &'static Backend) -> Option<Self> {
+        Some(Self {
+            src: SOURCES.get(record.source as u32)?,
+            dst: &backend.addr,
+            sport: record.nat_port,
+            dport: backend.port,
+        })
+    }
+
+    /// Of a reply.
+    #[inline(always)]
+    pub fn of_reply(record: &'static Flow) -> Self {
+        Self {
+            src: &record.vip,
+            dst: &record.client,
+            sport: record.vip_port,
+            dport: record.client_port,
+        }
+    }
 }
 
 /// Whether the destination port is one that NAT uses.
@@ -52,12 +76,7 @@ pub fn reply<const V6: bool>(
     if record.reply != reply {
         record.reply = reply;
     }
-    let ends = Ends {
-        src: &record.vip,
-        dst: &record.client,
-        sport: record.vip_port,
-        dport: record.client_port,
-    };
+    let ends = Ends::of_reply(record);
     let sent = decrement_ttl::<V6>(packet, headers.l3)
         .and_then(|()| rewrite(packet, headers, &ends))
         .and_then(|()| send(packet, &record.way_back));
@@ -121,20 +140,12 @@ fn forward<const V6: bool>(
     packet: &Packet,
     headers: &Headers<V6>,
     record: &Flow,
-    backend: &Backend,
+    backend: &'static Backend,
     kind: Kind,
 ) -> Result<Fate, Verdict> {
     let bytes = packet.len() as u64;
     let index = record.backend;
-    let source = SOURCES
-        .get(record.source as u32)
-        .ok_or(Verdict::DropNoPort)?;
-    let ends = Ends {
-        src: source,
-        dst: &backend.addr,
-        sport: record.nat_port,
-        dport: backend.port,
-    };
+    let ends = Ends::of_request(record, backend).ok_or(Verdict::DropNoPort)?;
     decrement_ttl::<V6>(packet, headers.l3)?;
     rewrite(packet, headers, &ends)?;
     let action = send(packet, hop(backend))?;
@@ -199,25 +210,18 @@ pub fn way_back(packet: &Packet) -> Option<Hop> {
 fn rewrite<const V6: bool>(
     packet: &Packet,
     headers: &Headers<V6>,
-    to: &Ends<'_>,
+    to: &Ends,
 ) -> Result<(), Verdict> {
     let mut sum = 0;
     if V6 {
         let addresses = packet
-            .window::<32>(headers.l3 + 8)
+            .window::<32>(headers.l3 + IPV6_ADDRESSES)
             .ok_or(Verdict::DropMalformed)?;
         for word in 0..4 {
             sum = checksum::replace32(sum, headers.src.0[word], to.src.0[word]);
             sum = checksum::replace32(sum, headers.dst.0[word], to.dst.0[word]);
         }
-        addresses.set_u32::<0>(to.src.0[0]);
-        addresses.set_u32::<4>(to.src.0[1]);
-        addresses.set_u32::<8>(to.src.0[2]);
-        addresses.set_u32::<12>(to.src.0[3]);
-        addresses.set_u32::<16>(to.dst.0[0]);
-        addresses.set_u32::<20>(to.dst.0[1]);
-        addresses.set_u32::<24>(to.dst.0[2]);
-        addresses.set_u32::<28>(to.dst.0[3]);
+        set_ipv6_addresses(addresses, &to.src, &to.dst);
     } else {
         let ip = packet
             .window::<{ Ipv4Hdr::LEN }>(headers.l3)

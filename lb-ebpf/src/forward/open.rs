@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{Forwarding, Service};
+use lb_common::abi::{FlowKey, Forwarding, Service};
 use lb_common::verdict::Verdict;
 
 use crate::fate::Fate;
@@ -13,7 +13,7 @@ use crate::forward::nat;
 use crate::maps::{OPENING, Opening, PARAMS};
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::{flows, for_service, select};
+use crate::{flows, select};
 
 /// Records the flow of this packet; [`Fate::OPEN`] once that is done.
 #[inline(always)]
@@ -48,10 +48,11 @@ struct Prepare;
 impl crate::Then for Prepare {
     #[inline(always)]
     fn then<const V6: bool>(self, packet: &Packet, headers: &Headers<V6>) -> Fate {
-        let Some(service) = &for_service(headers) else {
+        let flow = &headers.flow();
+        let Some(service) = &select::service(flow) else {
             return Fate::refused(0, Verdict::PassNoService);
         };
-        match choose(packet, headers, service) {
+        match choose(packet, flow, service) {
             Ok(()) => Fate::OPEN,
             Err(verdict) => Fate::refused(service.id, verdict),
         }
@@ -59,13 +60,8 @@ impl crate::Then for Prepare {
 }
 
 #[inline(always)]
-fn choose<const V6: bool>(
-    packet: &Packet,
-    headers: &Headers<V6>,
-    service: &Service,
-) -> Result<(), Verdict> {
-    let flow = headers.flow();
-    let slot = select::slot(service, select::hash(service, &flow)).ok_or(Verdict::DropNoBackend)?;
+fn choose(packet: &Packet, flow: &FlowKey, service: &Service) -> Result<(), Verdict> {
+    let slot = select::slot(service, select::hash(service, flow)).ok_or(Verdict::DropNoBackend)?;
     let backend = select::for_new(slot.current()).ok_or(Verdict::DropNoBackend)?;
     let is_nat = service.forwarding == Forwarding::Nat as u8;
     if is_nat && backend.source_index == 0 {
@@ -73,7 +69,7 @@ fn choose<const V6: bool>(
     }
     let opening = opening().ok_or(Verdict::DropFlowTable)?;
     opening.way_back = nat::way_back(packet).ok_or(Verdict::DropMalformed)?;
-    opening.key = flow;
+    opening.key = *flow;
     opening.tick = now()?;
     opening.backend = slot.current();
     opening.service = service.id;

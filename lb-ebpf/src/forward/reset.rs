@@ -10,7 +10,7 @@ use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 
-use crate::forward::TTL;
+use crate::forward::{TTL, turn_round};
 use crate::packet::Packet;
 use crate::parse::{self, Headers, TCP, TCP_FLAGS, flag};
 
@@ -64,16 +64,7 @@ fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<()
     let eth = packet.window::<{ EthHdr::LEN }>(packet.start())?;
     let ip4 = packet.window::<{ Ipv4Hdr::LEN }>(l3)?;
     let ip6 = packet.window::<{ Ipv6Hdr::LEN }>(l3);
-    let (to, from) = (
-        [eth.u16::<0>(), eth.u16::<2>(), eth.u16::<4>()],
-        [eth.u16::<6>(), eth.u16::<8>(), eth.u16::<10>()],
-    );
-    eth.set_u16::<0>(from[0]);
-    eth.set_u16::<2>(from[1]);
-    eth.set_u16::<4>(from[2]);
-    eth.set_u16::<6>(to[0]);
-    eth.set_u16::<8>(to[1]);
-    eth.set_u16::<10>(to[2]);
+    turn_round(eth);
 
     let tcp = packet.window::<{ TcpHdr::LEN }>(l4)?;
     let offset_and_flags = u16::from_be_bytes([5 << 4, flags]).to_be();

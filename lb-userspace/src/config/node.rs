@@ -26,6 +26,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     let gue_port = reader.get(errors, "gue_port", value::integer);
     let tunnel_source4 = reader.get(errors, "tunnel_source4", value::prefix);
     let tunnel_source6 = reader.get(errors, "tunnel_source6", value::prefix);
+    let answer_ping = reader.get(errors, "answer_ping", value::boolean);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -39,6 +40,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         gue_port: gue_port?.value,
         tunnel_source4: tunnel_source4.map(|prefix| prefix.value),
         tunnel_source6: tunnel_source6.map(|prefix| prefix.value),
+        answer_ping: answer_ping?.value,
     })
 }
 

@@ -234,6 +234,12 @@ pub const NODE: Section = Section {
             Absent("this host's address on the way to the backend"),
             "`ipip` over IPv6: the same; the last 32 bits vary at the most.",
         ),
+        key(
+            "answer_ping",
+            Kind::Boolean,
+            Value("true"),
+            "Whether the data plane answers echo requests (`ping`) to the VIPs, whatever the backends' state; `false`: they are left to the host.",
+        ),
     ],
 };
 

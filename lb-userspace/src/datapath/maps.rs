@@ -27,9 +27,23 @@ use crate::model::Protocol;
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 15] = [
-    "PARAMS", "FILTER", "VIPS", "SERVICES", "BACKENDS", "TABLES_S", "TABLES_M", "TABLES_L",
-    "SOURCES", "FLOWS", "REPLIES", "TRAFFIC", "VERDICTS", "OPENING", "CHAIN",
+pub const NAMES: [&str; 16] = [
+    "PARAMS",
+    "FILTER",
+    "VIPS",
+    "SERVICES",
+    "BACKENDS",
+    "TABLES_S",
+    "TABLES_M",
+    "TABLES_L",
+    "SOURCES",
+    "FLOWS",
+    "REPLIES",
+    "FRAGMENTS",
+    "TRAFFIC",
+    "VERDICTS",
+    "OPENING",
+    "CHAIN",
 ];
 
 /// Why a map cannot be read or written.
@@ -172,6 +186,11 @@ impl Maps {
             .set_field(0, offset_of!(Params, snat_first), word);
         self.params
             .set_field(0, offset_of!(Params, version), LAYOUT_VERSION);
+    }
+
+    pub fn set_answer_ping(&mut self, answer: bool) {
+        self.params
+            .set_field(0, offset_of!(Params, answer_ping), u32::from(answer));
     }
 
     /// Writes the destination filter, and which addresses are a service's.
@@ -440,6 +459,7 @@ impl Maps {
         let mut contents = Contents::default();
         let params = self.params.get(0);
         if params.version == LAYOUT_VERSION {
+            contents.answer_ping = params.answer_ping != 0;
             contents.ports = Some(SnatPorts {
                 first: params.snat_first,
                 count: params.snat_count,

@@ -42,6 +42,8 @@ pub struct Node {
     /// Where the outer sources of IP-in-IP come from; `None`: the host's own address.
     pub tunnel_source4: Option<Prefix>,
     pub tunnel_source6: Option<Prefix>,
+    /// Whether echo requests to a VIP are answered.
+    pub answer_ping: bool,
 }
 
 /// A network: the addresses that begin with the same bits.

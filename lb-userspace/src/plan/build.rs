@@ -99,6 +99,7 @@ impl Builder {
         let mut next = Contents {
             // Flows that are open know the ports they began with.
             ports: self.contents.ports.or(Some(ports)),
+            answer_ping: model.node.answer_ping,
             sources: self.contents.sources.clone(),
             ..Contents::default()
         };

@@ -29,6 +29,8 @@ pub type ServiceId = u16;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Contents {
     pub ports: Option<SnatPorts>,
+    /// Whether echo requests to a VIP are answered.
+    pub answer_ping: bool,
     pub services: BTreeMap<ServiceId, Service>,
     pub backends: BTreeMap<BackendIndex, Backend>,
     /// Addresses of this host that NAT sends from, old ones included: their replies still come.

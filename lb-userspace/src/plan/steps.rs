@@ -20,6 +20,8 @@ pub enum Op {
     Filter(BTreeMap<IpAddr, bool>),
     /// The NAT port range, and that the maps are in use.
     Ports(SnatPorts),
+    /// Whether echo requests to a VIP are answered.
+    AnswerPing(bool),
     /// A new backend's entry.
     AddBackend(BackendIndex, Backend),
     /// A known backend's next hop and source address.
@@ -44,6 +46,7 @@ impl Op {
         match self {
             Self::Filter(_) => "filter",
             Self::Ports(_) => "ports",
+            Self::AnswerPing(_) => "answer-ping",
             Self::AddBackend(..) => "add-backend",
             Self::Path(..) => "path",
             Self::Table(..) => "table",
@@ -61,6 +64,7 @@ impl Op {
         match self {
             Self::Filter(_) => {}
             Self::Ports(ports) => contents.ports = Some(*ports),
+            Self::AnswerPing(answer) => contents.answer_ping = *answer,
             Self::AddBackend(id, backend) => {
                 contents.backends.insert(*id, backend.clone());
             }
@@ -104,6 +108,9 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
         && now.ports != Some(ports)
     {
         ops.push(Op::Ports(ports));
+    }
+    if now.answer_ping != wanted.answer_ping {
+        ops.push(Op::AnswerPing(wanted.answer_ping));
     }
     let mut both = old.clone();
     for (address, is_vip) in &new {
@@ -261,11 +268,13 @@ mod tests {
         let services = proptest::collection::btree_map(1..4u16, service(), 0..4);
         let backends = proptest::collection::btree_map(1..6u16, backend(), 0..6);
         let sources = proptest::collection::btree_set(0..3u8, 0..3);
-        (services, backends, sources).prop_map(|(services, backends, sources)| Contents {
+        let all = (services, backends, sources, proptest::bool::ANY);
+        all.prop_map(|(services, backends, sources, answer_ping)| Contents {
             ports: Some(SnatPorts {
                 first: 20_000,
                 count: 100,
             }),
+            answer_ping,
             services,
             backends,
             sources: sources
@@ -308,7 +317,7 @@ mod tests {
                 Op::RemoveService(id, ..) => {
                     self.services.remove(&id).unwrap();
                 }
-                Op::Ports(_) | Op::Sources(_) => {}
+                Op::Ports(_) | Op::AnswerPing(_) | Op::Sources(_) => {}
             }
         }
 

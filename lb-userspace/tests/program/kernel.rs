@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use lb_common::abi::{Affinity, BackendState, Forwarding, GUE_PORT, Hop};
+use aya::maps::{HashMap, Map, MapData};
+use lb_common::abi::{Affinity, BackendState, Forwarding, Fragment, GUE_PORT, Hop};
 use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
 use lb_userspace::datapath::sys::{TestRun, test_run};
@@ -111,6 +112,7 @@ pub fn node() -> Node {
         snat_ports: 20_000..=29_999,
         flow_entries: 4096,
         chain: None,
+        answer_ping: true,
         gue_port: GUE_PORT,
         tunnel_source4: None,
         tunnel_source6: None,
@@ -205,6 +207,20 @@ impl Kernel {
     /// Loads the program again on what is pinned, as the next agent does.
     pub fn reopen(&mut self) {
         self.datapath = Datapath::open(self.pins.clone(), 4096).unwrap();
+    }
+
+    /// Makes what is known of datagrams under way so many seconds older.
+    pub fn age_fragments(&mut self, seconds: u32) {
+        let data = MapData::from_pin(self.pins.map("FRAGMENTS")).unwrap();
+        let mut map: HashMap<_, [u8; 40], [u8; 8]> = Map::LruHashMap(data).try_into().unwrap();
+        let entries: Vec<_> = map.iter().map(Result::unwrap).collect();
+        assert!(!entries.is_empty());
+        for (key, mut value) in entries {
+            let at = std::mem::offset_of!(Fragment, seen);
+            let seen = u32::from_ne_bytes(value[at..at + 4].try_into().unwrap());
+            value[at..at + 4].copy_from_slice(&seen.wrapping_sub(seconds).to_ne_bytes());
+            map.insert(key, value, 0).unwrap();
+        }
     }
 
     pub fn run(&mut self, frame: &[u8]) -> TestRun {

@@ -6,9 +6,12 @@
 mod chain;
 mod decap;
 mod dsr;
+mod echo;
 mod explain;
 mod foreign;
+mod fragment;
 mod hostile;
+mod icmp;
 mod kernel;
 mod maps;
 mod nat;

@@ -1,11 +1,14 @@
 //! Frames in and out of the program, built and taken apart by etherparse.
 
+use std::net::IpAddr;
+
 use etherparse::{Ethernet2Header, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket};
 use etherparse::{TransportSlice, VlanId};
 
 use crate::kernel::LB_MAC;
 
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc1];
+pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 
 /// What a test frame is made of.
 #[derive(Clone, Debug)]
@@ -232,14 +235,143 @@ pub fn parse(frame: &[u8]) -> Seen {
     }
 }
 
+/// An ICMP packet of the family of its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Icmp {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub from: [u8; 6],
+    pub ttl: u8,
+    pub vlans: usize,
+    /// Type, code, and the rest of the header.
+    pub kind: (u8, u8, u32),
+    pub payload: Vec<u8>,
+}
+
+impl Icmp {
+    pub fn bytes(&self) -> Vec<u8> {
+        let ethernet = PacketBuilder::ethernet2(self.from, LB_MAC);
+        let vlan = |id: u16| VlanId::try_new(id).unwrap();
+        match self.vlans {
+            0 => self.finish(ethernet.ip(self.ip())),
+            1 => self.finish(ethernet.single_vlan(vlan(7)).ip(self.ip())),
+            _ => self.finish(ethernet.double_vlan(vlan(7), vlan(8)).ip(self.ip())),
+        }
+    }
+
+    fn ip(&self) -> etherparse::IpHeaders {
+        match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => etherparse::IpHeaders::Ipv4(
+                etherparse::Ipv4Header {
+                    source: src.octets(),
+                    destination: dst.octets(),
+                    time_to_live: self.ttl,
+                    ..Default::default()
+                },
+                Default::default(),
+            ),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => etherparse::IpHeaders::Ipv6(
+                etherparse::Ipv6Header {
+                    source: src.octets(),
+                    destination: dst.octets(),
+                    hop_limit: self.ttl,
+                    ..Default::default()
+                },
+                Default::default(),
+            ),
+            _ => panic!("mixed families"),
+        }
+    }
+
+    fn finish(&self, ip: PacketBuilderStep<etherparse::IpHeaders>) -> Vec<u8> {
+        let (kind, code, rest) = self.kind;
+        let rest = rest.to_be_bytes();
+        let mut bytes = Vec::new();
+        if self.dst.is_ipv4() {
+            let icmp = ip.icmpv4_raw(kind, code, rest);
+            icmp.write(&mut bytes, &self.payload).unwrap();
+        } else {
+            let icmp = ip.icmpv6_raw(kind, code, rest);
+            icmp.write(&mut bytes, &self.payload).unwrap();
+        }
+        bytes
+    }
+}
+
+/// Takes an ICMP packet apart. All its checksums, but for those that it quotes, have been found
+/// right, and its lengths.
+pub fn parse_icmp(frame: &[u8]) -> Icmp {
+    let vlans = frame[12..]
+        .chunks(4)
+        .take_while(|tag| tag[..2] == [0x81, 0] || tag[..2] == [0x88, 0xa8])
+        .count();
+    let packet = &frame[14 + 4 * vlans..];
+    let address = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).unwrap());
+    let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    let (src, dst, ttl, icmp, pseudo);
+    if packet[0] >> 4 == 4 {
+        assert_eq!((packet[0], packet[9]), (0x45, 1));
+        assert_eq!(usize::from(word(2)), packet.len());
+        assert_eq!(checksum(&packet[..20], 0), 0, "IPv4 checksum");
+        src = IpAddr::from(<[u8; 4]>::try_from(&packet[12..16]).unwrap());
+        dst = IpAddr::from(<[u8; 4]>::try_from(&packet[16..20]).unwrap());
+        (ttl, icmp, pseudo) = (packet[8], &packet[20..], 0);
+    } else {
+        assert_eq!((packet[0] >> 4, packet[6]), (6, 58));
+        assert_eq!(usize::from(word(4)), packet.len() - 40);
+        (src, dst) = (address(8), address(24));
+        (ttl, icmp) = (packet[7], &packet[40..]);
+        let sum: u32 = (8..40).step_by(2).map(|at| u32::from(word(at))).sum();
+        pseudo = sum + u32::from(word(4)) + 58;
+    }
+    assert_eq!(checksum(icmp, pseudo), 0, "ICMP checksum");
+    Icmp {
+        src,
+        dst,
+        from: frame[6..12].try_into().unwrap(),
+        ttl,
+        vlans,
+        kind: (
+            icmp[0],
+            icmp[1],
+            u32::from_be_bytes(icmp[4..8].try_into().unwrap()),
+        ),
+        payload: icmp[8..].to_vec(),
+    }
+}
+
+/// The Internet checksum (RFC 1071) of `bytes` on top of a sum; 0 if a right one is among them.
+pub fn checksum(bytes: &[u8], sum: u32) -> u16 {
+    let mut sum = sum;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Sets the checksum of an IPv4 header anew.
+pub fn sum_header(packet: &mut [u8]) {
+    let header = usize::from(packet[0] & 15) * 4;
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..header], 0);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
 /// An ICMP echo request.
 pub fn echo(src: [u8; 4], dst: [u8; 4]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(CLIENT_MAC, LB_MAC)
-        .ipv4(src, dst, 64)
-        .icmpv4_echo_request(1, 1);
-    let mut bytes = Vec::new();
-    builder.write(&mut bytes, b"ping").unwrap();
-    bytes
+    Icmp {
+        src: src.into(),
+        dst: dst.into(),
+        from: CLIENT_MAC,
+        ttl: 64,
+        vlans: 0,
+        kind: (8, 0, 0x1_0001),
+        payload: b"ping".to_vec(),
+    }
+    .bytes()
 }
 
 /// A frame with any EtherType.

@@ -131,12 +131,12 @@ fn what_is_for_a_vip_and_cannot_be_served_is_dropped_by_name() {
         (
             "first fragment",
             edit(&syn, 20, 0x20),
-            Verdict::DropFragment,
+            Verdict::DropFragmentNat,
         ),
         (
             "later fragment",
             edit(&syn, 21, 0x10),
-            Verdict::DropFragment,
+            Verdict::DropFragmentNat,
         ),
         ("IPv6 fragment", extended(44, 1), Verdict::DropFragment),
         (

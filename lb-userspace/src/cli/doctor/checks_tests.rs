@@ -47,6 +47,7 @@ fn node() -> Node {
         gue_port: 6080,
         tunnel_source4: None,
         tunnel_source6: None,
+        answer_ping: true,
     }
 }
 
