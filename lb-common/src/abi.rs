@@ -3,7 +3,7 @@
 
 /// Changes whenever a map's key, value, size class or meaning changes. An agent refuses to adopt
 /// pinned maps of another layout.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Capacity of the service table, service number 0 included (it means "none").
 pub const MAX_SERVICES: u32 = 1024;
@@ -244,6 +244,13 @@ pub struct Params {
     pub snat_count: u16,
     /// Spreads the choice of NAT source ports.
     pub snat_seed: u32,
+    /// What is captured: 0 nothing, else see [`crate::capture::word`]. One word, so that it changes
+    /// at once.
+    pub capture: u32,
+    pub pad: u32,
+    /// CLOCK_MONOTONIC in nanoseconds after which the program itself ends the capture: that of an
+    /// agent that no longer lives.
+    pub capture_until: u64,
 }
 
 /// Words of the destination filter: one bit for each of 65,536 address hashes.
@@ -278,7 +285,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Backend, addr) == 64);
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 64);
-    assert!(size_of::<Params>() == 16);
+    assert!(size_of::<Params>() == 32);
 };
 
 #[cfg(all(test, feature = "std"))]

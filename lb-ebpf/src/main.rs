@@ -5,7 +5,9 @@
 #![no_std]
 #![no_main]
 
+mod capture;
 mod count;
+mod fate;
 mod forward;
 mod maps;
 mod packet;
@@ -15,61 +17,35 @@ mod select;
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{FlowKey, Forwarding, ServiceKey};
+use lb_common::abi::{FlowKey, Forwarding, Params, ServiceKey};
 use lb_common::verdict::Verdict;
 
+use crate::fate::Packed;
+pub use crate::fate::{Fate, Refusal, Sent};
 use crate::packet::Packet;
 use crate::parse::Headers;
-
-/// Why a packet is not forwarded, and the service it is counted for (0: none).
-pub struct Refusal {
-    pub service: u16,
-    pub verdict: Verdict,
-}
-
-/// An XDP action, or the reason why the packet is not forwarded.
-pub type Fate = Result<u32, Refusal>;
 
 #[xdp]
 #[inline(always)]
 pub fn lb_xdp(ctx: XdpContext) -> u32 {
-    match process(ctx.ctx).unpack() {
-        Ok(action) => action,
+    let packed = process(ctx.ctx);
+    if let Some(action) = packed.plainly_sent() {
+        return action;
+    }
+    let fate = match packed.unpack() {
+        Ok(sent) => Ok(sent),
         Err(Refusal { service, verdict }) => {
             let verdict = forward::answer(ctx.ctx, verdict);
             count::verdict(service, verdict);
-            action(verdict)
+            Err(Refusal { service, verdict })
         }
+    };
+    if packed.is_captured() || capture::may_want(&fate) {
+        capture::tell(ctx.ctx, Packed::pack(fate));
     }
-}
-
-/// A [`Fate`] in one register.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Packed(u64);
-
-impl Packed {
-    const REFUSED: u64 = 1 << 63;
-
-    #[inline(always)]
-    fn pack(fate: Fate) -> Self {
-        match fate {
-            Ok(action) => Self(action as u64),
-            Err(refusal) => {
-                Self(Self::REFUSED | (refusal.service as u64) << 8 | refusal.verdict as u64)
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn unpack(self) -> Fate {
-        if self.0 & Self::REFUSED == 0 {
-            return Ok(self.0 as u32);
-        }
-        Err(Refusal {
-            service: (self.0 >> 8) as u16,
-            verdict: Verdict::from_number(self.0 as u8).unwrap_or(Verdict::DropMalformed),
-        })
+    match fate {
+        Ok(sent) => sent.action,
+        Err(refusal) => action(refusal.verdict),
     }
 }
 
@@ -78,25 +54,41 @@ impl Packed {
 #[inline(never)]
 fn process(ctx: *mut xdp_md) -> Packed {
     let packet = &Packet::new(&XdpContext::new(ctx));
-    Packed::pack(read(packet))
+    read(packet).unwrap_or_else(|verdict| {
+        Packed::pack(Err(Refusal {
+            service: 0,
+            verdict,
+        }))
+    })
 }
 
 #[inline(always)]
-fn read(packet: &Packet) -> Fate {
-    let unserved = |verdict| Refusal {
-        service: 0,
-        verdict,
-    };
-    let (ethertype, l3) = parse::ethernet(packet).map_err(unserved)?;
+fn read(packet: &Packet) -> Result<Packed, Verdict> {
+    let (ethertype, l3) = parse::ethernet(packet)?;
     match ethertype {
-        parse::IPV4 => balance(packet, &parse::ipv4(packet, l3).map_err(unserved)?),
-        parse::IPV6 => balance(packet, &parse::ipv6(packet, l3).map_err(unserved)?),
-        _ => Err(unserved(Verdict::PassNotIp)),
+        parse::IPV4 => Ok(balance(packet, &parse::ipv4(packet, l3)?)),
+        parse::IPV6 => Ok(balance(packet, &parse::ipv6(packet, l3)?)),
+        _ => Err(Verdict::PassNotIp),
     }
 }
 
+/// Packets are captured as they come in: held before anything is written to them.
 #[inline(always)]
-fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Fate {
+fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Packed {
+    let Some(params) = maps::PARAMS.get(0) else {
+        return Packed::pack(Err(Refusal {
+            service: 0,
+            verdict: Verdict::PassNoService,
+        }));
+    };
+    if params.capture != 0 {
+        capture::hold(packet.ctx());
+    }
+    Packed::pack(route(packet, headers, params)).captured(params)
+}
+
+#[inline(always)]
+fn route<const V6: bool>(packet: &Packet, headers: &Headers<V6>, params: &Params) -> Fate {
     let flow = FlowKey {
         src: headers.src,
         dst: headers.dst,
@@ -104,7 +96,7 @@ fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Fate {
         dport: headers.dport,
         protocol: headers.protocol as u32,
     };
-    if forward::nat::may_be_reply(&flow)
+    if forward::nat::may_be_reply(&flow, params)
         && let Some(fate) = forward::nat::reply(packet, headers, &flow)
     {
         return fate;
@@ -134,7 +126,7 @@ fn balance<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Fate {
 }
 
 #[inline(always)]
-fn action(verdict: Verdict) -> u32 {
+pub fn action(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::PassNotVip
         | Verdict::PassNotIp

@@ -1,12 +1,13 @@
 //! The maps, all pinned by the agent. Layouts are in `lb_common::abi`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Addr, Backend, DEFAULT_FLOW_ENTRIES, Filter, Flow, FlowKey, MAX_BACKENDS, MAX_SERVICES, Params,
     Service, ServiceKey, Traffic,
 };
+use lb_common::capture::{Captured, MAX_KEPT, RING_BYTES};
 use lb_common::slot::TABLE_SIZES;
 use lb_common::verdict::VERDICT_STRIDE;
 
@@ -70,3 +71,22 @@ pub static OPENING: PerCpuArray<Opening, 1> = PerCpuArray::new();
 /// An offset on its way through memory; see [`crate::packet::unknown`].
 #[btf_map]
 pub static OFFSET: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+/// Records of captured packets.
+#[btf_map]
+pub static CAPTURE: RingBuf<u8, { RING_BYTES as usize }> = RingBuf::new();
+
+/// A packet being captured, in the form of its record.
+#[repr(C)]
+pub struct Held {
+    /// `kept` is 0 if none is held.
+    pub head: Captured,
+    pub bytes: [u64; MAX_KEPT as usize / 8],
+}
+
+#[btf_map]
+pub static HELD: PerCpuArray<Held, 1> = PerCpuArray::new();
+
+/// Records that found no room.
+#[btf_map]
+pub static CAPTURE_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();

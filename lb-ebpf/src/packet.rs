@@ -58,6 +58,12 @@ impl Packet {
         unsafe { (*self.ctx).ingress_ifindex }
     }
 
+    /// For helpers.
+    #[inline(always)]
+    pub fn ctx(&self) -> *mut xdp_md {
+        self.ctx
+    }
+
     /// The place of the Ethernet header.
     #[inline(always)]
     pub fn start(&self) -> usize {

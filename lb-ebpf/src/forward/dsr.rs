@@ -6,6 +6,7 @@ use lb_common::abi::{Backend, Flow, FlowKey, FlowKind, Service, tcp_seen};
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
 
+use crate::Sent;
 use crate::count::{self, Kind};
 use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::{FLOWS, OPENING, PARAMS};
@@ -20,7 +21,7 @@ pub fn request<const V6: bool>(
     headers: &Headers<V6>,
     flow: &FlowKey,
     service: &Service,
-) -> Result<u32, Verdict> {
+) -> Result<Sent, Verdict> {
     let slot = select::slot(service, flow).ok_or(Verdict::DropNoBackend)?;
     let (index, backend, kind) = if slot.in_transition() {
         in_transition(headers, flow, service, slot)?
@@ -45,7 +46,7 @@ pub fn request<const V6: bool>(
     decrement_ttl(packet, headers)?;
     let action = send(packet, hop)?;
     count::forwarded(index, bytes, kind);
-    Ok(action)
+    Ok(Sent::to(index, action))
 }
 
 #[inline(always)]

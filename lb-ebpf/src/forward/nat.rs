@@ -7,7 +7,7 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_loop};
-use lb_common::abi::{Addr, Flow, FlowKey, FlowKind, Hop, Service, tcp_seen};
+use lb_common::abi::{Addr, Flow, FlowKey, FlowKind, Hop, Params, Service, tcp_seen};
 use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
 use lb_common::{checksum, flow as policy, hash};
@@ -19,7 +19,7 @@ use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::{FLOWS, OPENING, Opening, PARAMS};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
-use crate::{Fate, Refusal, select};
+use crate::{Fate, Refusal, Sent, select};
 
 /// Ports tried before a flow is refused: with 80 % of a backend's ports taken, 16 tries fail for
 /// one flow in 36.
@@ -27,10 +27,8 @@ const PORT_TRIES: u32 = 16;
 
 /// Whether the destination port is one that NAT uses.
 #[inline(always)]
-pub fn may_be_reply(flow: &FlowKey) -> bool {
-    PARAMS.get(0).is_some_and(|params| {
-        u16::from_be(flow.dport).wrapping_sub(params.snat_first) < params.snat_count
-    })
+pub fn may_be_reply(flow: &FlowKey, params: &Params) -> bool {
+    u16::from_be(flow.dport).wrapping_sub(params.snat_first) < params.snat_count
 }
 
 /// Sends a backend's packet on to its client; `None` if it belongs to no flow.
@@ -47,14 +45,14 @@ pub fn reply<const V6: bool>(
         return None;
     }
     see(entry, headers, tcp_seen::BACKEND_FIN, tcp_seen::REPLY);
-    let service = entry.service;
+    let (service, backend) = (entry.service, entry.backend);
     let sent = decrement_ttl(packet, headers)
         .and_then(|()| rewrite(packet, headers, entry))
         .and_then(|()| send(packet, &entry.client));
     Some(match sent {
         Ok(action) => {
             count::verdict(service, Verdict::NatReply);
-            Ok(action)
+            Ok(Sent::reply(backend, action))
         }
         Err(verdict) => Err(Refusal { service, verdict }),
     })
@@ -67,7 +65,7 @@ pub fn request<const V6: bool>(
     headers: &Headers<V6>,
     flow: &FlowKey,
     service: &Service,
-) -> Result<u32, Verdict> {
+) -> Result<Sent, Verdict> {
     // SAFETY: as above.
     let known = FLOWS.get_ptr_mut(flow).map(|entry| unsafe { &mut *entry });
     // What a service left behind that was `dsr` before says nothing here.
@@ -113,13 +111,14 @@ fn forward<const V6: bool>(
     entry: &Flow,
     hop: &Hop,
     kind: Kind,
-) -> Result<u32, Verdict> {
+) -> Result<Sent, Verdict> {
     let bytes = packet.len() as u64;
     decrement_ttl(packet, headers)?;
     rewrite(packet, headers, entry)?;
     let action = send(packet, hop)?;
-    count::forwarded(entry.backend, bytes, kind);
-    Ok(action)
+    let backend = entry.backend;
+    count::forwarded(backend, bytes, kind);
+    Ok(Sent::to(backend, action))
 }
 
 /// Notes what a packet says of its flow. Writes only what changed, so that the entry's cache line

@@ -23,9 +23,9 @@ use crate::model::Protocol;
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 15] = [
     "PARAMS", "FILTER", "VIPS", "SERVICES", "BACKENDS", "TABLES_S", "TABLES_M", "TABLES_L",
-    "FLOWS", "TRAFFIC", "VERDICTS", "OPENING",
+    "FLOWS", "TRAFFIC", "VERDICTS", "OPENING", "CAPTURE", "HELD", "CAPTURE_LOST",
 ];
 
 /// Why a map cannot be read or written.
