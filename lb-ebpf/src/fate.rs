@@ -51,7 +51,7 @@ pub type Fate = Result<Sent, Refusal>;
 /// backend or service, 24 reply, 31 refused, 32–63 captured if any is set.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct Packed(u64);
+pub struct Packed(pub u64);
 
 impl Packed {
     const REPLY: u64 = 1 << 24;

@@ -40,13 +40,11 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
             Err(Refusal { service, verdict })
         }
     };
+    let action = action_of(&fate);
     if packed.is_captured() || capture::may_want(&fate) {
         capture::tell(ctx.ctx, Packed::pack(fate));
     }
-    match fate {
-        Ok(sent) => sent.action,
-        Err(refusal) => action(refusal.verdict),
-    }
+    action
 }
 
 /// A function of its own, beside the one that makes RSTs: each may have a large stack, and the
@@ -126,7 +124,15 @@ fn route<const V6: bool>(packet: &Packet, headers: &Headers<V6>, params: &Params
 }
 
 #[inline(always)]
-pub fn action(verdict: Verdict) -> u32 {
+fn action_of(fate: &Fate) -> u32 {
+    match fate {
+        Ok(sent) => sent.action,
+        Err(refusal) => action(refusal.verdict),
+    }
+}
+
+#[inline(always)]
+fn action(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::PassNotVip
         | Verdict::PassNotIp

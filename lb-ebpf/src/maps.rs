@@ -76,9 +76,10 @@ pub static OFFSET: PerCpuArray<u32, 1> = PerCpuArray::new();
 #[btf_map]
 pub static CAPTURE: RingBuf<u8, { RING_BYTES as usize }> = RingBuf::new();
 
-/// A packet being captured, in the form of its record.
+/// A packet being captured: its record, and what is on its way through memory as in [`OFFSET`].
 #[repr(C)]
 pub struct Held {
+    pub fate: u64,
     /// `kept` is 0 if none is held.
     pub head: Captured,
     pub bytes: [u64; MAX_KEPT as usize / 8],

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use lb_common::abi::{
     self, Addr, Backend, Filter, FlowKey, Forwarding, Hop, LAYOUT_VERSION, MAX_BACKENDS, Params,
     ServiceKey, Traffic,
@@ -19,13 +19,27 @@ use lb_common::verdict::{VERDICT_STRIDE, Verdict};
 use thiserror::Error;
 
 use super::sys::{self, Mapped, Plain, Raw};
+use super::tap::Tap;
 use crate::model::Protocol;
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
 pub const NAMES: [&str; 15] = [
-    "PARAMS", "FILTER", "VIPS", "SERVICES", "BACKENDS", "TABLES_S", "TABLES_M", "TABLES_L",
-    "FLOWS", "TRAFFIC", "VERDICTS", "OPENING", "CAPTURE", "HELD", "CAPTURE_LOST",
+    "PARAMS",
+    "FILTER",
+    "VIPS",
+    "SERVICES",
+    "BACKENDS",
+    "TABLES_S",
+    "TABLES_M",
+    "TABLES_L",
+    "FLOWS",
+    "TRAFFIC",
+    "VERDICTS",
+    "OPENING",
+    "CAPTURE",
+    "HELD",
+    "CAPTURE_LOST",
 ];
 
 /// Why a map cannot be read or written.
@@ -63,6 +77,10 @@ pub struct Maps {
     pub(super) opened: u32,
     traffic: PerCpuArray<MapData, Raw<Traffic>>,
     verdicts: PerCpuArray<MapData, Raw<u64>>,
+    /// What a [`Tap`] is made of.
+    params_fd: OwnedFd,
+    capture_fd: OwnedFd,
+    lost_fd: OwnedFd,
 }
 
 fn map_error(name: &'static str) -> impl FnOnce(MapError) -> AccessError {
@@ -74,7 +92,12 @@ fn system_error(name: &'static str) -> impl FnOnce(io::Error) -> AccessError {
 }
 
 fn descriptor(map: &Map, name: &'static str) -> Result<OwnedFd, AccessError> {
-    let (Map::Array(data) | Map::ArrayOfMaps(data) | Map::LruHashMap(data)) = map else {
+    let (Map::Array(data)
+    | Map::ArrayOfMaps(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuArray(data)
+    | Map::RingBuf(data)) = map
+    else {
         return Err(AccessError::Content {
             name,
             what: format!("{map:?}"),
@@ -101,8 +124,12 @@ impl Maps {
         let table_fds = fds.try_into().map_err(|_| AccessError::Missing("TABLES"))?;
         let mut take = |name| ebpf.take_map(name).ok_or(AccessError::Missing(name));
         let flows = take("FLOWS")?;
+        let params = take("PARAMS")?;
         Ok(Self {
-            params: mapped(&take("PARAMS")?, "PARAMS", 1)?,
+            params_fd: descriptor(&params, "PARAMS")?,
+            capture_fd: descriptor(&take("CAPTURE")?, "CAPTURE")?,
+            lost_fd: descriptor(&take("CAPTURE_LOST")?, "CAPTURE_LOST")?,
+            params: mapped(&params, "PARAMS", 1)?,
             filter: mapped(&take("FILTER")?, "FILTER", 1)?,
             vips: take("VIPS")?.try_into().map_err(map_error("VIPS"))?,
             services: take("SERVICES")?
@@ -136,6 +163,30 @@ impl Maps {
         let fd = self.flow_fd.try_clone().map_err(system_error("FLOWS"))?;
         let map = MapData::from_fd(fd).map_err(map_error("FLOWS"))?;
         Ok(map.info().map_err(map_error("FLOWS"))?.max_entries())
+    }
+
+    /// A place to capture packets from.
+    pub fn tap(&self) -> Result<Tap, AccessError> {
+        let open = |fd: &OwnedFd, name| {
+            let fd = fd.try_clone().map_err(system_error(name))?;
+            MapData::from_fd(fd).map_err(map_error(name))
+        };
+        let params = Mapped::new(self.params_fd.as_fd(), 1).map_err(system_error("PARAMS"))?;
+        let ring = Map::RingBuf(open(&self.capture_fd, "CAPTURE")?);
+        let ring = RingBuf::try_from(ring).map_err(map_error("CAPTURE"))?;
+        let lost = Map::PerCpuArray(open(&self.lost_fd, "CAPTURE_LOST")?);
+        let lost = PerCpuArray::try_from(lost).map_err(map_error("CAPTURE_LOST"))?;
+        Ok(Tap::new(params, ring, lost))
+    }
+
+    /// Whether packets are captured.
+    pub fn is_captured(&self) -> bool {
+        self.params.get(0).capture != 0
+    }
+
+    /// Ends the capture of an agent that no longer lives.
+    pub fn end_capture(&mut self) {
+        self.params.set_field(0, offset_of!(Params, capture), 0u32);
     }
 
     /// The coarse clock that the packet path keeps idle times by.

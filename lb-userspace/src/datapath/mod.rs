@@ -20,12 +20,14 @@ pub mod interface;
 mod maps;
 mod pin;
 pub mod sys;
+pub mod tap;
 mod writer;
 
 pub use attach::{AttachError, Attached};
 pub use flows::Sweep;
 pub use maps::AccessError;
 pub use pin::{PinDirectory, PinError};
+pub use tap::Tap;
 pub use writer::{Command, Counters, Explained, Notice, Want, Writer};
 
 use crate::model::XdpMode;
@@ -111,7 +113,8 @@ impl Datapath {
         xdp(&mut ebpf)?
             .load()
             .map_err(|error| DatapathError::Verify(error.into()))?;
-        let maps = Maps::take(&mut ebpf)?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        maps.end_capture();
         let capacity = maps.flow_capacity()?;
         if capacity != flow_entries {
             warn!(
@@ -241,6 +244,16 @@ impl Datapath {
         Ok(explain::explain(contents, tuple, |key| {
             self.maps.flow(key)
         })?)
+    }
+
+    /// A place to capture packets from; at most one may be in use at a time.
+    pub fn tap(&self) -> Result<Tap, DatapathError> {
+        Ok(self.maps.tap()?)
+    }
+
+    /// Whether the program captures packets.
+    pub fn is_captured(&self) -> bool {
+        self.maps.is_captured()
     }
 
     /// The program, for test runs.

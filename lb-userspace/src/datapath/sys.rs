@@ -37,10 +37,21 @@ fn bpf<T>(command: u32, attr: &mut T) -> io::Result<c_long> {
 ///
 /// # Safety
 /// Both must hold.
-pub unsafe trait Plain: Copy + 'static {}
+pub unsafe trait Plain: Copy + 'static {
+    /// The value at the front of `bytes`; `None` if they are too few.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() < size_of::<Self>() {
+            return None;
+        }
+        // SAFETY: enough bytes, and any of them are a value; no alignment is asked for.
+        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+    }
+}
 
 // SAFETY: `repr(C)` structs of integers with explicit padding, sizes asserted in `lb_common::abi`.
 unsafe impl Plain for lb_common::abi::Backend {}
+// SAFETY: as above, in `lb_common::capture`.
+unsafe impl Plain for lb_common::capture::Captured {}
 // SAFETY: as above.
 unsafe impl Plain for lb_common::abi::Filter {}
 // SAFETY: as above.

@@ -13,7 +13,7 @@ use lb_common::verdict::Verdict;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
-use super::{Attached, Datapath, DatapathError, PinDirectory, Sweep, enter_bpffs};
+use super::{Attached, Datapath, DatapathError, PinDirectory, Sweep, Tap, enter_bpffs};
 use crate::model::XdpMode;
 use crate::plan::explain::{Explanation, Tuple};
 use crate::plan::{Backend, Contents, Op, ServiceId, plan};
@@ -45,6 +45,8 @@ pub enum Command {
         tuple: Tuple,
         reply: oneshot::Sender<Result<Option<Explained>, DatapathError>>,
     },
+    /// Give a place to capture packets from.
+    Tap(oneshot::Sender<Result<Tap, DatapathError>>),
     /// Read the counters, and report them.
     Count,
     /// Take everything off the interfaces and end.
@@ -259,6 +261,10 @@ impl Thread {
                 let explained = self.explain(tuple);
                 // A caller that has gone away needs no answer.
                 let _ = reply.send(explained);
+            }
+            Command::Tap(reply) => {
+                // As above; a tap that nobody takes is closed again.
+                let _ = reply.send(self.datapath.tap());
             }
             Command::Count => self.notify(Notice::Counted(self.count())),
             Command::Detach(reply) => {
