@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 mod calls;
+mod capture;
 mod clock;
 mod core;
 mod events;

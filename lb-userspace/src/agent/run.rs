@@ -12,6 +12,7 @@ use tokio::task::JoinError;
 use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
+use super::capture::Captures;
 use super::clock::Clock;
 use super::core::Core;
 use super::probes::{Finished, Probes};
@@ -49,6 +50,7 @@ pub struct Agent {
     pub writer: Writer,
     pub attached: Vec<Attached>,
     pub counters: Counters,
+    pub captures: Captures,
     /// Who waits for the status.
     asked: Vec<Responder>,
     targets: watch::Sender<Arc<BTreeSet<IpAddr>>>,
@@ -106,6 +108,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         writer,
         attached,
         counters: Counters::default(),
+        captures: Captures::default(),
         asked: Vec::new(),
         targets,
         snapshot,
@@ -261,6 +264,7 @@ impl Agent {
         let (contents, generation) = self.core.contents();
         if generation != self.told {
             self.told = generation;
+            self.captures.rename(&self.core.model, &contents);
             let gone = self.core.gone();
             self.writer.send(Command::Want(Want {
                 contents,

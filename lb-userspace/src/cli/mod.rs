@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod args;
+mod capture;
 pub mod check;
 mod control;
 pub mod doctor;
@@ -123,6 +124,23 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
             protocol,
             json,
         } => control::explain(socket, src, dst, protocol, json),
+        Command::Capture {
+            service,
+            all: _,
+            write,
+            count,
+            snaplen,
+            json,
+        } => capture::run(
+            socket,
+            &capture::Options {
+                service,
+                write,
+                count,
+                snaplen,
+                json,
+            },
+        ),
         Command::Reload => control::reload(socket),
         Command::Detach => control::detach(socket),
         Command::Doctor { config, json } => doctor::run(config.as_deref(), json),

@@ -7,6 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use tokio::io::Interest;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_OBJ_PIN: u32 = 6;
@@ -459,6 +462,27 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Resul
         frame: out,
         duration: attr.duration,
     })
+}
+
+/// A descriptor that tasks can wait for.
+#[derive(Debug)]
+pub struct Readable(AsyncFd<OwnedFd>);
+
+impl Readable {
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel's, for example where `fd` is of a kind that cannot be polled.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: an owned descriptor is open, and neither replaced nor taken out of here.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self(fd.map_err(|error| error.into_parts().1)?))
+    }
+
+    /// Waits until there is something to read, or may be. Cancel safe.
+    pub async fn ready(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+        self.0.readable().await
+    }
 }
 
 /// Joins the mount namespace of process 1, for this thread only.

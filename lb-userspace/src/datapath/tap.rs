@@ -4,7 +4,7 @@
 //! capture when the lease is over, so that nobody pays for what nobody reads.
 
 use std::mem::offset_of;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
@@ -14,7 +14,7 @@ use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
 
 use super::maps::AccessError;
-use super::sys::{self, Mapped, Plain, Raw};
+use super::sys::{self, Mapped, Plain, Raw, Readable};
 use crate::plan::ServiceId;
 
 /// How long a capture goes on without being renewed.
@@ -49,6 +49,8 @@ pub struct Tap {
     ring: RingBuf<MapData>,
     lost: PerCpuArray<MapData, Raw<u64>>,
     lost_before: u64,
+    /// What is captured, as the program reads it.
+    word: u32,
 }
 
 impl Tap {
@@ -62,6 +64,7 @@ impl Tap {
             ring,
             lost,
             lost_before: 0,
+            word: 0,
         }
     }
 
@@ -71,21 +74,23 @@ impl Tap {
         self.stop();
         while self.ring.next().is_some() {}
         self.lost_before = self.count_lost()?;
+        self.word = word(service.unwrap_or(ALL_SERVICES), keep.clamp(1, MAX_KEPT));
         self.renew();
-        let word = word(service.unwrap_or(ALL_SERVICES), keep.clamp(1, MAX_KEPT));
-        self.params.set_field(0, offset_of!(Params, capture), word);
         Ok(())
     }
 
-    /// Extends the lease by [`LEASE`] from now.
+    /// Extends the lease by [`LEASE`] from now; resumes a capture that was not renewed in time.
     pub fn renew(&mut self) {
         let until = (sys::monotonic() + LEASE).as_nanos() as u64;
         self.params
             .set_field(0, offset_of!(Params, capture_until), until);
+        self.params
+            .set_field(0, offset_of!(Params, capture), self.word);
     }
 
     /// Ends the capture. Records that are in the ring can still be read.
     pub fn stop(&mut self) {
+        self.word = 0;
         self.params.set_field(0, offset_of!(Params, capture), 0u32);
     }
 
@@ -95,6 +100,16 @@ impl Tap {
             Some(record) => parse(&record).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// What to wait with for packets. Must be called within a tokio runtime.
+    pub fn readable(&self) -> Result<Readable, AccessError> {
+        let fd = self.ring.as_fd().try_clone_to_owned();
+        fd.and_then(Readable::new)
+            .map_err(|source| AccessError::System {
+                name: "CAPTURE",
+                source,
+            })
     }
 
     /// Packets of this capture that found no room in the ring.
@@ -117,13 +132,6 @@ impl Tap {
 impl Drop for Tap {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-impl AsRawFd for Tap {
-    /// Readable when there are records.
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
     }
 }
 
