@@ -27,6 +27,9 @@ pub struct Node {
     /// Not in the contract: 0 while the maps hold what the verdicts want.
     #[serde(default)]
     pub verdict_age_seconds: f64,
+    /// Not in the contract: whether the data plane captures packets.
+    #[serde(default)]
+    pub capturing: bool,
 }
 
 /// An interface the program is attached to.

@@ -93,6 +93,8 @@ pub struct Counters {
     pub traffic: BTreeMap<BackendIndex, Traffic>,
     /// By service; 0 counts packets that are for none.
     pub verdicts: BTreeMap<ServiceId, Vec<(Verdict, u64)>>,
+    /// Whether the program captures packets.
+    pub capturing: bool,
 }
 
 /// A running datapath thread. It ends when this is dropped.
@@ -348,7 +350,10 @@ impl Thread {
     }
 
     fn count(&self) -> Result<Counters, DatapathError> {
-        let mut counters = Counters::default();
+        let mut counters = Counters {
+            capturing: self.datapath.is_captured(),
+            ..Counters::default()
+        };
         for id in self.applied.backends.keys() {
             counters.traffic.insert(*id, self.datapath.traffic(*id)?);
         }
