@@ -74,7 +74,7 @@ enum Task {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().task {
         Task::Setup { yes, bench, ci } => {
-            let mut purposes = vec![Purpose::Build, Purpose::Test];
+            let mut purposes = vec![Purpose::Build, Purpose::Lab, Purpose::Test];
             purposes.extend(bench.then_some(Purpose::Bench));
             purposes.extend(ci.then_some(Purpose::Ci));
             setup::run(&purposes, yes)?;
@@ -83,7 +83,7 @@ fn main() -> Result<ExitCode> {
         }
         Task::Build { release } => build::run(release).map(|()| ExitCode::SUCCESS),
         Task::Demo { keep } => {
-            setup::run(&[Purpose::Build, Purpose::Test], true)?;
+            setup::run(&[Purpose::Build, Purpose::Lab], true)?;
             build::run(false)?;
             demo::run(keep).map(|()| ExitCode::SUCCESS)
         }

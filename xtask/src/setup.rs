@@ -27,7 +27,9 @@ const CARGO_DENY: &str = "0.20.2";
 pub enum Purpose {
     /// The BPF toolchain.
     Build,
-    /// Network namespaces, and a reader of captures.
+    /// Network namespaces.
+    Lab,
+    /// What tests read captures with.
     Test,
     /// What `lb` is compared with, and the load generator.
     Bench,
@@ -163,15 +165,9 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
         match purpose {
             Purpose::Build => look_for_toolchain(&mut missing)?,
             // Without root the tests that need these are skipped, and say so.
-            Purpose::Test if !is_root() => {}
-            Purpose::Test => tools(
-                &mut missing,
-                &[
-                    ("ip", "iproute2"),
-                    ("ethtool", "ethtool"),
-                    ("tshark", "tshark"),
-                ],
-            ),
+            Purpose::Lab | Purpose::Test if !is_root() => {}
+            Purpose::Lab => tools(&mut missing, &[("ip", "iproute2"), ("ethtool", "ethtool")]),
+            Purpose::Test => tools(&mut missing, &[("tshark", "tshark")]),
             Purpose::Bench => tools(
                 &mut missing,
                 &[("haproxy", "haproxy"), ("wrk", "wrk"), ("nft", "nftables")],
