@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
-
 use lb_common::capture::MAX_KEPT;
 
+use super::top::Sort;
 use crate::api::capture::DEFAULT_SNAPLEN;
 use crate::api::{BackendName, DEFAULT_SOCKET};
 use crate::model::Protocol;
@@ -79,6 +79,25 @@ Examples:
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Watch services and backends: what happens each second
+    #[command(after_help = "\
+Keys: q ends, p pauses, s or the left and right arrows sort by another column, the other arrows
+scroll. Where standard output is no terminal, it prints one frame after a second and ends.
+
+Examples:
+  lb top
+  lb top web --sort packets
+  lb top --once")]
+    Top {
+        /// Only this service
+        service: Option<String>,
+        /// Print one frame and end
+        #[arg(long)]
+        once: bool,
+        /// What to sort by at first
+        #[arg(long, value_enum, default_value_t)]
+        sort: Sort,
     },
     /// Give a backend no new flows; established ones go on until the deadline
     #[command(after_help = "\

@@ -18,6 +18,7 @@ pub mod probe;
 mod run;
 mod simulate;
 mod status;
+mod top;
 
 use crate::api::ApiError;
 use crate::api::client::ClientError;
@@ -97,6 +98,11 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Run { config, replace } => run::run(config, replace),
         Command::Check { file, strict, json } => Ok(check::run(&file, strict, json)),
         Command::Status { service, json } => control::status(socket, service, json),
+        Command::Top {
+            service,
+            once,
+            sort,
+        } => top::run(socket, service, once, sort),
         Command::Drain { backend, deadline } => control::drain(socket, backend, deadline),
         Command::Enable { backend } => control::enable(socket, backend),
         Command::Disable { backend } => control::disable(socket, backend),
