@@ -287,7 +287,7 @@ impl Run {
         let names = self.names.borrow();
         let (wall, now) = (Timestamp::now(), sys::monotonic());
         while batch.len() < BATCH {
-            let Some(packet) = tap.next().map_err(|error| error.to_string())? else {
+            let Some(packet) = tap.take().map_err(|error| error.to_string())? else {
                 break;
             };
             batch.push(self.name(&names, packet, wall, now));

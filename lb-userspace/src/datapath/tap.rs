@@ -95,7 +95,7 @@ impl Tap {
     }
 
     /// The next packet; `None` while there is none.
-    pub fn next(&mut self) -> Result<Option<Packet>, AccessError> {
+    pub fn take(&mut self) -> Result<Option<Packet>, AccessError> {
         match self.ring.next() {
             Some(record) => parse(&record).map(Some),
             None => Ok(None),

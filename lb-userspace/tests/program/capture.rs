@@ -15,13 +15,13 @@ use crate::packets::{CLIENT_MAC, Frame, echo, parse};
 const CLIENT: &str = "198.51.100.1:4000";
 
 fn one(tap: &mut Tap) -> Packet {
-    let packet = tap.next().unwrap().expect("a record");
-    assert_eq!(tap.next().unwrap(), None, "one record a packet");
+    let packet = tap.take().unwrap().expect("a record");
+    assert_eq!(tap.take().unwrap(), None, "one record a packet");
     packet
 }
 
 fn none(tap: &mut Tap) {
-    assert_eq!(tap.next().unwrap(), None);
+    assert_eq!(tap.take().unwrap(), None);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn only_the_service_asked_for_is_captured_and_only_while_it_is() {
     tap.start(None, 4096).unwrap();
     kernel.forwards(&ours, 1);
     kernel.forwards(&others, 2);
-    let services = [tap.next(), tap.next()].map(|packet| packet.unwrap().unwrap().service);
+    let services = [tap.take(), tap.take()].map(|packet| packet.unwrap().unwrap().service);
     assert_eq!(services, [web, other]);
     tap.stop();
     kernel.forwards(&ours, 1);
@@ -157,7 +157,7 @@ fn refused_packets_are_captured_with_their_reason() {
         // With its service, if it has one, and not otherwise.
         tap.start(Some(1), 4096).unwrap();
         kernel.expect(&frame, verdict);
-        let found = tap.next().unwrap().map(|packet| packet.verdict);
+        let found = tap.take().unwrap().map(|packet| packet.verdict);
         let expected = (service == 1).then_some(Some(verdict));
         assert_eq!(found, expected, "{name}");
     }
@@ -260,7 +260,7 @@ fn what_finds_no_room_is_counted() {
             kernel.run(&frame.bytes());
         }
         let mut read = 0;
-        while tap.next().unwrap().is_some() {
+        while tap.take().unwrap().is_some() {
             read += 1;
         }
         let lost = tap.lost().unwrap();
