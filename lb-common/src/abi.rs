@@ -325,6 +325,13 @@ pub struct Params {
     pub flow_buckets: u32,
     /// Whether echo requests to a VIP are answered: 1 or 0.
     pub answer_ping: u32,
+    /// What is captured: 0 nothing, else see [`crate::capture::word`]. One word, so that it changes
+    /// at once.
+    pub capture: u32,
+    pub pad: u32,
+    /// CLOCK_MONOTONIC in nanoseconds after which the program itself ends the capture: that of an
+    /// agent that no longer lives.
+    pub capture_until: u64,
 }
 
 /// Key of the fragment map: what the fragments of one datagram have in common (RFC 791, section
@@ -401,7 +408,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 64);
     assert!(core::mem::offset_of!(Flow, client_port) == 32);
-    assert!(size_of::<Params>() == 24);
+    assert!(size_of::<Params>() == 40);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<Fragment>() == 8);
 };

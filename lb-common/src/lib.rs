@@ -3,6 +3,7 @@
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod abi;
+pub mod capture;
 pub mod checksum;
 pub mod flow;
 pub mod flow_table;

@@ -1,6 +1,7 @@
 //! What becomes of a packet, in one register: what is returned from function to function in several
 //! words would leave some of them undefined, which the verifier refuses to read.
 
+use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
 
 use crate::forward::tunnel::Order;
@@ -9,6 +10,17 @@ use crate::forward::tunnel::Order;
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Fate(u64);
+
+/// A packet that was sent on.
+#[derive(Clone, Copy)]
+pub struct Sent {
+    /// The XDP action.
+    pub action: u32,
+    /// Where it goes; of a reply, where it comes from.
+    pub backend: BackendIndex,
+    /// Whether it goes to a client.
+    pub is_reply: bool,
+}
 
 /// Why a packet is not forwarded, and the service it is counted for (0: none).
 #[derive(Clone, Copy)]
@@ -23,13 +35,33 @@ impl Fate {
     const REFUSED: u64 = 1 << 63;
     const ORDER: u64 = 1 << 62;
     const DIRECT: u64 = 1 << 60;
+    const CAPTURED: u64 = 1 << 59;
+    const REPLY: u64 = 1 << 24;
 
     /// The flow is to be recorded first; see [`crate::forward::open`].
     pub const OPEN: Self = Self(1 << 61);
 
+    /// Sent to a backend.
     #[inline(always)]
-    pub const fn action(action: u32) -> Self {
-        Self(action as u64)
+    pub const fn sent(backend: BackendIndex, action: u32) -> Self {
+        Self((action & 0xff) as u64 | (backend as u64) << 8)
+    }
+
+    /// Sent from a backend to its client.
+    #[inline(always)]
+    pub const fn replied(backend: BackendIndex, action: u32) -> Self {
+        Self(Self::sent(backend, action).0 | Self::REPLY)
+    }
+
+    /// The same, and it is wanted by a capture.
+    #[inline(always)]
+    pub const fn captured(self) -> Self {
+        Self(self.0 | Self::CAPTURED)
+    }
+
+    #[inline(always)]
+    pub const fn is_captured(self) -> bool {
+        self.0 & Self::CAPTURED != 0
     }
 
     #[inline(always)]
@@ -57,7 +89,7 @@ impl Fate {
 
     #[inline(always)]
     pub const fn opens(self) -> bool {
-        self.0 == Self::OPEN.0
+        self.0 & Self::OPEN.0 != 0
     }
 
     /// Outer headers, made beside the function that chose the backend rather than in it.
@@ -104,7 +136,7 @@ impl Fate {
 
     /// Of a packet that is not to be encapsulated, or has been.
     #[inline(always)]
-    pub fn end(self) -> Result<u32, Refusal> {
+    pub fn end(self) -> Result<Sent, Refusal> {
         if self.opens() {
             // Recorded, and gone again at once.
             return Err(Refusal {
@@ -114,7 +146,11 @@ impl Fate {
             });
         }
         if self.0 & Self::REFUSED == 0 {
-            return Ok(self.0 as u32);
+            return Ok(Sent {
+                action: self.0 as u32 & 0xff,
+                backend: (self.0 >> 8) as u16,
+                is_reply: self.0 & Self::REPLY != 0,
+            });
         }
         Err(Refusal {
             service: (self.0 >> 8) as u16,

@@ -7,6 +7,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod capture;
 mod count;
 mod decap;
 mod fate;
@@ -22,7 +23,7 @@ mod select;
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::Forwarding;
+use lb_common::abi::{Forwarding, Params};
 use lb_common::verdict::Verdict;
 
 use crate::fate::Fate;
@@ -40,9 +41,16 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
             fate = process(ctx.ctx, true);
         }
     }
+    let mut captured = fate.is_captured();
     match fate.refusal() {
-        Some(Verdict::PassOtherProtocol) => fate = icmp::serve(ctx.ctx),
-        Some(Verdict::DropFragment) => fate = fragment::serve(ctx.ctx),
+        Some(Verdict::PassOtherProtocol) => {
+            captured = capture::hold(ctx.ctx);
+            fate = icmp::serve(ctx.ctx);
+        }
+        Some(Verdict::DropFragment) => {
+            captured = capture::hold(ctx.ctx);
+            fate = fragment::serve(ctx.ctx);
+        }
         _ => {}
     }
     if let Some(what) = fate.directly() {
@@ -52,10 +60,18 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
         fate = tunnel::encapsulate(ctx.ctx, order);
     }
     match fate.end() {
-        Ok(action) => action,
+        Ok(sent) => {
+            if captured {
+                capture::tell(ctx.ctx, fate);
+            }
+            sent.action
+        }
         Err(refusal) => {
             let verdict = forward::answer(ctx.ctx, refusal);
             count::verdict(refusal.service, verdict);
+            if captured || capture::may_want(refusal.service, verdict) {
+                capture::tell(ctx.ctx, Fate::refused(refusal.service, verdict));
+            }
             let action = action(verdict);
             if action == xdp_action::XDP_PASS {
                 pass_on(&ctx);
@@ -127,10 +143,37 @@ struct Balance {
 }
 
 impl Then for Balance {
+    /// Packets are captured as they come in: held before anything is written to them.
     #[inline(always)]
     fn then<const V6: bool>(self, packet: &Packet, headers: &Headers<V6>) -> Fate {
+        let Some(params) = maps::PARAMS.get(0) else {
+            return Fate::refused(0, Verdict::PassNoService);
+        };
+        if params.capture != 0 {
+            capture::hold(packet.context());
+        }
+        let fate = self.route(packet, headers, params);
+        // Read again, not kept: the verifier would follow a word that it has seen compared through
+        // all that lies between.
+        // SAFETY: a reference is valid to read from.
+        if unsafe { (&raw const params.capture).read_volatile() } != 0 {
+            fate.captured()
+        } else {
+            fate
+        }
+    }
+}
+
+impl Balance {
+    #[inline(always)]
+    fn route<const V6: bool>(
+        &self,
+        packet: &Packet,
+        headers: &Headers<V6>,
+        params: &Params,
+    ) -> Fate {
         let flow = headers.flow();
-        if forward::nat::may_be_reply(&flow)
+        if forward::nat::may_be_reply(&flow, params)
             && let Some(fate) = forward::nat::reply(packet, headers, &flow)
         {
             return fate;

@@ -1,13 +1,16 @@
 //! The maps, all pinned by the agent. Layouts are in `lb_common::abi`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::btf_maps::{
+    Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf,
+};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Addr, Backend, DEFAULT_FLOW_ENTRIES, FRAGMENT_ENTRIES, Filter, FlowKey, Fragment, FragmentKey,
     Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES, MAX_SOURCES, Params, SERVICE_PLACES,
     ServiceEntry, Traffic,
 };
+use lb_common::capture::{Captured, MAX_KEPT, RING_BYTES};
 use lb_common::flow_table::{Bucket, Replies, buckets_for, reply_lines};
 use lb_common::slot::{BackendIndex, TABLE_SIZES};
 use lb_common::verdict::VERDICT_STRIDE;
@@ -116,3 +119,21 @@ pub static DECAP: HashMap<Addr, u32, { MAX_DECAP_ADDRESSES as usize }> = HashMap
 /// `lb decap`: packets and bytes, by [`lb_common::abi::Stripped`].
 #[btf_map]
 pub static STRIPPED: PerCpuArray<[u64; 2], 4> = PerCpuArray::new();
+/// Records of captured packets.
+#[btf_map]
+pub static CAPTURE: RingBuf<u8, { RING_BYTES as usize }> = RingBuf::new();
+
+/// A packet being captured: its record.
+#[repr(C)]
+pub struct Held {
+    /// `kept` is 0 if none is held.
+    pub head: Captured,
+    pub bytes: [u64; MAX_KEPT as usize / 8],
+}
+
+#[btf_map]
+pub static HELD: PerCpuArray<Held, 1> = PerCpuArray::new();
+
+/// Records that found no room.
+#[btf_map]
+pub static CAPTURE_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();

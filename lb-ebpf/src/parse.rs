@@ -127,6 +127,40 @@ fn tags(packet: &Packet, start: usize) -> Result<(u16, usize), Verdict> {
     Ok((ethertype, start + length))
 }
 
+/// Destination of an IP packet.
+#[inline(always)]
+pub fn destination(packet: &Packet) -> Option<Addr> {
+    let (ethertype, l3) = ethernet(packet).ok()?;
+    match ethertype {
+        IPV4 => {
+            let ip = packet.window::<{ Ipv4Hdr::LEN }>(l3)?;
+            Some(Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>()))
+        }
+        IPV6 => {
+            let ip = packet.window::<{ Ipv6Hdr::LEN }>(l3)?;
+            Some(ipv6_destination(ip))
+        }
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn ipv6_destination(ip: Window<{ Ipv6Hdr::LEN }>) -> Addr {
+    Addr([
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 4 }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
+        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 12 }>(),
+    ])
+}
+
+/// Whether some service has this address.
+#[inline(always)]
+pub fn is_vip(addr: &Addr) -> bool {
+    // SAFETY: only whether there is an entry counts.
+    unsafe { VIPS.get(addr) }.is_some()
+}
+
 #[inline(always)]
 fn is_ours(addr: &Addr) -> bool {
     let bit = hash::filter_bit(addr);
@@ -147,8 +181,7 @@ fn refuse(dst: &Addr, verdict: Verdict) -> Verdict {
         verdict,
         Verdict::DropMalformed | Verdict::DropFragment | Verdict::DropExtensionHeaders
     );
-    // SAFETY: only whether there is an entry counts.
-    if unreadable && unsafe { VIPS.get(dst) }.is_none() {
+    if unreadable && !is_vip(dst) {
         Verdict::PassNotVip
     } else {
         verdict
@@ -216,16 +249,6 @@ pub fn ipv6(packet: &Packet, l3: usize) -> Result<Headers<true>, Verdict> {
         return Err(Verdict::PassNotVip);
     }
     behind_ipv6(packet, l3, ip, dst).map_err(|verdict| refuse(&dst, verdict))
-}
-
-#[inline(always)]
-fn ipv6_destination(ip: Window<{ Ipv6Hdr::LEN }>) -> Addr {
-    Addr([
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 4 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 12 }>(),
-    ])
 }
 
 #[inline(always)]

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
+use lb_userspace::api::capture::{Action, Closed, Opened, Packet, Stream};
 use lb_userspace::api::event::{Change, Kind, Origin};
 use lb_userspace::api::explain::{Answer, Explained};
 use lb_userspace::api::request::ProbeReport;
@@ -102,6 +103,9 @@ fn agent(events: usize) -> FakeAgent {
                 Request::Explain { src, dst, protocol } => {
                     Ok(Reply::Explained(Box::new(explained(src, dst, protocol))))
                 }
+                Request::Capture { service, snaplen } => {
+                    Ok(Reply::Capture(Box::new(stream(service, snaplen))))
+                }
                 Request::Reload => Err(ApiError::config("line 3: unknown key")),
                 Request::Detach => Err(ApiError::failed("the kernel said EPERM")),
                 Request::Drain { .. }
@@ -121,6 +125,47 @@ fn agent(events: usize) -> FakeAgent {
         requests,
         _runtime: runtime,
         _directory: directory,
+    }
+}
+
+/// Two packets, after which the capture of `web` goes on and any other ends by itself.
+fn stream(service: Option<String>, snaplen: u16) -> Stream {
+    let packet = Packet {
+        at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        interface: "eth0".into(),
+        length: 60,
+        service: service.clone(),
+        forwarding: None,
+        backend: None,
+        address: None,
+        verdict: "drop_ttl".into(),
+        action: Action::Drop,
+        data: vec![0; 14],
+        sent: Vec::new(),
+    };
+    let (sender, packets) = tokio::sync::mpsc::channel(1);
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let (last, closed) = tokio::sync::oneshot::channel();
+    let own = service.as_deref() != Some("web");
+    tokio::spawn(async move {
+        sender.send(vec![packet; 2]).await.unwrap();
+        if !own {
+            // Dropping the other end is one of the two ways to say it.
+            let _ = stopped.await;
+        }
+        drop(sender);
+        let reason = own.then(|| "the service is gone".to_owned());
+        last.send(Closed { lost: 3, reason }).unwrap();
+    });
+    Stream {
+        opened: Opened {
+            service,
+            snaplen,
+            interfaces: vec!["eth0".into()],
+        },
+        packets,
+        stop,
+        closed,
     }
 }
 
@@ -359,6 +404,42 @@ fn a_failed_probe_is_an_answer_like_any_other() {
         agent.run(&["probe", "web/web-1"]),
         (0, "refused\n".into(), String::new())
     );
+}
+
+#[test]
+fn a_capture_tells_what_is_lost_and_why_it_ended() {
+    let agent = agent(0);
+    let (code, out, err) = agent.run(&["capture", "web", "--count", "1"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        out.ends_with("drop_ttl, web\n") && out.lines().count() == 1,
+        "{out}"
+    );
+    assert!(err.contains("1 packet captured, 3 LOST"), "{err}");
+    let (code, out, err) = agent.run(&["capture", "--all", "--json", "-s", "64"]);
+    assert_eq!((code, out.lines().count()), (1, 2), "{err}");
+    assert!(
+        err.contains("ended by itself: the service is gone"),
+        "{err}"
+    );
+    let asked: Vec<Request> = agent.requests.try_iter().collect();
+    let request = |service: Option<&str>, snaplen| Request::Capture {
+        service: service.map(str::to_owned),
+        snaplen,
+    };
+    assert_eq!(asked, [request(Some("web"), 256), request(None, 64)]);
+    for wrong in [
+        &["capture"][..],
+        &["capture", "web", "--all"],
+        &["capture", "web", "--count", "0"],
+        &["capture", "web", "--snaplen", "4097"],
+        &["capture", "web", "--json", "-w", "-"],
+    ] {
+        assert_eq!(agent.run(wrong).0, 2, "{wrong:?}");
+    }
+    let (code, _, err) = agent.run(&["capture", "web", "-w", "/nowhere/at/all"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("cannot write /nowhere/at/all"), "{err}");
 }
 
 #[test]

@@ -32,6 +32,9 @@ pub struct Node {
     /// Not in the contract: packets by verdict, of those for no service.
     #[serde(default)]
     pub verdicts: BTreeMap<String, u64>,
+    /// Not in the contract: whether the data plane captures packets.
+    #[serde(default)]
+    pub capturing: bool,
 }
 
 /// An interface the program is attached to.

@@ -15,7 +15,7 @@ pub fn run(quick: bool, packets: bool, network: bool) -> Result<()> {
              Run `cargo xtask bench` as root"
         );
     }
-    setup::run(&[Purpose::Build, Purpose::Test, Purpose::Bench], false)?;
+    setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Bench], false)?;
     // All in one command: cargo would compile what they share anew for each.
     let mut cargo = command::cargo();
     cargo.args(["build", "--release", "--bins"]);

@@ -86,7 +86,7 @@ enum Task {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().task {
         Task::Setup { yes, bench, ci } => {
-            let mut purposes = vec![Purpose::Build, Purpose::Test];
+            let mut purposes = vec![Purpose::Build, Purpose::Lab, Purpose::Test];
             purposes.extend(bench.then_some(Purpose::Bench));
             if ci {
                 purposes.extend([Purpose::Applications, Purpose::Ci]);
@@ -97,14 +97,14 @@ fn main() -> Result<ExitCode> {
         }
         Task::Build { release } => build::run(release).map(|()| ExitCode::SUCCESS),
         Task::Demo { keep } => {
-            setup::run(&[Purpose::Build, Purpose::Test], true)?;
+            setup::run(&[Purpose::Build, Purpose::Lab], true)?;
             build::run(false)?;
             demo::run(keep).map(|()| ExitCode::SUCCESS)
         }
         Task::Test { filter } => test::run(filter.as_deref()),
         Task::Soak { minutes, mode } => {
             setup::run(
-                &[Purpose::Build, Purpose::Test, Purpose::Applications],
+                &[Purpose::Build, Purpose::Lab, Purpose::Applications],
                 false,
             )?;
             build::run(false)?;

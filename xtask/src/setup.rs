@@ -31,6 +31,8 @@ pub enum Purpose {
     /// The BPF toolchain.
     Build,
     /// Network namespaces.
+    Lab,
+    /// What tests read captures with.
     Test,
     /// What `lb` is compared with, and the load generator.
     Bench,
@@ -178,9 +180,9 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
         match purpose {
             Purpose::Build => look_for_toolchain(&mut missing)?,
             // Without root the tests that need these are skipped, and say so.
-            Purpose::Test if !is_root() => {}
-            Purpose::Test => tools(&mut missing, &[("ip", "iproute2"), ("ethtool", "ethtool")]),
-            Purpose::Applications if !is_root() => {}
+            Purpose::Lab | Purpose::Test | Purpose::Applications if !is_root() => {}
+            Purpose::Lab => tools(&mut missing, &[("ip", "iproute2"), ("ethtool", "ethtool")]),
+            Purpose::Test => tools(&mut missing, &[("tshark", "tshark")]),
             Purpose::Applications => {
                 tools(&mut missing, &applications::TOOLS);
                 missing.python = applications::python_is_missing();

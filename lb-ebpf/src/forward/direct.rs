@@ -48,7 +48,7 @@ pub fn request<const V6: bool>(
     decrement_ttl::<V6>(packet, headers.l3)?;
     let action = send(packet, hop(backend))?;
     count::forwarded(index, bytes, kind);
-    Ok(Fate::action(action))
+    Ok(Fate::sent(index, action))
 }
 
 /// The same for what is rare, after [`Fate::direct`]. A global function, which the verifier goes

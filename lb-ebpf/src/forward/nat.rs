@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use lb_common::abi::{Addr, Backend, Flow, FlowKey, Hop, tcp_seen};
+use lb_common::abi::{Addr, Backend, Flow, FlowKey, Hop, Params, tcp_seen};
 use lb_common::checksum;
 use lb_common::verdict::Verdict;
 use network_types::eth::EthHdr;
@@ -51,10 +51,8 @@ impl Ends {
 
 /// Whether the destination port is one that NAT uses.
 #[inline(always)]
-pub fn may_be_reply(flow: &FlowKey) -> bool {
-    PARAMS.get(0).is_some_and(|params| {
-        u16::from_be(flow.dport).wrapping_sub(params.snat_first) < params.snat_count
-    })
+pub fn may_be_reply(flow: &FlowKey, params: &Params) -> bool {
+    u16::from_be(flow.dport).wrapping_sub(params.snat_first) < params.snat_count
 }
 
 /// Sends a backend's packet on to its client; `None` if it belongs to no flow.
@@ -83,7 +81,7 @@ pub fn reply<const V6: bool>(
     Some(match sent {
         Ok(action) => {
             count::verdict(service, Verdict::NatReply);
-            Fate::action(action)
+            Fate::replied(record.backend, action)
         }
         Err(verdict) => Fate::refused(service, verdict),
     })
@@ -150,7 +148,7 @@ fn forward<const V6: bool>(
     rewrite(packet, headers, &ends)?;
     let action = send(packet, hop(backend))?;
     count::forwarded(index, bytes, kind);
-    Ok(Fate::action(action))
+    Ok(Fate::sent(index, action))
 }
 
 /// Notes that the flow is alive. Writes only what changed, so that the record's cache line stays

@@ -13,6 +13,7 @@ use crate::fate::Fate;
 use crate::forward::nat::{self, Ends};
 use crate::forward::{IPV6_ADDRESSES, decrement_ttl, hop, send, set_ipv6_addresses};
 use crate::icmp::Quote;
+use crate::maps::PARAMS;
 use crate::packet::{Packet, Window};
 use crate::parse::Headers;
 use crate::{flows, select};
@@ -38,7 +39,9 @@ impl Known {
 /// What is known of the NAT flow that these packets belong to, in either direction.
 #[inline(always)]
 pub fn known(flow: &FlowKey) -> Option<Known> {
-    if nat::may_be_reply(flow)
+    if PARAMS
+        .get(0)
+        .is_some_and(|params| nat::may_be_reply(flow, params))
         && let Some(record) = flows::find_reply(flow)
     {
         let record: &'static Flow = record;
@@ -84,7 +87,11 @@ pub fn error<const V6: bool>(
     if !known.to_client {
         count::forwarded(index, bytes, Kind::Ordinary);
     }
-    Ok(Fate::action(action))
+    Ok(if known.to_client {
+        Fate::replied(index, action)
+    } else {
+        Fate::sent(index, action)
+    })
 }
 
 /// Every sum is changed by what was changed, so a wrong one stays wrong. That goes for the quoted

@@ -156,7 +156,7 @@ pub fn encapsulate(ctx: *mut xdp_md, order: Order) -> Fate {
     match wrapped {
         Ok(action) => {
             count::forwarded(order.backend(), bytes, order.kind());
-            Fate::action(action)
+            Fate::sent(order.backend(), action)
         }
         Err(verdict) => Fate::refused(service, verdict),
     }

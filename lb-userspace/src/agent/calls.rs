@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::RunError;
+use super::capture::capture;
 use super::explain::explain;
 use super::run::Agent;
 use super::saved::{Admin, Word};
@@ -63,6 +64,9 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
                 responder.send(Err(ApiError::new(ErrorKind::Usage, error.to_string())));
             }
         },
+        Request::Capture { service, snaplen } => {
+            capture(agent, service, snaplen, origin, responder);
+        }
         Request::Reload => match agent.reload(origin).await {
             Ok(what) => responder.done(true, format!("configuration loaded: {what}")),
             Err(RunError::Config(error)) => responder.send(Err(ApiError::config(error))),

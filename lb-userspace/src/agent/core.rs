@@ -385,6 +385,11 @@ impl Core {
         self.generation
     }
 
+    /// What the maps should hold, as last decided.
+    pub fn built(&self) -> &Contents {
+        &self.built
+    }
+
     /// Says that the agent is about to end.
     pub const fn ending(&mut self) {
         self.ending = true;

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 mod attach;
 mod calls;
+mod capture;
 mod clock;
 mod core;
 mod events;

@@ -13,6 +13,7 @@ use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
 use super::attach::attach;
+use super::capture::Captures;
 use super::clock::Clock;
 use super::core::Core;
 use super::probes::{Finished, Probes};
@@ -56,6 +57,7 @@ pub struct Agent {
     /// Why an interface that is back could not be attached to.
     pub attach_error: Option<String>,
     pub counters: Counters,
+    pub captures: Captures,
     /// Who waits for the status.
     asked: Vec<Responder>,
     targets: watch::Sender<Arc<BTreeSet<IpAddr>>>,
@@ -119,6 +121,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         links: Arc::default(),
         attach_error: None,
         counters: Counters::default(),
+        captures: Captures::default(),
         asked: Vec::new(),
         targets,
         snapshot,
@@ -262,6 +265,7 @@ impl Agent {
         let (contents, generation) = self.core.contents();
         if generation != self.told {
             self.told = generation;
+            self.captures.rename(&self.core.model, &contents);
             let gone = self.core.gone();
             self.writer.send(Command::Want(Want {
                 contents,

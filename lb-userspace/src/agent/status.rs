@@ -65,6 +65,7 @@ impl Core {
             reload_error: self.reload_error.clone(),
             datapath_error: self.datapath_error.clone(),
             verdicts: verdicts(agent, 0),
+            capturing: agent.counters.capturing,
             flows: FlowTable {
                 used: self.sweep.entries,
                 capacity: self.model.node.flow_entries.into(),

@@ -48,8 +48,10 @@ pub enum ClientError {
 pub struct Answers {
     path: PathBuf,
     lines: BufReader<OwnedReadHalf>,
+    /// The line being read.
+    line: Vec<u8>,
     /// Open for as long as answers are wanted: the server takes its end for ours.
-    _open: OwnedWriteHalf,
+    open: OwnedWriteHalf,
     patience: Option<Duration>,
 }
 
@@ -77,40 +79,58 @@ pub async fn send(path: &Path, request: &Request) -> Result<Answers, ClientError
         result => result.map_err(failed)?,
     }
     let patience = match request {
-        Request::Events { follow: true, .. } => None,
+        Request::Events { follow: true, .. } | Request::Capture { .. } => None,
         request => Some(request.patience() + GRACE),
     };
     Ok(Answers {
         path: path.to_owned(),
         lines: BufReader::new(read),
-        _open: write,
+        line: Vec::new(),
+        open: write,
         patience,
     })
 }
 
 impl Answers {
-    /// The next line; `None` at the end. Not cancel safe: a line half read is lost.
+    /// The next line; `None` at the end. Cancel safe: what was read of a line is kept.
     pub async fn next(&mut self) -> Result<Option<Frame>, ClientError> {
-        let mut line = Vec::new();
-        let read = self.lines.read_until(b'\n', &mut line);
+        let read = self.lines.read_until(b'\n', &mut self.line);
         let read = match self.patience {
             None => read.await,
             Some(patience) => timeout(patience, read)
                 .await
                 .map_err(|_| ClientError::Silent(self.path.clone()))?,
         };
-        let count = read.map_err(|source| ClientError::Io {
+        read.map_err(|source| ClientError::Io {
             path: self.path.clone(),
             source,
         })?;
-        if count == 0 {
+        if self.line.is_empty() {
             return Ok(None);
         }
+        let line = std::mem::take(&mut self.line);
         let frame = serde_json::from_slice(&line).map_err(|source| ClientError::Version {
             path: self.path.clone(),
             source,
         })?;
         Ok(Some(frame))
+    }
+
+    /// Whether something has come that [`Self::next`] need not wait for.
+    pub fn has_more(&self) -> bool {
+        !self.lines.buffer().is_empty()
+    }
+
+    /// Says that no more is wanted; what is under way still comes.
+    pub async fn finish(&mut self) -> Result<(), ClientError> {
+        match self.open.shutdown().await {
+            // The agent has ended the connection already; `next` tells how.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            result => result.map_err(|source| ClientError::Io {
+                path: self.path.clone(),
+                source,
+            }),
+        }
     }
 
     /// The only line.

@@ -4,6 +4,7 @@
 //! agent's loop, which answers through the call's [`Responder`]. What everybody may read (HTTP, a
 //! `status` while the loop is busy) is a [`status::Status`] that the loop publishes on a `watch`.
 
+pub mod capture;
 pub mod client;
 pub mod event;
 pub mod explain;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::capture::{self, Closed, Opened, Packet};
 use super::event::{Event, Origin};
 use super::explain::Explained;
 use super::status::Status;
@@ -55,6 +56,14 @@ pub enum Request {
         dst: SocketAddr,
         protocol: Protocol,
     },
+    /// Packets with what becomes of them, until the client shuts down its end or leaves.
+    Capture {
+        /// Absent: everything that is for a VIP.
+        #[serde(default)]
+        service: Option<String>,
+        /// Bytes to keep of each packet.
+        snaplen: u16,
+    },
     /// Reads the configuration again.
     Reload,
     /// Takes the program off, removes what is pinned and ends the agent.
@@ -73,6 +82,7 @@ impl Request {
             Self::Weight { .. } => "weight",
             Self::Probe { .. } => "probe",
             Self::Explain { .. } => "explain",
+            Self::Capture { .. } => "capture",
             Self::Reload => "reload",
             Self::Detach => "detach",
         }
@@ -89,7 +99,8 @@ impl Request {
             | Self::Enable { .. }
             | Self::Disable { .. }
             | Self::Weight { .. }
-            | Self::Explain { .. } => Duration::from_secs(10),
+            | Self::Explain { .. }
+            | Self::Capture { .. } => Duration::from_secs(10),
         }
     }
 }
@@ -146,7 +157,7 @@ impl fmt::Display for BackendName {
 }
 
 /// What the loop answers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Reply {
     /// To `status`: all services.
     Status(Arc<Status>),
@@ -156,6 +167,8 @@ pub enum Reply {
     Probe(ProbeReport),
     /// To `explain`.
     Explained(Box<Explained>),
+    /// To `capture`.
+    Capture(Box<capture::Stream>),
     /// To everything else.
     Done(Done),
 }
@@ -186,6 +199,11 @@ pub enum Frame {
     Missed(u64),
     Probe(ProbeReport),
     Explained(Box<Explained>),
+    /// A capture is on.
+    Capturing(Opened),
+    Packet(Box<Packet>),
+    /// A capture is over.
+    Captured(Closed),
     Done(Done),
     Error(ApiError),
 }

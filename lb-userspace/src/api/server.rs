@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::capture::{Packet, Stream};
 use super::event::Event;
 use super::request::{Answer, ApiError, Call, ErrorKind, Frame, Peer, Reply, Request};
 use super::socket::Listener;
@@ -102,6 +103,10 @@ async fn client(stream: UnixStream, agent: Agent) -> io::Result<()> {
             let reader = reader.into_inner().into_inner();
             return follow(reader, writer, agent, peer, since, limit).await;
         }
+        Ok(request @ Request::Capture { .. }) => {
+            let reader = reader.into_inner().into_inner();
+            return capture(reader, writer, agent, request, peer).await;
+        }
         Ok(request) => ask(&agent, request, peer).await,
         Err(error) => Err(error),
     };
@@ -111,6 +116,8 @@ async fn client(stream: UnixStream, agent: Agent) -> io::Result<()> {
         Ok(Reply::Explained(explained)) => writer.frame(&Frame::Explained(explained)).await,
         Ok(Reply::Done(done)) => writer.frame(&Frame::Done(done)).await,
         Ok(Reply::Events(events)) => writer.events(events).await.map(drop),
+        // Asked for above only.
+        Ok(Reply::Capture(_)) => Ok(()),
         Err(error) => writer.frame(&Frame::Error(error)).await,
     }
 }
@@ -217,6 +224,47 @@ async fn follow(
     }
 }
 
+/// Captured packets, until the client wants no more. Dropped at any point, it ends the capture.
+async fn capture(
+    mut reader: OwnedReadHalf,
+    mut writer: Writer,
+    agent: Agent,
+    request: Request,
+    peer: Peer,
+) -> io::Result<()> {
+    let reply = ask(&agent, request, peer).await;
+    drop(agent);
+    let Stream {
+        opened,
+        mut packets,
+        stop,
+        closed,
+    } = match reply {
+        Ok(Reply::Capture(stream)) => *stream,
+        Ok(_) => return Ok(()),
+        Err(error) => return writer.frame(&Frame::Error(error)).await,
+    };
+    writer.frame(&Frame::Capturing(opened)).await?;
+    let mut stop = Some(stop);
+    let mut ignored = [0; 256];
+    loop {
+        tokio::select! {
+            batch = packets.recv() => match batch {
+                Some(batch) => writer.packets(batch).await?,
+                None => break,
+            },
+            read = reader.read(&mut ignored), if stop.is_some() => if read? == 0 {
+                stop = None;
+            },
+        }
+    }
+    match closed.await {
+        Ok(closed) => writer.frame(&Frame::Captured(closed)).await,
+        // The agent is ending.
+        Err(_) => Ok(()),
+    }
+}
+
 /// The way to a client, with a deadline on every write.
 struct Writer(OwnedWriteHalf);
 
@@ -224,9 +272,23 @@ impl Writer {
     async fn frame(&mut self, frame: &Frame) -> io::Result<()> {
         let mut line = serde_json::to_vec(frame)?;
         line.push(b'\n');
-        timeout(PATIENCE, self.0.write_all(&line))
+        self.lines(&line).await
+    }
+
+    async fn lines(&mut self, lines: &[u8]) -> io::Result<()> {
+        timeout(PATIENCE, self.0.write_all(lines))
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "a client does not read"))?
+    }
+
+    /// Writes packets, many at a time.
+    async fn packets(&mut self, packets: Vec<Packet>) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for packet in packets {
+            serde_json::to_writer(&mut lines, &Frame::Packet(packet.into()))?;
+            lines.push(b'\n');
+        }
+        self.lines(&lines).await
     }
 
     /// Writes events; the number of the last one.

@@ -51,6 +51,9 @@ pub struct Node {
     /// Packets by verdict that belong to no service, by [`lb_common::verdict::Verdict::label`].
     #[serde(default)]
     pub verdicts: BTreeMap<String, u64>,
+    /// Whether the data plane captures packets, for `lb capture`.
+    #[serde(default)]
+    pub capturing: bool,
     #[serde(default)]
     pub flows: FlowTable,
     #[serde(default)]
@@ -232,6 +235,7 @@ impl Default for Node {
             reload_error: None,
             datapath_error: None,
             verdicts: BTreeMap::new(),
+            capturing: false,
             flows: FlowTable::default(),
             prober: Prober::default(),
         }

@@ -7,7 +7,10 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use lb_common::abi::GUE_PORT;
+use lb_common::capture::MAX_KEPT;
 
+use super::top::Sort;
+use crate::api::capture::DEFAULT_SNAPLEN;
 use crate::api::{BackendName, DEFAULT_SOCKET};
 use crate::model::{Protocol, XdpMode};
 
@@ -77,6 +80,25 @@ Examples:
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Watch services and backends: what happens each second
+    #[command(after_help = "\
+Keys: q ends, p pauses, s or the left and right arrows sort by another column, the other arrows
+scroll. Where standard output is no terminal, it prints one frame after a second and ends.
+
+Examples:
+  lb top
+  lb top web --sort packets
+  lb top --once")]
+    Top {
+        /// Only this service
+        service: Option<String>,
+        /// Print one frame and end
+        #[arg(long)]
+        once: bool,
+        /// What to sort by at first
+        #[arg(long, value_enum, default_value_t)]
+        sort: Sort,
     },
     /// Give a backend no new flows; established ones go on until the deadline
     #[command(after_help = "\
@@ -194,6 +216,40 @@ Examples:
         #[arg(long, default_value = "tcp", value_parser = protocols())]
         protocol: Protocol,
         /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show packets as they come in, with what became of each; or write them for Wireshark
+    #[command(after_help = "\
+Both directions of a service by nat, requests by dsr: its replies do not pass here. Packets that
+are refused before their service is known (fragments, other ports) are captured with --all only.
+Ends with Ctrl-C. One capture at a time; what the socket's group may do, it may do to any packet.
+
+Exit codes: 0 ended as told, 1 ended by itself, 2 no such service, 3 no agent.
+
+Examples:
+  lb capture web
+  lb capture --all --count 20
+  lb capture web -w web.pcapng
+  lb capture web -w - | wireshark -k -i -")]
+    Capture {
+        /// Packets of this service
+        #[arg(required_unless_present = "all")]
+        service: Option<String>,
+        /// Everything that is for a VIP
+        #[arg(long, conflicts_with = "service")]
+        all: bool,
+        /// Write a pcapng file; - is standard output
+        #[arg(long, short, value_name = "FILE", conflicts_with = "json")]
+        write: Option<PathBuf>,
+        /// End after so many packets
+        #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        /// Keep at most so many bytes of each packet
+        #[arg(long, short, value_name = "BYTES", default_value_t = DEFAULT_SNAPLEN,
+            value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_KEPT)))]
+        snaplen: u16,
+        /// Print JSON, a packet a line
         #[arg(long)]
         json: bool,
     },

@@ -178,13 +178,14 @@ fn ask(socket: &Path, request: &Request) -> Result<Frame, Failure> {
     }
 }
 
-fn unexpected(frame: &Frame) -> Failure {
+pub(super) fn unexpected(frame: &Frame) -> Failure {
     let kind = match frame {
         Frame::Status(_) => "a status",
         Frame::Event(_) => "an event",
         Frame::Missed(_) => "a gap",
         Frame::Probe(_) => "a probe's result",
         Frame::Explained(_) => "an explanation",
+        Frame::Capturing(_) | Frame::Packet(_) | Frame::Captured(_) => "a capture",
         Frame::Done(_) => "a confirmation",
         Frame::Error(error) => return Failure::Api(ApiError::clone(error)),
     };
@@ -193,7 +194,7 @@ fn unexpected(frame: &Frame) -> Failure {
     ))
 }
 
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod args;
+mod capture;
 pub mod check;
 mod control;
 mod decap;
@@ -18,6 +19,7 @@ pub mod probe;
 mod run;
 mod simulate;
 mod status;
+mod top;
 
 use crate::api::ApiError;
 use crate::api::client::ClientError;
@@ -97,6 +99,11 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Run { config, replace } => run::run(config, replace),
         Command::Check { file, strict, json } => Ok(check::run(&file, strict, json)),
         Command::Status { service, json } => control::status(socket, service, json),
+        Command::Top {
+            service,
+            once,
+            sort,
+        } => top::run(socket, service, once, sort),
         Command::Drain { backend, deadline } => control::drain(socket, backend, deadline),
         Command::Enable { backend } => control::enable(socket, backend),
         Command::Disable { backend } => control::disable(socket, backend),
@@ -124,6 +131,23 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
             protocol,
             json,
         } => control::explain(socket, src, dst, protocol, json),
+        Command::Capture {
+            service,
+            all: _,
+            write,
+            count,
+            snaplen,
+            json,
+        } => capture::run(
+            socket,
+            &capture::Options {
+                service,
+                write,
+                count,
+                snaplen,
+                json,
+            },
+        ),
         Command::Reload => control::reload(socket),
         Command::Detach => control::detach(socket),
         Command::Decap {

@@ -85,6 +85,10 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
             tame(first)
         ));
     }
+    if node.capturing {
+        let text = "packets are being captured (`lb events` tells for whom)";
+        lines.push(palette.soft(text));
+    }
     if let Some(text) = counters(&node.verdicts) {
         lines.push(palette.faint(&format!("dropped, of no service: {text}")));
     }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use lb_common::abi::{
     self, Addr, Backend, Filter, Forwarding, Hop, LAYOUT_VERSION, MAX_BACKENDS, MAX_SOURCES,
     Params, SERVICE_PLACES, SERVICE_PROBES, ServiceEntry, ServiceKey, SourceIndex, Traffic,
@@ -23,11 +23,12 @@ use thiserror::Error;
 use super::chain::Chain;
 use super::flow_table::FlowTable;
 use super::sys::{self, Mapped, Plain, Raw};
+use super::tap::Tap;
 use crate::model::Protocol;
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 19] = [
     "PARAMS",
     "FILTER",
     "VIPS",
@@ -44,6 +45,9 @@ pub const NAMES: [&str; 16] = [
     "VERDICTS",
     "OPENING",
     "CHAIN",
+    "CAPTURE",
+    "HELD",
+    "CAPTURE_LOST",
 ];
 
 /// Why a map cannot be read or written.
@@ -79,6 +83,10 @@ pub struct Maps {
     pub(super) chain: Chain,
     traffic: PerCpuArray<MapData, Raw<Traffic>>,
     verdicts: PerCpuArray<MapData, Raw<u64>>,
+    /// What a [`Tap`] is made of.
+    params_fd: OwnedFd,
+    capture_fd: OwnedFd,
+    lost_fd: OwnedFd,
 }
 
 fn map_error(name: &'static str) -> impl FnOnce(MapError) -> AccessError {
@@ -90,7 +98,12 @@ fn system_error(name: &'static str) -> impl FnOnce(io::Error) -> AccessError {
 }
 
 fn descriptor(map: &Map, name: &'static str) -> Result<OwnedFd, AccessError> {
-    let (Map::Array(data) | Map::ArrayOfMaps(data) | Map::ProgramArray(data)) = map else {
+    let (Map::Array(data)
+    | Map::ArrayOfMaps(data)
+    | Map::ProgramArray(data)
+    | Map::PerCpuArray(data)
+    | Map::RingBuf(data)) = map
+    else {
         return Err(AccessError::Content {
             name,
             what: format!("{map:?}"),
@@ -121,7 +134,8 @@ impl Maps {
         }
         let table_fds = fds.try_into().map_err(|_| AccessError::Missing("TABLES"))?;
         let mut take = |name| ebpf.take_map(name).ok_or(AccessError::Missing(name));
-        let mut params = mapped::<Params>(&take("PARAMS")?, "PARAMS", 1)?;
+        let params_map = take("PARAMS")?;
+        let mut params = mapped::<Params>(&params_map, "PARAMS", 1)?;
         let (flows, replies) = (take("FLOWS")?, take("REPLIES")?);
         let buckets = entries(&flows, "FLOWS")?;
         let sources = mapped(&take("SOURCES")?, "SOURCES", MAX_SOURCES)?;
@@ -138,6 +152,9 @@ impl Maps {
                 params.get(0).seed,
                 sys::monotonic().as_secs() as u32,
             ),
+            params_fd: descriptor(&params_map, "PARAMS")?,
+            capture_fd: descriptor(&take("CAPTURE")?, "CAPTURE")?,
+            lost_fd: descriptor(&take("CAPTURE_LOST")?, "CAPTURE_LOST")?,
             params,
             sources,
             filter: mapped(&take("FILTER")?, "FILTER", 1)?,
@@ -162,6 +179,30 @@ impl Maps {
                 .try_into()
                 .map_err(map_error("VERDICTS"))?,
         })
+    }
+
+    /// A place to capture packets from.
+    pub fn tap(&self) -> Result<Tap, AccessError> {
+        let open = |fd: &OwnedFd, name| {
+            let fd = fd.try_clone().map_err(system_error(name))?;
+            MapData::from_fd(fd).map_err(map_error(name))
+        };
+        let params = Mapped::new(self.params_fd.as_fd(), 1).map_err(system_error("PARAMS"))?;
+        let ring = Map::RingBuf(open(&self.capture_fd, "CAPTURE")?);
+        let ring = RingBuf::try_from(ring).map_err(map_error("CAPTURE"))?;
+        let lost = Map::PerCpuArray(open(&self.lost_fd, "CAPTURE_LOST")?);
+        let lost = PerCpuArray::try_from(lost).map_err(map_error("CAPTURE_LOST"))?;
+        Ok(Tap::new(params, ring, lost))
+    }
+
+    /// Whether packets are captured.
+    pub fn is_captured(&self) -> bool {
+        self.params.get(0).capture != 0
+    }
+
+    /// Ends the capture of an agent that no longer lives.
+    pub fn end_capture(&mut self) {
+        self.params.set_field(0, offset_of!(Params, capture), 0u32);
     }
 
     /// The coarse clock that the packet path keeps idle times by.

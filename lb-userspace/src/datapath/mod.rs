@@ -24,6 +24,7 @@ pub mod interface;
 mod maps;
 mod pin;
 pub mod sys;
+pub mod tap;
 mod writer;
 
 pub use attach::{AttachError, Attached};
@@ -31,6 +32,7 @@ pub use chain::ChainError;
 pub use flows::Sweep;
 pub use maps::AccessError;
 pub use pin::{PinDirectory, PinError};
+pub use tap::Tap;
 pub use writer::{Command, Counters, Explained, Notice, Want, Writer};
 
 use crate::model::XdpMode;
@@ -134,7 +136,8 @@ impl Datapath {
         xdp(&mut ebpf)?
             .load()
             .map_err(|error| DatapathError::Verify(error.into()))?;
-        let maps = Maps::take(&mut ebpf)?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        maps.end_capture();
         if maps.flows.buckets() != buckets as usize {
             warn!(
                 "the flow table keeps its room for {} flows; {flow_entries} take effect after \
@@ -286,6 +289,16 @@ impl Datapath {
     /// The record of a flow, by its client's packets.
     pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
         explain::Flows::find(&self.maps, key)
+    }
+
+    /// A place to capture packets from; at most one may be in use at a time.
+    pub fn tap(&self) -> Result<Tap, DatapathError> {
+        Ok(self.maps.tap()?)
+    }
+
+    /// Whether the program captures packets.
+    pub fn is_captured(&self) -> bool {
+        self.maps.is_captured()
     }
 
     /// The program, for test runs.

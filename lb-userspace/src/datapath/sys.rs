@@ -8,6 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use tokio::io::Interest;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
@@ -40,13 +43,24 @@ fn bpf<T>(command: u32, attr: &mut T) -> io::Result<c_long> {
 ///
 /// # Safety
 /// Both must hold.
-pub unsafe trait Plain: Copy + 'static {}
+pub unsafe trait Plain: Copy + 'static {
+    /// The value at the front of `bytes`; `None` if they are too few.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() < size_of::<Self>() {
+            return None;
+        }
+        // SAFETY: enough bytes, and any of them are a value; no alignment is asked for.
+        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+    }
+}
 
 // SAFETY: integers of one size.
 unsafe impl Plain for [u64; 2] {}
 
 // SAFETY: `repr(C)` structs of integers with explicit padding, sizes asserted in `lb_common::abi`.
 unsafe impl Plain for lb_common::abi::Backend {}
+// SAFETY: as above, in `lb_common::capture`.
+unsafe impl Plain for lb_common::capture::Captured {}
 // SAFETY: as above.
 unsafe impl Plain for lb_common::abi::Filter {}
 // SAFETY: as above.
@@ -485,6 +499,27 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Resul
         frame: out,
         duration: attr.duration,
     })
+}
+
+/// A descriptor that tasks can wait for.
+#[derive(Debug)]
+pub struct Readable(AsyncFd<OwnedFd>);
+
+impl Readable {
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel's, for example where `fd` is of a kind that cannot be polled.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: an owned descriptor is open, and neither replaced nor taken out of here.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self(fd.map_err(|error| error.into_parts().1)?))
+    }
+
+    /// Waits until there is something to read, or may be. Cancel safe.
+    pub async fn ready(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+        self.0.readable().await
+    }
 }
 
 /// Joins the mount namespace of process 1, for this thread only.

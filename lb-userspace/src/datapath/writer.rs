@@ -13,7 +13,7 @@ use lb_common::verdict::Verdict;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
-use super::{Attached, Datapath, DatapathError, PinDirectory, Place, Sweep, enter_bpffs};
+use super::{Attached, Datapath, DatapathError, PinDirectory, Place, Sweep, Tap, enter_bpffs};
 use crate::model::XdpMode;
 use crate::plan::explain::{Explanation, Tuple};
 use crate::plan::{Backend, Contents, Op, ServiceId, plan};
@@ -50,6 +50,8 @@ pub enum Command {
         tuple: Tuple,
         reply: oneshot::Sender<Result<Option<Explained>, DatapathError>>,
     },
+    /// Give a place to capture packets from.
+    Tap(oneshot::Sender<Result<Tap, DatapathError>>),
     /// Read the counters, and report them.
     Count,
     /// Take everything off the interfaces and end.
@@ -96,6 +98,8 @@ pub struct Counters {
     pub traffic: BTreeMap<BackendIndex, Traffic>,
     /// By service; 0 counts packets that are for none.
     pub verdicts: BTreeMap<ServiceId, Vec<(Verdict, u64)>>,
+    /// Whether the program captures packets.
+    pub capturing: bool,
 }
 
 /// A running datapath thread. It ends when this is dropped.
@@ -269,6 +273,10 @@ impl Thread {
                 // A caller that has gone away needs no answer.
                 let _ = reply.send(Ok(self.explain(tuple)));
             }
+            Command::Tap(reply) => {
+                // As above; a tap that nobody takes is closed again.
+                let _ = reply.send(self.datapath.tap());
+            }
             Command::Count => self.notify(Notice::Counted(self.count())),
             Command::Detach(reply) => {
                 // As above.
@@ -348,7 +356,10 @@ impl Thread {
     }
 
     fn count(&self) -> Result<Counters, DatapathError> {
-        let mut counters = Counters::default();
+        let mut counters = Counters {
+            capturing: self.datapath.is_captured(),
+            ..Counters::default()
+        };
         for id in self.applied.backends.keys() {
             counters.traffic.insert(*id, self.datapath.traffic(*id)?);
         }

@@ -18,7 +18,7 @@ use report::Report;
 /// If something is missing that cannot be installed, or cargo cannot be run. Failed tests are no
 /// error but exit code 1, after the summary.
 pub fn run(filter: Option<&str>) -> Result<ExitCode> {
-    setup::run(&[Purpose::Build, Purpose::Test], false)?;
+    setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test], false)?;
     if let Err(error) = setup::run(&[Purpose::Applications], false) {
         println!("Tests with real applications will be skipped: {error:#}");
     }
