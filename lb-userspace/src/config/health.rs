@@ -2,14 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::duration::format;
+use super::kinds;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{HEALTH, Key};
 use super::value::{self, shown};
 use crate::model::{
-    HealthPolicy, HttpProbe, ProbeKind, ProbeSpec, Protocol, StatusRange, TlsOptions, host_text,
+    ExecProbe, HealthPolicy, HttpProbe, ProbeKind, ProbeSpec, Protocol, StatusRange, TlsOptions,
+    host_text,
 };
 
 /// Kind of probe, as written.
@@ -20,6 +23,12 @@ pub enum Probe {
     Http,
     Https,
     Grpc,
+    Redis,
+    Postgres,
+    Mysql,
+    Smtp,
+    Dns,
+    Exec,
 }
 
 /// What the tables say, value by value.
@@ -47,6 +56,7 @@ pub struct Settings {
     verify: Option<At<bool>>,
     ca: Option<At<PathBuf>>,
     sni: Option<At<String>>,
+    kinds: kinds::Settings,
 }
 
 /// The health checks of one service.
@@ -60,7 +70,8 @@ pub struct Checks {
 /// A probe without its target.
 #[derive(Clone, Debug)]
 enum Question {
-    Tcp,
+    /// The same of every backend, whatever its address.
+    Same(ProbeKind),
     Http {
         probe: HttpProbe,
         /// `None`: the target.
@@ -75,11 +86,21 @@ enum Question {
 }
 
 impl Checks {
-    /// The probe of the backend at `address`.
-    pub fn of(&self, address: SocketAddr) -> ProbeSpec {
+    /// Whether they run commands.
+    pub fn runs_commands(&self) -> bool {
+        matches!(self.question, Question::Same(ProbeKind::Exec(_)))
+    }
+
+    /// The probe of the backend `name` at `address`.
+    pub fn of(&self, address: SocketAddr, service: &Arc<str>, name: &Arc<str>) -> ProbeSpec {
         let target = SocketAddr::new(address.ip(), self.port.unwrap_or(address.port()));
         let kind = match &self.question {
-            Question::Tcp => ProbeKind::Tcp,
+            Question::Same(ProbeKind::Exec(exec)) => ProbeKind::Exec(ExecProbe {
+                service: service.clone(),
+                backend: name.clone(),
+                ..exec.clone()
+            }),
+            Question::Same(kind) => kind.clone(),
             Question::Http { probe, host } => {
                 let usual = if probe.tls.is_some() { 443 } else { 80 };
                 ProbeKind::Http(HttpProbe {
@@ -145,6 +166,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         verify: reader.get(errors, "verify", value::boolean),
         ca: reader.get(errors, "ca", value::path),
         sni: reader.get(errors, "sni", server_name),
+        kinds: kinds::read(reader, errors),
     }
 }
 
@@ -169,7 +191,22 @@ pub fn checks(
     let policy = policy(&settings, reader, probe, errors);
     let question = match probe? {
         Probe::None => return Some(None),
-        Probe::Tcp => Question::Tcp,
+        Probe::Tcp
+        | Probe::Redis
+        | Probe::Postgres
+        | Probe::Mysql
+        | Probe::Smtp
+        | Probe::Dns
+        | Probe::Exec => {
+            // Inherited keys may be meant for other kinds.
+            let tls = users("tls").contains(&probe?) && settings.tls.as_ref()?.value;
+            let tls = match tls {
+                true => Some(tls_options(&settings, None)?),
+                false => None,
+            };
+            let kinds = settings.kinds;
+            Question::Same(kinds::question(probe?, kinds, tls, reader, errors)?)
+        }
         Probe::Http => http(settings_http(&settings, None, reader, errors)?),
         Probe::Https => {
             let name = settings.host.as_ref().map(|host| host.value.as_str());
@@ -349,7 +386,7 @@ fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut
                 ),
                 format!("remove it, or write probe = {}", names.join(" or ")),
             );
-        } else if probe == Probe::Grpc && !tls && TLS_KEYS.contains(&key.name) {
+        } else if probe != Probe::Https && !tls && TLS_KEYS.contains(&key.name) {
             errors.add(
                 span,
                 format!("`{}` has no meaning without TLS", key.name),
@@ -361,15 +398,27 @@ fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut
 
 /// The kinds of probe that use a key.
 fn users(key: &str) -> &'static [Probe] {
-    use Probe::{Grpc, Http, Https, None, Tcp};
+    use Probe::{Dns, Exec, Grpc, Http, Https, Mysql, None, Postgres, Redis, Smtp, Tcp};
     match key {
-        "probe" => &[None, Tcp, Http, Https, Grpc],
+        "probe" => &[
+            None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec,
+        ],
         "path" | "method" | "host" | "headers" | "expect_status" | "expect_body" => &[Http, Https],
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
-        "authority" | "accept_status" | "tls" => &[Grpc],
-        key if TLS_KEYS.contains(&key) => &[Https, Grpc],
-        _ => &[Tcp, Http, Https, Grpc],
+        "authority" | "accept_status" => &[Grpc],
+        "tls" => &[Grpc, Tcp, Redis, Smtp],
+        key if TLS_KEYS.contains(&key) => &[Https, Grpc, Tcp, Redis, Smtp],
+        "half_open" | "script" => &[Tcp],
+        "user" => &[Redis, Postgres, Mysql],
+        "password_file" | "role" => &[Redis],
+        "database" => &[Postgres],
+        "hello" => &[Smtp],
+        "query" | "query_type" | "expect_rcode" | "expect_answer" => &[Dns],
+        "command" => &[Exec],
+        _ => &[
+            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec,
+        ],
     }
 }
 
@@ -381,6 +430,12 @@ impl Probe {
             Self::Http => "http",
             Self::Https => "https",
             Self::Grpc => "grpc",
+            Self::Redis => "redis",
+            Self::Postgres => "postgres",
+            Self::Mysql => "mysql",
+            Self::Smtp => "smtp",
+            Self::Dns => "dns",
+            Self::Exec => "exec",
         }
     }
 }
@@ -391,6 +446,12 @@ fn probe(key: &Key, value: &Value<'_>) -> Result<Probe, Problem> {
         "http" => Probe::Http,
         "https" => Probe::Https,
         "grpc" => Probe::Grpc,
+        "redis" => Probe::Redis,
+        "postgres" => Probe::Postgres,
+        "mysql" => Probe::Mysql,
+        "smtp" => Probe::Smtp,
+        "dns" => Probe::Dns,
+        "exec" => Probe::Exec,
         _ => Probe::None,
     })
 }

@@ -22,6 +22,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     let on_exit = reader.get(errors, "on_exit", on_exit);
     let snat_ports = reader.get(errors, "snat_ports", value::port_range);
     let flow_entries = reader.get(errors, "flow_entries", value::integer);
+    let allow_exec = reader.get(errors, "allow_exec", value::boolean);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -31,6 +32,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         on_exit: on_exit?.value,
         snat_ports: snat_ports?.value,
         flow_entries: flow_entries?.value,
+        allow_exec: allow_exec?.value,
     })
 }
 

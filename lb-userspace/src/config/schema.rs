@@ -45,6 +45,12 @@ pub enum Kind {
     GrpcCodes,
     /// Inline table of texts.
     Headers,
+    /// List of inline tables: the steps of a TCP script.
+    Steps,
+    /// List of IP addresses.
+    IpAddresses,
+    /// A program and its arguments.
+    Command,
 }
 
 /// What stands for a key that is not written.
@@ -80,6 +86,9 @@ impl Kind {
             Self::Statuses => "list of HTTP status codes and ranges".into(),
             Self::GrpcCodes => "list of gRPC status codes".into(),
             Self::Headers => "table of texts".into(),
+            Self::Steps => "list of tables".into(),
+            Self::IpAddresses => "list of IP addresses".into(),
+            Self::Command => "list of texts".into(),
         }
     }
 
@@ -97,6 +106,9 @@ impl Kind {
             Self::Statuses => "a list of status codes, as texts",
             Self::GrpcCodes => "a list of gRPC status codes",
             Self::Headers => "a table of texts",
+            Self::Steps => "a list of tables",
+            Self::IpAddresses => "a list of IP addresses, as texts",
+            Self::Command => "a list of texts",
         }
     }
 
@@ -115,6 +127,9 @@ impl Kind {
             Self::Statuses => "[\"200\"] or [\"200-299\"]",
             Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
             Self::Headers => "{ \"X-Probe\" = \"lb\" }",
+            Self::Steps => "[{ send = 'PING\\r\\n' }, { expect = '+PONG' }]",
+            Self::IpAddresses => "[\"192.0.2.1\"]",
+            Self::Command => "[\"/usr/local/bin/check-web\", \"--fast\"]",
         }
     }
 }
@@ -200,6 +215,12 @@ pub const NODE: Section = Section {
             Value("262144"),
             "Capacity of the flow table, in entries; a NAT flow takes two.",
         ),
+        key(
+            "allow_exec",
+            Kind::Boolean,
+            Value("false"),
+            "Whether `probe = \"exec\"` may run commands on this host, with the agent's rights.",
+        ),
     ],
 };
 
@@ -267,7 +288,10 @@ pub const HEALTH: Section = Section {
     keys: &[
         key(
             "probe",
-            Kind::Choice(&["tcp", "http", "https", "grpc", "none"]),
+            Kind::Choice(&[
+                "tcp", "http", "https", "grpc", "redis", "postgres", "mysql", "smtp", "dns",
+                "exec", "none",
+            ]),
             Derived("`\"tcp\"` for TCP services, `\"none\"` for UDP services"),
             "What is asked; `none`: backends always count as healthy.",
         ),
@@ -379,7 +403,7 @@ pub const HEALTH: Section = Section {
             "tls",
             Kind::Boolean,
             Value("false"),
-            "`grpc`: whether the probe speaks TLS.",
+            "`grpc`, `tcp`, `redis`, `smtp`: whether the probe speaks TLS from the first byte.",
         ),
         key(
             "verify",
@@ -398,6 +422,80 @@ pub const HEALTH: Section = Section {
             Kind::Text,
             Derived("`host` or `authority` if that is a name, else none is sent"),
             "With TLS: server name that is sent and verified.",
+        ),
+        key(
+            "half_open",
+            Kind::Boolean,
+            Value("false"),
+            "`tcp`: SYN, SYN-ACK, RST; the application never sees the connection.",
+        ),
+        key(
+            "script",
+            Kind::Steps,
+            Absent("none"),
+            "`tcp`: what is sent and expected once the connection stands, see [probes](probes.md#tcp).",
+        ),
+        key(
+            "user",
+            Kind::Text,
+            Derived("`redis`: the server's; `postgres`: `\"postgres\"`; `mysql`: no login"),
+            "`redis`, `postgres`, `mysql`: who the probe says it is.",
+        ),
+        key(
+            "password_file",
+            Kind::Path,
+            Absent("no password"),
+            "`redis`: file whose first line is the password; read for each probe.",
+        ),
+        key(
+            "role",
+            Kind::Choice(&["any", "master", "replica"]),
+            Absent("not asked"),
+            "`redis`: the role the server must have; a replica's link to its master must be up.",
+        ),
+        key(
+            "database",
+            Kind::Text,
+            Derived("the user's name, by the server"),
+            "`postgres`: database named in the start-up packet.",
+        ),
+        key(
+            "hello",
+            Kind::Text,
+            Value("\"localhost\""),
+            "`smtp`: name given with EHLO.",
+        ),
+        key(
+            "query",
+            Kind::Text,
+            Derived("required for `dns`"),
+            "`dns`: name that is asked for; `.` is the root.",
+        ),
+        key(
+            "query_type",
+            Kind::Choice(&[
+                "A", "AAAA", "NS", "SOA", "CNAME", "PTR", "MX", "TXT", "SRV", "CAA",
+            ]),
+            Value("\"A\""),
+            "`dns`: type of record that is asked for.",
+        ),
+        key(
+            "expect_rcode",
+            Kind::Choice(&["NOERROR", "NXDOMAIN", "SERVFAIL", "REFUSED"]),
+            Value("\"NOERROR\""),
+            "`dns`: response code that counts as a success.",
+        ),
+        key(
+            "expect_answer",
+            Kind::IpAddresses,
+            Value("[]"),
+            "`dns`: addresses that must all be in the answer.",
+        ),
+        key(
+            "command",
+            Kind::Command,
+            Derived("required for `exec`"),
+            "`exec`: program by its absolute path, and its arguments; needs `allow_exec` in `[node]`.",
         ),
     ],
 };

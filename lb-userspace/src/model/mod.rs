@@ -10,8 +10,15 @@ use std::time::Duration;
 pub use lb_common::abi::{Affinity, Forwarding};
 use serde::{Deserialize, Serialize};
 
+mod pattern;
 mod probe;
+mod question;
+pub use pattern::Pattern;
 pub use probe::{HttpProbe, ProbeKind, ProbeSpec, StatusRange, TlsOptions};
+pub use question::{
+    DnsProbe, ExecProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole, ScriptStep,
+    SmtpProbe, TcpScript,
+};
 
 /// Everything the agent works from.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +42,8 @@ pub struct Node {
     pub snat_ports: RangeInclusive<u16>,
     /// Capacity of the flow table.
     pub flow_entries: u32,
+    /// Whether probes may run commands of this host.
+    pub allow_exec: bool,
 }
 
 /// Which kind of XDP to attach.

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::{DnsProbe, ExecProbe, MysqlProbe, PostgresProbe, RedisProbe, SmtpProbe, TcpScript};
+
 /// One probe of one backend, complete in itself: two equal specs are the same probe.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProbeSpec {
@@ -19,6 +21,10 @@ pub struct ProbeSpec {
 pub enum ProbeKind {
     /// Connection established (and then reset, so that no TIME_WAIT is left).
     Tcp,
+    /// SYN, SYN-ACK, RST: the handshake is never completed.
+    TcpHalfOpen,
+    /// Connection established, then the script.
+    TcpScript(TcpScript),
     /// HTTP/1.1, over TLS if there are TLS options.
     Http(HttpProbe),
     /// `grpc.health.v1.Health/Check` over h2c, or TLS if there are TLS options.
@@ -31,6 +37,12 @@ pub enum ProbeKind {
         accept_status: Vec<u32>,
         tls: Option<TlsOptions>,
     },
+    Redis(RedisProbe),
+    Postgres(PostgresProbe),
+    Mysql(MysqlProbe),
+    Smtp(SmtpProbe),
+    Dns(DnsProbe),
+    Exec(ExecProbe),
 }
 
 /// An HTTP request and the answer it wants.
@@ -69,10 +81,16 @@ impl ProbeKind {
     /// Name in configuration and JSON.
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Tcp => "tcp",
+            Self::Tcp | Self::TcpHalfOpen | Self::TcpScript(_) => "tcp",
             Self::Http(HttpProbe { tls: None, .. }) => "http",
             Self::Http(HttpProbe { tls: Some(_), .. }) => "https",
             Self::Grpc { .. } => "grpc",
+            Self::Redis(_) => "redis",
+            Self::Postgres(_) => "postgres",
+            Self::Mysql(_) => "mysql",
+            Self::Smtp(_) => "smtp",
+            Self::Dns(_) => "dns",
+            Self::Exec(_) => "exec",
         }
     }
 }

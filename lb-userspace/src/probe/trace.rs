@@ -24,6 +24,8 @@ pub struct Trace {
     seen: Arc<Seen>,
     /// A TLS handshake was begun.
     handshake: bool,
+    /// What the probe waits for now.
+    waiting: Option<String>,
 }
 
 impl Trace {
@@ -33,6 +35,7 @@ impl Trace {
             steps: Vec::with_capacity(5),
             seen: Arc::default(),
             handshake: false,
+            waiting: None,
         }
     }
 
@@ -43,11 +46,17 @@ impl Trace {
 
     /// A step was done just now.
     pub fn step(&mut self, name: &'static str, detail: impl Into<String>) {
+        self.waiting = None;
         self.steps.push(Step {
             name,
             at: self.elapsed(),
             detail: detail.into(),
         });
+    }
+
+    /// What the probe waits for from now on, until the next step: `no "+PONG" in "-ERR"`.
+    pub fn waiting(&mut self, what: impl Into<String>) {
+        self.waiting = Some(what.into());
     }
 
     /// What was received through [`Observed`] streams.
@@ -63,7 +72,9 @@ impl Trace {
     /// Where the probe stands: `connected, request sent, 0 bytes received`.
     pub fn progress(&self) -> String {
         if !self.done("connect") {
-            return "no reply to SYN".to_owned();
+            // A probe without a connection says itself what it waits for.
+            let waiting = self.waiting.clone();
+            return waiting.unwrap_or_else(|| "no reply to SYN".to_owned());
         }
         let mut progress = String::from("connected");
         if self.done("tls") {
@@ -79,6 +90,10 @@ impl Trace {
         if let Some(headers) = self.steps.iter().rev().find(|step| step.name == "headers") {
             progress.push_str(": ");
             progress.push_str(&headers.detail);
+        }
+        if let Some(waiting) = &self.waiting {
+            progress.push_str(", ");
+            progress.push_str(waiting);
         }
         progress
     }

@@ -37,15 +37,18 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 /// Protocol offered by ALPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alpn {
+    /// None is offered.
+    Absent,
     Http1,
     Http2,
 }
 
 impl Alpn {
-    const fn name(self) -> &'static [u8] {
+    fn names(self) -> Vec<Vec<u8>> {
         match self {
-            Self::Http1 => b"http/1.1",
-            Self::Http2 => b"h2",
+            Self::Absent => Vec::new(),
+            Self::Http1 => vec![b"http/1.1".to_vec()],
+            Self::Http2 => vec![b"h2".to_vec()],
         }
     }
 }
@@ -158,7 +161,7 @@ impl TlsContexts {
             _ => builder.with_custom_certificate_verifier(Arc::new(Lenient::new(&provider))),
         }
         .with_no_client_auth();
-        config.alpn_protocols = vec![key.alpn.name().to_vec()];
+        config.alpn_protocols = key.alpn.names();
         config.resumption = Resumption::in_memory_sessions(4);
         // An IP address as a name sends no SNI and is what the certificate is checked against.
         let name = match &key.sni {
