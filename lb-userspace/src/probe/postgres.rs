@@ -133,8 +133,9 @@ fn error(body: &[u8]) -> Failure {
         text::excerpt(severity.as_bytes()),
         text::excerpt(code.as_bytes())
     );
-    // Stopping has the same code and is no start.
-    let class = if code == CANNOT_CONNECT_NOW && !said.contains("shutting down") {
+    // Stopping has the same code, and so has a standby that is configured not to serve.
+    let no_start = ["shutting down", "not accepting connections"];
+    let class = if code == CANNOT_CONNECT_NOW && !no_start.iter().any(|text| said.contains(text)) {
         Class::Starting
     } else {
         Class::Application
