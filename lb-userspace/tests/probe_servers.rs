@@ -34,10 +34,20 @@ impl Daemon {
 }
 
 impl Drop for Daemon {
+    /// Asks it to end, so that it cleans up (PostgreSQL's shared memory); insists after a while.
     fn drop(&mut self) {
-        // PostgreSQL's own processes end when they find their parent gone.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let pid = libc::pid_t::try_from(self.0.id()).unwrap();
+        // SAFETY: the process is this one's child and not waited for: the number is its own.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Ok(None) = self.0.try_wait() {
+            if Instant::now() > deadline {
+                let _ = self.0.kill();
+                let _ = self.0.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -215,23 +225,15 @@ async fn postgres_itself() {
     if unsafe { libc::geteuid() } == 0 {
         chown(&data, Some(65534), Some(65534)).unwrap();
     }
+    let password = folder.path().join("password");
+    fs::write(&password, "secret\n").unwrap();
     let made = as_nobody(&mut Command::new(programs.join("initdb")))
-        .args([
-            "-U",
-            "postgres",
-            "-A",
-            "scram-sha-256",
-            "--no-sync",
-            "--pwfile=/dev/stdin",
-            "-D",
-        ])
+        .args(["-U", "postgres", "-A", "scram-sha-256", "--no-sync"])
+        .arg("--pwfile")
+        .arg(&password)
+        .arg("-D")
         .arg(&data)
         .current_dir("/")
-        .stdin({
-            let (reader, mut writer) = std::io::pipe().unwrap();
-            std::io::Write::write_all(&mut writer, b"secret\n").unwrap();
-            reader
-        })
         .output()
         .unwrap();
     assert!(
@@ -253,7 +255,7 @@ async fn postgres_itself() {
     // A standby that still asks its archive has not started.
     fs::write(data.join("standby.signal"), "").unwrap();
     let port = free_port();
-    let _standby = postgres(&programs, &data, port, &["restore_command=sleep 60; false"]);
+    let _standby = postgres(&programs, &data, port, &["restore_command=sleep 10; false"]);
     let outcome = until(port, &kind, Class::Starting).await;
     assert_eq!(outcome.verdict, Verdict::Failure);
     assert_eq!(
