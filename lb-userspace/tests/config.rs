@@ -14,8 +14,9 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, Backend, Forwarding, HealthPolicy, HttpProbe, Model, Node, OnExit, ProbeKind,
-    ProbeSpec, Protocol, Service, StatusRange, TlsOptions, XdpMode,
+    Affinity, Backend, DnsProbe, ExecProbe, Forwarding, HealthPolicy, HttpProbe, Match, Model,
+    MysqlProbe, Node, OnExit, Pattern, PostgresProbe, ProbeKind, ProbeSpec, Protocol, RedisProbe,
+    RedisRole, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -108,6 +109,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             on_exit: OnExit::Keep,
             snat_ports: 16384..=32767,
             flow_entries: 262_144,
+            allow_exec: false,
         }
     );
     let seconds = Duration::from_secs;
@@ -200,6 +202,79 @@ fn every_key_of_the_contract_is_read() {
 
     assert_eq!((dns.protocol, &dns.health), (Protocol::Udp, &None));
     assert_eq!(dns.backends[0].probe, None);
+}
+
+#[test]
+fn every_kind_of_probe_is_read() {
+    let model = config::parse(&good("kinds.toml"), "lb.toml").unwrap();
+    let kind = |name: &str| {
+        let backends = &model.service(name).unwrap().backends;
+        backends[0].probe.clone().unwrap().kind
+    };
+    let regex = |text| Some(Match::Regex(Pattern::new(text).unwrap()));
+    let script = vec![
+        ScriptStep::Send(b"version\r\n".to_vec()),
+        ScriptStep::Receive {
+            expect: regex(r"^VERSION 1\.\d+"),
+            unless: Some(Match::Contains(b"ERROR".to_vec())),
+            min_bytes: 1,
+        },
+    ];
+    assert_eq!(
+        kind("script"),
+        ProbeKind::TcpScript(TcpScript {
+            steps: script,
+            tls: None
+        })
+    );
+    assert_eq!(kind("half-open"), ProbeKind::TcpHalfOpen);
+    let ProbeKind::TcpScript(TcpScript { steps, tls }) = kind("tls") else {
+        panic!("{:?}", kind("tls"));
+    };
+    assert_eq!(steps, []);
+    assert_eq!(tls.unwrap().sni.as_deref(), Some("ldap.example"));
+    assert_eq!(
+        kind("redis"),
+        ProbeKind::Redis(RedisProbe {
+            user: Some("lb".into()),
+            password_file: Some("/etc/lb/redis.password".into()),
+            role: Some(RedisRole::Master),
+            tls: None,
+        })
+    );
+    assert_eq!(
+        kind("postgres"),
+        ProbeKind::Postgres(PostgresProbe {
+            user: "lb".into(),
+            database: None,
+        })
+    );
+    let user = Some("lb".into());
+    assert_eq!(kind("mysql"), ProbeKind::Mysql(MysqlProbe { user }));
+    assert_eq!(
+        kind("smtp"),
+        ProbeKind::Smtp(SmtpProbe {
+            hello: "lb.example".into(),
+            tls: None,
+        })
+    );
+    assert_eq!(
+        kind("dns"),
+        ProbeKind::Dns(DnsProbe {
+            name: "www.example.org".into(),
+            query_type: ("A", 1),
+            rcode: ("NOERROR", 0),
+            answers: vec!["192.0.2.1".parse().unwrap()],
+        })
+    );
+    assert_eq!(
+        kind("exec"),
+        ProbeKind::Exec(ExecProbe {
+            command: vec!["/usr/local/bin/check-app".into(), "--fast".into()],
+            service: "exec".into(),
+            backend: "app-1".into(),
+        })
+    );
 }
 
 /// The probe of the one backend of the smallest file with this health table.
