@@ -171,6 +171,7 @@ fn every_key_of_the_contract_is_read() {
                 expect_status: vec![status(200, 200), status(204, 206)],
                 expect_body: Some("ok".into()),
                 tls: None,
+                ..HttpProbe::default()
             }),
         })
     );
@@ -196,6 +197,7 @@ fn every_key_of_the_contract_is_read() {
                 sni: Some("pay.example".into()),
                 verify: true,
                 ca: Some("/etc/lb/ca.pem".into()),
+                ..TlsOptions::default()
             }),
         }
     );

@@ -302,6 +302,7 @@ async fn a_real_server_over_tls() {
         sni: Some("hc.test".to_owned()),
         verify: false,
         ca: None,
+        ..TlsOptions::default()
     };
     let spec = spec(server.address, Duration::from_secs(5), "", Some(tls));
     let outcome = Prober::new().run(&spec).await;

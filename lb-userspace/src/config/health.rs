@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::duration::format;
-use super::kinds;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{HEALTH, Key};
 use super::value::{self, shown};
+use super::{kinds, script};
 use crate::model::{
-    ExecProbe, HealthPolicy, HttpProbe, ProbeKind, ProbeSpec, Protocol, StatusRange, TlsOptions,
-    host_text,
+    ClientCertificate, ExecProbe, HealthPolicy, HttpProbe, Pattern, ProbeKind, ProbeSpec, Protocol,
+    Reuse, StatusRange, TlsOptions, host_text,
 };
 
 /// Kind of probe, as written.
@@ -49,6 +49,9 @@ pub struct Settings {
     headers: Option<At<Vec<(String, String)>>>,
     expect_status: Option<At<Vec<StatusRange>>>,
     expect_body: Option<At<String>>,
+    expect_body_regex: Option<At<Pattern>>,
+    reuse: Option<At<Duration>>,
+    reuse_limit: Option<At<u32>>,
     service: Option<At<String>>,
     authority: Option<At<String>>,
     accept_status: Option<At<Vec<u32>>>,
@@ -56,6 +59,8 @@ pub struct Settings {
     verify: Option<At<bool>>,
     ca: Option<At<PathBuf>>,
     sni: Option<At<String>>,
+    client_cert: Option<At<PathBuf>>,
+    client_key: Option<At<PathBuf>>,
     kinds: kinds::Settings,
 }
 
@@ -159,6 +164,9 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         headers: reader.get(errors, "headers", value::headers),
         expect_status: reader.get(errors, "expect_status", value::statuses),
         expect_body: reader.get(errors, "expect_body", not_empty),
+        expect_body_regex: reader.get(errors, "expect_body_regex", pattern),
+        reuse: reader.get(errors, "reuse", value::positive_duration),
+        reuse_limit: reader.get(errors, "reuse_limit", value::integer),
         service: reader.get(errors, "service", value::text),
         authority: reader.get(errors, "authority", authority),
         accept_status: reader.get(errors, "accept_status", value::grpc_codes),
@@ -166,6 +174,8 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         verify: reader.get(errors, "verify", value::boolean),
         ca: reader.get(errors, "ca", value::path),
         sni: reader.get(errors, "sni", server_name),
+        client_cert: reader.get(errors, "client_cert", value::path),
+        client_key: reader.get(errors, "client_key", value::path),
         kinds: kinds::read(reader, errors),
     }
 }
@@ -201,7 +211,7 @@ pub fn checks(
             // Inherited keys may be meant for other kinds.
             let tls = users("tls").contains(&probe?) && settings.tls.as_ref()?.value;
             let tls = match tls {
-                true => Some(tls_options(&settings, None)?),
+                true => Some(tls_options(&settings, None, errors)?),
                 false => None,
             };
             let kinds = settings.kinds;
@@ -210,13 +220,13 @@ pub fn checks(
         Probe::Http => http(settings_http(&settings, None, reader, errors)?),
         Probe::Https => {
             let name = settings.host.as_ref().map(|host| host.value.as_str());
-            let tls = tls_options(&settings, name)?;
+            let tls = tls_options(&settings, name, errors)?;
             http(settings_http(&settings, Some(tls), reader, errors)?)
         }
         Probe::Grpc => {
             let name = settings.authority.as_ref().map(|name| name.value.as_str());
             let tls = match settings.tls.as_ref()?.value {
-                true => Some(tls_options(&settings, name)?),
+                true => Some(tls_options(&settings, name, errors)?),
                 false => None,
             };
             Question::Grpc {
@@ -245,16 +255,29 @@ fn settings_http(
     errors: &mut Errors<'_>,
 ) -> Option<(HttpProbe, Option<String>)> {
     let method = settings.method.as_ref()?;
-    if let (Some(body), "HEAD") = (&settings.expect_body, method.value) {
+    let bodies = [
+        (
+            "expect_body",
+            settings.expect_body.as_ref().map(|at| &at.span),
+        ),
+        (
+            "expect_body_regex",
+            settings.expect_body_regex.as_ref().map(|at| &at.span),
+        ),
+    ];
+    for (name, body) in bodies {
+        let (Some(body), "HEAD") = (body, method.value) else {
+            continue;
+        };
         let span = if reader.own("method").is_some() {
             &method.span
         } else {
-            &body.span
+            body
         };
         errors.add(
             span.clone(),
-            "`expect_body` can never be met: answers to HEAD have no body",
-            "write method = \"GET\" or remove `expect_body`",
+            format!("`{name}` can never be met: answers to HEAD have no body"),
+            format!("write method = \"GET\" or remove `{name}`"),
         );
     }
     let probe = HttpProbe {
@@ -267,17 +290,48 @@ fn settings_http(
         },
         expect_status: settings.expect_status.as_ref()?.value.clone(),
         expect_body: settings.expect_body.as_ref().map(|body| body.value.clone()),
+        expect_body_regex: settings
+            .expect_body_regex
+            .as_ref()
+            .map(|regex| regex.value.clone()),
+        reuse: match &settings.reuse {
+            None => None,
+            Some(max_age) => Some(Reuse {
+                max_age: max_age.value,
+                max_uses: settings.reuse_limit.as_ref()?.value,
+            }),
+        },
         tls,
     };
     Some((probe, settings.host.as_ref().map(|host| host.value.clone())))
 }
 
-fn tls_options(settings: &Settings, authority: Option<&str>) -> Option<TlsOptions> {
+fn tls_options(
+    settings: &Settings,
+    authority: Option<&str>,
+    errors: &mut Errors<'_>,
+) -> Option<TlsOptions> {
     let sni = match &settings.sni {
         Some(sni) => Some(sni.value.clone()),
         None => authority.and_then(name_in),
     };
+    let client = match (&settings.client_cert, &settings.client_key) {
+        (Some(certificate), Some(key)) => Some(ClientCertificate {
+            certificate: certificate.value.clone(),
+            key: key.value.clone(),
+        }),
+        (None, None) => None,
+        (Some(At { span, .. }), None) | (None, Some(At { span, .. })) => {
+            errors.add(
+                span.clone(),
+                "`client_cert` and `client_key` belong together, and one is missing",
+                "write both: client_cert = \"/etc/lb/probe.pem\", client_key = \"/etc/lb/probe.key\"",
+            );
+            return None;
+        }
+    };
     Some(TlsOptions {
+        client,
         sni,
         verify: settings.verify.as_ref()?.value,
         ca: settings.ca.as_ref().map(|ca| ca.value.clone()),
@@ -362,7 +416,7 @@ fn too_slow(
 }
 
 /// Keys that mean something only to a probe over TLS.
-const TLS_KEYS: [&str; 3] = ["verify", "ca", "sni"];
+const TLS_KEYS: [&str; 5] = ["verify", "ca", "sni", "client_cert", "client_key"];
 
 /// Reports keys of this very table that its kind of probe does not use. Inherited ones may be
 /// meant for other services.
@@ -403,7 +457,8 @@ fn users(key: &str) -> &'static [Probe] {
         "probe" => &[
             None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec,
         ],
-        "path" | "method" | "host" | "headers" | "expect_status" | "expect_body" => &[Http, Https],
+        "path" | "method" | "host" | "headers" | "expect_status" | "expect_body"
+        | "expect_body_regex" | "reuse" | "reuse_limit" => &[Http, Https],
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
         "authority" | "accept_status" => &[Grpc],
@@ -454,6 +509,10 @@ fn probe(key: &Key, value: &Value<'_>) -> Result<Probe, Problem> {
         "exec" => Probe::Exec,
         _ => Probe::None,
     })
+}
+
+fn pattern(key: &Key, value: &Value<'_>) -> Result<Pattern, Problem> {
+    script::pattern(key.name, &value::text(key, value)?)
 }
 
 fn not_empty(key: &Key, value: &Value<'_>) -> Result<String, Problem> {

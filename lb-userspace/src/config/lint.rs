@@ -36,7 +36,7 @@ pub const LINTS: &[(&str, &str)] = &[
     ),
     (
         "tls-short-interval",
-        "A probe over TLS runs more often than every 5 s; each makes a full handshake, since connections are not reused.",
+        "A probe over TLS runs more often than every 5 s, each on a fresh connection: a handshake each time, the full one at least every minute.",
     ),
     (
         "service-without-grpc",
@@ -269,7 +269,7 @@ fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &m
                     "use expect_status = [\"200\"] or [\"200-299\"]",
                 );
             }
-            http.tls.is_some()
+            http.tls.is_some() && http.reuse.is_none()
         }
     };
     if tls && policy.interval < TLS_INTERVAL {
@@ -277,10 +277,10 @@ fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &m
             "tls-short-interval",
             place.key("health.interval"),
             format!(
-                "every {} a full TLS handshake with each backend: about ten times the cost of a plain probe",
+                "every {} a TLS handshake with each backend, and a full one costs about ten times a plain probe",
                 format(policy.interval)
             ),
-            "use interval = \"5s\" or more, or a plain port for probes with `port`",
+            "use interval = \"5s\" or more, reuse = \"60s\" with probe = \"https\", or a plain port for probes with `port`",
         );
     }
 }

@@ -382,6 +382,24 @@ pub const HEALTH: Section = Section {
             "`http` and `https`: text that must occur in the first 256 KiB of the body.",
         ),
         key(
+            "expect_body_regex",
+            Kind::Text,
+            Absent("not looked at"),
+            "`http` and `https`: regular expression that must match in the first 256 KiB of the body.",
+        ),
+        key(
+            "reuse",
+            Kind::Duration,
+            Absent("a fresh connection each time"),
+            "`http` and `https`: how long a connection may serve further probes, see [probes](probes.md#kept-connections).",
+        ),
+        key(
+            "reuse_limit",
+            Kind::Integer(2, 1_000_000),
+            Value("100"),
+            "With `reuse`: probes on one connection.",
+        ),
+        key(
             "service",
             Kind::Text,
             Value("\"\""),
@@ -422,6 +440,18 @@ pub const HEALTH: Section = Section {
             Kind::Text,
             Derived("`host` or `authority` if that is a name, else none is sent"),
             "With TLS: server name that is sent and verified.",
+        ),
+        key(
+            "client_cert",
+            Kind::Path,
+            Absent("none is shown"),
+            "With TLS: PEM file with the certificate (and its chain) that is shown to servers that ask for one.",
+        ),
+        key(
+            "client_key",
+            Kind::Path,
+            Absent("none"),
+            "With TLS: PEM file with the private key of `client_cert`.",
         ),
         key(
             "half_open",

@@ -14,7 +14,9 @@ mod pattern;
 mod probe;
 mod question;
 pub use pattern::Pattern;
-pub use probe::{HttpProbe, ProbeKind, ProbeSpec, StatusRange, TlsOptions};
+pub use probe::{
+    ClientCertificate, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
+};
 pub use question::{
     DnsProbe, ExecProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole, ScriptStep,
     SmtpProbe, TcpScript,

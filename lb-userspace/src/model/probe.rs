@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{DnsProbe, ExecProbe, MysqlProbe, PostgresProbe, RedisProbe, SmtpProbe, TcpScript};
+use super::{
+    DnsProbe, ExecProbe, MysqlProbe, Pattern, PostgresProbe, RedisProbe, SmtpProbe, TcpScript,
+};
 
 /// One probe of one backend, complete in itself: two equal specs are the same probe.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,7 +48,7 @@ pub enum ProbeKind {
 }
 
 /// An HTTP request and the answer it wants.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HttpProbe {
     pub method: String,
     pub path: String,
@@ -56,7 +58,19 @@ pub struct HttpProbe {
     pub expect_status: Vec<StatusRange>,
     /// Must occur in the first 256 KiB of the body.
     pub expect_body: Option<String>,
+    /// Must match in the first 256 KiB of the body.
+    pub expect_body_regex: Option<Pattern>,
+    /// `None`: a fresh connection each time.
+    pub reuse: Option<Reuse>,
     pub tls: Option<TlsOptions>,
+}
+
+/// How long a probe's connection may serve further probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Reuse {
+    pub max_age: Duration,
+    /// Probes on one connection, the first included.
+    pub max_uses: u32,
 }
 
 /// Inclusive range of HTTP status codes.
@@ -67,7 +81,7 @@ pub struct StatusRange {
 }
 
 /// How a probe speaks TLS.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TlsOptions {
     /// Server name; `None`: no SNI is sent.
     pub sni: Option<String>,
@@ -75,6 +89,15 @@ pub struct TlsOptions {
     pub verify: bool,
     /// PEM file with the roots to trust instead of the system's.
     pub ca: Option<PathBuf>,
+    /// Shown to servers that ask for a client's certificate.
+    pub client: Option<ClientCertificate>,
+}
+
+/// PEM files with a certificate (its chain after it) and its private key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientCertificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 impl ProbeKind {

@@ -1,7 +1,7 @@
 //! Probers: one probe is one async call that ends with an [`Outcome`] before its deadline.
 //!
-//! [`Prober::run`] starts no task and keeps no connection: dropping its future ends the probe and
-//! closes its socket. What a peer sends is never trusted: heads, bodies and messages are bounded,
+//! [`Prober::run`] starts no task: dropping its future ends the probe and closes its socket. After
+//! the end only HTTP connections are kept, for services that ask for it. What a peer sends is never trusted: heads, bodies and messages are bounded,
 //! and text from the peer is escaped and shortened before a person sees it.
 
 use std::time::Duration;
@@ -38,12 +38,14 @@ use trace::Trace;
 /// What the backends see as the one who asks.
 const USER_AGENT: &str = concat!("lb/", env!("CARGO_PKG_VERSION"));
 
-/// Runs probes. Holds what they share: TLS settings, trusted roots and session tickets.
+/// Runs probes. Holds what they share: TLS settings, trusted roots, session tickets, and connections
+/// kept between probes.
 ///
 /// One for the whole agent; [`Prober::run`] can be called any number of times at once.
 #[derive(Debug, Default)]
 pub struct Prober {
     contexts: TlsContexts,
+    kept: http::Kept,
 }
 
 impl Prober {
@@ -63,7 +65,7 @@ impl Prober {
         let mut trace = Trace::start();
         let result = match prepared {
             Ok(prepared) => {
-                let work = ask(spec, &prepared, &mut trace);
+                let work = ask(spec, &prepared, &self.kept, &mut trace);
                 match deadline::within(spec.timeout, work).await {
                     Ok(result) => result,
                     Err(expired) => Err(expired_failure(expired, spec.timeout, &trace)),
@@ -122,8 +124,14 @@ fn tls_options(kind: &ProbeKind) -> Option<(&TlsOptions, Alpn)> {
     tls.as_ref().map(|options| (options, alpn))
 }
 
-async fn ask(spec: &ProbeSpec, prepared: &Prepared, trace: &mut Trace) -> Answer {
+async fn ask(
+    spec: &ProbeSpec,
+    prepared: &Prepared,
+    kept: &http::Kept,
+    trace: &mut Trace,
+) -> Answer {
     match &spec.kind {
+        ProbeKind::Http(http) => kept.ask(spec, http, prepared.tls.as_ref(), trace).await,
         ProbeKind::TcpHalfOpen => half_open::ask(spec.target, trace).await,
         ProbeKind::Dns(dns) => dns::ask(spec.target, dns, spec.timeout, trace).await,
         ProbeKind::Exec(exec) => exec::ask(spec.target, exec, trace).await,
@@ -150,7 +158,6 @@ async fn converse<S: ProbeStream>(
     match &spec.kind {
         ProbeKind::Tcp => Ok(Success("connected".to_owned())),
         ProbeKind::TcpScript(script) => script::ask(stream, script, trace).await,
-        ProbeKind::Http(http) => http::ask(stream, http, trace).await,
         ProbeKind::Grpc {
             service,
             authority,
@@ -176,8 +183,8 @@ async fn converse<S: ProbeStream>(
         ProbeKind::Postgres(postgres) => postgres::ask(stream, postgres, trace).await,
         ProbeKind::Mysql(mysql) => mysql::ask(stream, mysql, trace).await,
         ProbeKind::Smtp(smtp) => smtp::ask(stream, smtp, trace).await,
-        ProbeKind::TcpHalfOpen | ProbeKind::Dns(_) | ProbeKind::Exec(_) => {
-            Err(Failure::internal("this probe has no connection"))
+        ProbeKind::TcpHalfOpen | ProbeKind::Http(_) | ProbeKind::Dns(_) | ProbeKind::Exec(_) => {
+            Err(Failure::internal("this probe connects by itself"))
         }
     }
 }

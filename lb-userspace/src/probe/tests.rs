@@ -63,6 +63,7 @@ async fn an_unreadable_ca_is_our_fault() {
                 sni: None,
                 verify: true,
                 ca: Some(missing.into()),
+                ..TlsOptions::default()
             }),
         },
         ..tcp(LOOPBACK.parse().unwrap())

@@ -21,6 +21,8 @@ use super::{Success, text};
 pub struct Trace {
     start: Instant,
     steps: Vec<Step>,
+    /// Steps before this place belong to an attempt that was given up.
+    begin: usize,
     seen: Arc<Seen>,
     /// A TLS handshake was begun.
     handshake: bool,
@@ -33,6 +35,7 @@ impl Trace {
         Self {
             start: Instant::now(),
             steps: Vec::with_capacity(5),
+            begin: 0,
             seen: Arc::default(),
             handshake: false,
             waiting: None,
@@ -54,6 +57,14 @@ impl Trace {
         });
     }
 
+    /// A last step, and the probe starts over: what it has done and seen so far counts no more.
+    pub fn start_over(&mut self, name: &'static str, why: impl Into<String>) {
+        self.step(name, why);
+        self.begin = self.steps.len();
+        self.seen = Arc::default();
+        self.handshake = false;
+    }
+
     /// What the probe waits for from now on, until the next step: `no "+PONG" in "-ERR"`.
     pub fn waiting(&mut self, what: impl Into<String>) {
         self.waiting = Some(what.into());
@@ -66,12 +77,14 @@ impl Trace {
 
     /// Whether the step of this name was done.
     pub fn done(&self, name: &str) -> bool {
-        self.steps.iter().any(|step| step.name == name)
+        self.steps[self.begin..]
+            .iter()
+            .any(|step| step.name == name)
     }
 
     /// Where the probe stands: `connected, request sent, 0 bytes received`.
     pub fn progress(&self) -> String {
-        if !self.done("connect") {
+        if !self.done("connect") && !self.done("reuse") {
             // A probe without a connection says itself what it waits for.
             let waiting = self.waiting.clone();
             return waiting.unwrap_or_else(|| "no reply to SYN".to_owned());
@@ -87,7 +100,11 @@ impl Trace {
             progress.push_str(&text::bytes(self.seen.bytes()));
             progress.push_str(" received");
         }
-        if let Some(headers) = self.steps.iter().rev().find(|step| step.name == "headers") {
+        if let Some(headers) = self.steps[self.begin..]
+            .iter()
+            .rev()
+            .find(|step| step.name == "headers")
+        {
             progress.push_str(": ");
             progress.push_str(&headers.detail);
         }
@@ -183,6 +200,10 @@ pub struct Observed<S> {
 }
 
 impl<S> Observed<S> {
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+
     pub fn new(stream: S, trace: &Trace) -> Self {
         Self {
             stream,
