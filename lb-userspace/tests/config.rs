@@ -14,9 +14,10 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, Backend, DnsProbe, ExecProbe, Forwarding, HealthPolicy, HttpProbe, Match, Model,
-    MysqlProbe, Node, OnExit, Pattern, PostgresProbe, ProbeKind, ProbeSpec, Protocol, RedisProbe,
-    RedisRole, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
+    Affinity, Backend, ClientCertificate, DnsProbe, ExecProbe, Forwarding, HealthPolicy, HttpProbe,
+    Match, Model, MysqlProbe, Node, OnExit, Pattern, PostgresProbe, ProbeKind, ProbeSpec, Protocol,
+    RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript,
+    TlsOptions, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -193,6 +194,7 @@ fn every_key_of_the_contract_is_read() {
             service: "pkg.Payments".into(),
             authority: "pay.example".into(),
             accept_status: vec![5, 12],
+            metadata: Vec::new(),
             tls: Some(TlsOptions {
                 sni: Some("pay.example".into()),
                 verify: true,
@@ -277,6 +279,29 @@ fn every_kind_of_probe_is_read() {
             backend: "app-1".into(),
         })
     );
+    let ProbeKind::Http(http) = kind("https") else {
+        panic!("{:?}", kind("https"));
+    };
+    let regex = http.expect_body_regex.unwrap();
+    assert_eq!(regex.as_str(), r#""ready":\s*true"#);
+    assert_eq!(
+        http.reuse,
+        Some(Reuse {
+            max_age: Duration::from_secs(60),
+            max_uses: 100
+        })
+    );
+    assert_eq!(
+        http.tls.unwrap().client,
+        Some(ClientCertificate {
+            certificate: "/etc/lb/probe.pem".into(),
+            key: "/etc/lb/probe.key".into(),
+        })
+    );
+    let ProbeKind::Grpc { metadata, .. } = kind("grpc") else {
+        panic!("{:?}", kind("grpc"));
+    };
+    assert_eq!(metadata, [("x-tenant".to_owned(), "lb".to_owned())]);
 }
 
 /// The probe of the one backend of the smallest file with this health table.

@@ -86,6 +86,7 @@ enum Question {
         service: String,
         authority: Option<String>,
         accept_status: Vec<u32>,
+        metadata: Vec<(String, String)>,
         tls: Option<TlsOptions>,
     },
 }
@@ -117,6 +118,7 @@ impl Checks {
                 service,
                 authority,
                 accept_status,
+                metadata,
                 tls,
             } => {
                 let usual = if tls.is_some() { 443 } else { 80 };
@@ -125,6 +127,7 @@ impl Checks {
                     service: service.clone(),
                     authority: authority.unwrap_or_else(|| authority_of(target, usual)),
                     accept_status: accept_status.clone(),
+                    metadata: metadata.clone(),
                     tls: tls.clone(),
                 }
             }
@@ -229,7 +232,12 @@ pub fn checks(
                 true => Some(tls_options(&settings, name, errors)?),
                 false => None,
             };
+            let metadata = match &settings.headers {
+                Some(headers) => metadata(headers, errors)?,
+                None => Vec::new(),
+            };
             Question::Grpc {
+                metadata,
                 service: settings.service?.value,
                 authority: settings.authority.map(|authority| authority.value),
                 accept_status: settings.accept_status?.value,
@@ -242,6 +250,36 @@ pub fn checks(
         port: settings.port.map(|port| port.value),
         question,
     }))
+}
+
+/// Headers as gRPC metadata: names in lower case, none that the call sets itself. Binary values
+/// (`-bin`) would have to be in base64, which nobody checks here, so they are refused.
+fn metadata(
+    headers: &At<Vec<(String, String)>>,
+    errors: &mut Errors<'_>,
+) -> Option<Vec<(String, String)>> {
+    let mut metadata = Vec::new();
+    for (name, value) in &headers.value {
+        let name = name.to_ascii_lowercase();
+        if matches!(name.as_str(), "te" | "content-type") || name.starts_with("grpc-") {
+            errors.add(
+                headers.span.clone(),
+                format!("header `{name}` cannot be set for gRPC"),
+                "remove it: the prober sets this header itself",
+            );
+            return None;
+        }
+        if name.ends_with("-bin") {
+            errors.add(
+                headers.span.clone(),
+                format!("header `{name}` would be binary metadata, which is not offered"),
+                "use a name that does not end in -bin",
+            );
+            return None;
+        }
+        metadata.push((name, value.clone()));
+    }
+    Some(metadata)
 }
 
 fn http((probe, host): (HttpProbe, Option<String>)) -> Question {
@@ -457,8 +495,9 @@ fn users(key: &str) -> &'static [Probe] {
         "probe" => &[
             None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec,
         ],
-        "path" | "method" | "host" | "headers" | "expect_status" | "expect_body"
-        | "expect_body_regex" | "reuse" | "reuse_limit" => &[Http, Https],
+        "headers" => &[Http, Https, Grpc],
+        "path" | "method" | "host" | "expect_status" | "expect_body" | "expect_body_regex"
+        | "reuse" | "reuse_limit" => &[Http, Https],
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
         "authority" | "accept_status" => &[Grpc],

@@ -367,7 +367,7 @@ pub const HEALTH: Section = Section {
             "headers",
             Kind::Headers,
             Absent("none"),
-            "`http` and `https`: further request headers.",
+            "`http`, `https` and `grpc`: further request headers (for `grpc`: metadata).",
         ),
         key(
             "expect_status",

@@ -37,6 +37,8 @@ pub enum ProbeKind {
         authority: String,
         /// gRPC status codes other than OK that count as a success.
         accept_status: Vec<u32>,
+        /// Further request headers, names in lower case.
+        metadata: Vec<(String, String)>,
         tls: Option<TlsOptions>,
     },
     Redis(RedisProbe),

@@ -162,12 +162,14 @@ async fn converse<S: ProbeStream>(
             service,
             authority,
             accept_status,
+            metadata,
             tls: _,
         } => {
             let call = grpc::Call {
                 service,
                 authority,
                 accept_status,
+                metadata,
                 timeout: spec.timeout,
                 scheme: if prepared.tls.is_some() {
                     "https"
