@@ -279,6 +279,7 @@ fn every_kind_of_probe_is_read() {
             backend: "app-1".into(),
         })
     );
+    assert_eq!(kind("agent"), ProbeKind::Agent);
     let ProbeKind::Http(http) = kind("https") else {
         panic!("{:?}", kind("https"));
     };

@@ -1,23 +1,19 @@
-//! Redis, PostgreSQL, MySQL, SMTP, DNS and exec probes against scripted servers and commands.
+//! Redis, PostgreSQL, MySQL, SMTP and agent probes against scripted servers.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lb_userspace::model::{
-    DnsProbe, ExecProbe, MysqlProbe, PostgresProbe, ProbeKind, ProbeSpec, RedisProbe, RedisRole,
-    SmtpProbe,
+    MysqlProbe, PostgresProbe, ProbeKind, ProbeSpec, RedisProbe, RedisRole, SmtpProbe,
 };
 use lb_userspace::probe::{Class, Outcome, Prober, Verdict};
 use support::{Connection, Server};
 use tokio::io::AsyncReadExt;
-use tokio::net::UdpSocket;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -152,7 +148,7 @@ async fn redis_roles() {
             (
                 &[PONG, BOMB],
                 TooLarge,
-                "an answer of more than 4096 values",
+                "an answer of more than 1024 values",
             ),
         ],
     )
@@ -381,217 +377,87 @@ async fn smtp_answers() {
     .await;
 }
 
-fn dns(answers: &[&str]) -> ProbeKind {
-    ProbeKind::Dns(DnsProbe {
-        name: "web.test".to_owned(),
-        query_type: ("A", 1),
-        rcode: ("NOERROR", 0),
-        answers: answers.iter().map(|ip| ip.parse().unwrap()).collect(),
-    })
-}
-
-/// Loses the first `lost` queries; answers the others by `answer`.
-async fn dns_server(
-    lost: usize,
-    answer: fn(Vec<u8>) -> Vec<Vec<u8>>,
-) -> (SocketAddr, tokio::task::JoinHandle<()>) {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = socket.local_addr().unwrap();
-    let task = tokio::spawn(async move {
-        let mut buffer = [0; 512];
-        for count in 0.. {
-            let (length, client) = socket.recv_from(&mut buffer).await.unwrap();
-            if count >= lost {
-                for datagram in answer(buffer[..length].to_vec()) {
-                    socket.send_to(&datagram, client).await.unwrap();
-                }
+/// Whatever a server sends ends in a verdict on the server, never in a fault of ours.
+#[tokio::test]
+async fn mutated_answers_are_judged() {
+    let ok = mysql_packet(2, &[0, 0, 0, 2, 0, 0, 0]);
+    let role: &[u8] = b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n";
+    let cases: [(ProbeKind, bool, [&[u8]; 2]); 4] = [
+        (redis(Some(RedisRole::Any)), false, [b"+PONG\r\n", role]),
+        (
+            ProbeKind::Postgres(PostgresProbe {
+                user: "lb".to_owned(),
+                database: None,
+            }),
+            false,
+            [&postgres_error("FATAL", "57P03", "starting up"), b""],
+        ),
+        (
+            ProbeKind::Mysql(MysqlProbe {
+                user: Some("lb".to_owned()),
+            }),
+            true,
+            [GREETING, &ok],
+        ),
+        (
+            ProbeKind::Smtp(SmtpProbe {
+                hello: "lb.test".to_owned(),
+                tls: None,
+            }),
+            true,
+            [b"220 mail.test ESMTP\r\n", b"250-mail.test\r\n250 SIZE\r\n"],
+        ),
+    ];
+    for (kind, first, answers) in cases {
+        for place in 0..2 {
+            if answers[place].is_empty() {
+                continue;
+            }
+            for mutated in support::mutations(answers[place], 60) {
+                let mut answers = answers.map(<[u8]>::to_vec).to_vec();
+                answers[place] = mutated.clone();
+                let server = scripted(first, answers).await;
+                let outcome = probe(server.address, kind.clone()).await;
+                assert_ne!(
+                    outcome.verdict,
+                    Verdict::Internal,
+                    "{}: {mutated:?}: {outcome:?}",
+                    kind.name()
+                );
             }
         }
-    });
-    (address, task)
-}
-
-/// 192.0.2.1.
-fn good_answer(mut query: Vec<u8>) -> Vec<Vec<u8>> {
-    query[2] |= 0x80;
-    query[7] = 1;
-    query.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 1]);
-    vec![query]
+    }
 }
 
 #[tokio::test]
-async fn dns_answers() {
-    let (good, _server) = dns_server(0, good_answer).await;
-    let outcome = probe(good, dns(&["192.0.2.1"])).await;
-    assert_eq!(outcome.detail, "NOERROR, 1 record: 192.0.2.1");
-    assert_eq!(outcome.verdict, Verdict::Success);
-    let outcome = probe(good, dns(&["192.0.2.1", "192.0.2.2"])).await;
-    assert_eq!(outcome.class, Class::Content);
-    assert_eq!(
-        outcome.detail,
-        "192.0.2.2 is not among the answers: NOERROR, 1 record: 192.0.2.1"
-    );
-
-    let (failing, _server) = dns_server(0, |mut query| {
-        query[2] |= 0x80;
-        query[3] = 2;
-        vec![query]
-    })
-    .await;
-    let outcome = probe(failing, dns(&[])).await;
-    assert_eq!(outcome.class, Class::Application);
-    assert_eq!(outcome.detail, "SERVFAIL for web.test., want NOERROR");
-
-    // Another transaction's answer is skipped; what is none at all is not.
-    let (noisy, _server) = dns_server(0, |query| {
-        let mut other = good_answer(query.clone()).remove(0);
-        other[0] ^= 0xff;
-        vec![other, good_answer(query).remove(0)]
-    })
-    .await;
-    assert_eq!(probe(noisy, dns(&[])).await.verdict, Verdict::Success);
-    let (broken, _server) = dns_server(0, |_| vec![b"hello".to_vec()]).await;
-    assert_eq!(probe(broken, dns(&[])).await.class, Class::Malformed);
-}
-
-#[tokio::test]
-async fn a_lost_query_is_repeated() {
-    let (address, _server) = dns_server(1, good_answer).await;
-    let outcome = probe(address, dns(&[])).await;
-    assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
-    let sent = outcome.steps.iter().filter(|step| step.name == "query");
-    assert!(sent.count() > 1, "{outcome:?}");
-}
-
-#[tokio::test]
-async fn dns_without_a_server() {
-    let closed = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = closed.local_addr().unwrap();
-    drop(closed);
-    let outcome = probe(address, dns(&[])).await;
-    assert_eq!(outcome.class, Class::Refused, "{outcome:?}");
-
-    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let spec = ProbeSpec {
-        target: silent.local_addr().unwrap(),
-        timeout: Duration::from_millis(600),
-        kind: dns(&[]),
-    };
-    let outcome = support::judged(async || Prober::new().run(&spec).await).await;
-    assert_eq!(outcome.class, Class::Timeout, "{outcome:?}");
-    assert!(
-        outcome.detail.contains("times, nothing received"),
-        "{outcome:?}"
-    );
-}
-
-fn exec(command: &[&str]) -> ProbeKind {
-    ProbeKind::Exec(ExecProbe {
-        command: command.iter().map(|&word| word.to_owned()).collect(),
-        service: "web".into(),
-        backend: "web-1".into(),
-    })
-}
-
-const TARGET: &str = "192.0.2.7:8080";
-
-#[tokio::test]
-async fn commands_are_judged_by_their_status() {
-    let target = TARGET.parse().unwrap();
-    let script = |text: &str| exec(&["/bin/sh", "-c", text]);
-    for (text, class, detail) in [
-        ("echo fine; exit 0", Class::Ok, "exit status 0: \"fine\""),
+async fn agents_are_taken_at_their_word() {
+    let says = |line: &str| format!("the agent says \"{line}\"");
+    for (line, class, detail) in [
+        ("up\n", Class::Ok, says("up")),
+        ("ready 75%", Class::Ok, says("ready 75%")),
+        ("drain\n", Class::Application, says("drain")),
+        ("maint\r\n", Class::Application, says("maint")),
+        ("0%\n", Class::Application, says("0%")),
         (
-            "echo >&2 no disk; exit 3",
+            "down#disk full\n",
             Class::Application,
-            "exit status 3: \"no disk\"",
+            says("down#disk full"),
         ),
         (
-            "echo $LB_SERVICE $LB_BACKEND $LB_ADDRESS $LB_PORT $HAPROXY_SERVER_ADDR",
-            Class::Ok,
-            "exit status 0: \"web web-1 192.0.2.7 8080 192.0.2.7\"",
+            "hello\n",
+            Class::Malformed,
+            "not an agent's words: \"hello\" is no word of an agent: \"hello\\n\"".to_owned(),
         ),
         (
-            "pwd; env | grep -c CARGO",
-            Class::Application,
-            "exit status 1: \"/\"",
-        ),
-        (
-            "kill -SEGV $$",
-            Class::Internal,
-            "the command /bin/sh was killed by signal 11",
+            "",
+            Class::Empty,
+            "connection closed without an answer".to_owned(),
         ),
     ] {
-        let outcome = probe(target, script(text)).await;
-        assert_eq!(
-            (outcome.class, outcome.detail.as_str()),
-            (class, detail),
-            "{text}: {outcome:?}"
-        );
+        let cases: &[(&[&[u8]], Class, &str)] = &[(&[line.as_bytes()], class, &detail)];
+        check(true, &ProbeKind::Agent, cases).await;
     }
-    // A flood of output neither blocks the command nor fills the memory.
-    let outcome = probe(target, script("yes | head -c 1000000")).await;
-    assert_eq!(outcome.class, Class::Ok, "{outcome:?}");
-    assert_eq!(outcome.detail, "exit status 0: \"y\"");
-}
-
-#[tokio::test]
-async fn commands_that_do_not_start_are_our_fault() {
-    let target = TARGET.parse().unwrap();
-    let outcome = probe(target, exec(&["/nonexistent/check"])).await;
-    assert_eq!(outcome.verdict, Verdict::Internal);
-    assert!(outcome.detail.contains("/nonexistent/check"), "{outcome:?}");
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("check");
-    for (mode, text, said) in [(0o600, "", "chmod +x"), (0o700, "exit 0", "#!/bin/sh")] {
-        let mut file = std::fs::File::create(&path).unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        drop(file);
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        let outcome = probe(target, exec(&[path.to_str().unwrap()])).await;
-        assert_eq!(outcome.verdict, Verdict::Internal, "{outcome:?}");
-        assert!(outcome.detail.contains(said), "{outcome:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_command_dies_with_its_children_at_the_deadline() {
-    let folder = tempfile::tempdir().unwrap();
-    let pids = folder.path().join("pids");
-    let text = format!(
-        "sleep 1000 & echo $! > {0}; echo $$ >> {0}; wait",
-        pids.display()
-    );
-    let spec = ProbeSpec {
-        target: TARGET.parse().unwrap(),
-        timeout: Duration::from_millis(1000),
-        kind: exec(&["/bin/sh", "-c", &text]),
-    };
-    let outcome = support::judged(async || Prober::new().run(&spec).await).await;
-    assert_eq!(outcome.class, Class::Timeout, "{outcome:?}");
-    assert!(
-        outcome
-            .detail
-            .contains("the command was still running and is killed"),
-        "{outcome:?}"
-    );
-    let pids = std::fs::read_to_string(pids).unwrap();
-    assert_eq!(pids.lines().count(), 2);
-    for pid in pids.lines() {
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        while is_running(pid) {
-            assert!(std::time::Instant::now() < deadline, "{pid} is alive");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-}
-
-/// Neither gone nor a zombie that waits for its parent.
-fn is_running(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit(") ")
-        .next()
-        .and_then(|rest| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
+    let endless = scripted(true, vec![vec![b'u'; 5000]]).await;
+    let outcome = probe(endless.address, ProbeKind::Agent).await;
+    assert_eq!(outcome.class, Class::TooLarge, "{outcome:?}");
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::duration::format;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{HEALTH, Key};
-use super::value::{self, shown};
-use super::{kinds, script};
+use super::value;
+use super::{kinds, web};
 use crate::model::{
     ClientCertificate, ExecProbe, HealthPolicy, HttpProbe, Pattern, ProbeKind, ProbeSpec, Protocol,
     Reuse, StatusRange, TlsOptions, host_text,
@@ -29,6 +29,7 @@ pub enum Probe {
     Smtp,
     Dns,
     Exec,
+    Agent,
 }
 
 /// What the tables say, value by value.
@@ -161,22 +162,22 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         down_interval: reader.get(errors, "down_interval", value::positive_duration),
         jitter: reader.get(errors, "jitter", value::integer),
         port: reader.get(errors, "port", value::integer),
-        path: reader.get(errors, "path", path),
+        path: reader.get(errors, "path", web::path),
         method: reader.get(errors, "method", value::choice),
-        host: reader.get(errors, "host", authority),
+        host: reader.get(errors, "host", web::authority),
         headers: reader.get(errors, "headers", value::headers),
         expect_status: reader.get(errors, "expect_status", value::statuses),
-        expect_body: reader.get(errors, "expect_body", not_empty),
-        expect_body_regex: reader.get(errors, "expect_body_regex", pattern),
+        expect_body: reader.get(errors, "expect_body", web::not_empty),
+        expect_body_regex: reader.get(errors, "expect_body_regex", web::pattern),
         reuse: reader.get(errors, "reuse", value::positive_duration),
         reuse_limit: reader.get(errors, "reuse_limit", value::integer),
         service: reader.get(errors, "service", value::text),
-        authority: reader.get(errors, "authority", authority),
+        authority: reader.get(errors, "authority", web::authority),
         accept_status: reader.get(errors, "accept_status", value::grpc_codes),
         tls: reader.get(errors, "tls", value::boolean),
         verify: reader.get(errors, "verify", value::boolean),
         ca: reader.get(errors, "ca", value::path),
-        sni: reader.get(errors, "sni", server_name),
+        sni: reader.get(errors, "sni", web::server_name),
         client_cert: reader.get(errors, "client_cert", value::path),
         client_key: reader.get(errors, "client_key", value::path),
         kinds: kinds::read(reader, errors),
@@ -210,6 +211,7 @@ pub fn checks(
         | Probe::Mysql
         | Probe::Smtp
         | Probe::Dns
+        | Probe::Agent
         | Probe::Exec => {
             // Inherited keys may be meant for other kinds.
             let tls = users("tls").contains(&probe?) && settings.tls.as_ref()?.value;
@@ -490,10 +492,10 @@ fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut
 
 /// The kinds of probe that use a key.
 fn users(key: &str) -> &'static [Probe] {
-    use Probe::{Dns, Exec, Grpc, Http, Https, Mysql, None, Postgres, Redis, Smtp, Tcp};
+    use Probe::{Agent, Dns, Exec, Grpc, Http, Https, Mysql, None, Postgres, Redis, Smtp, Tcp};
     match key {
         "probe" => &[
-            None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec,
+            None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec, Agent,
         ],
         "headers" => &[Http, Https, Grpc],
         "path" | "method" | "host" | "expect_status" | "expect_body" | "expect_body_regex"
@@ -511,7 +513,7 @@ fn users(key: &str) -> &'static [Probe] {
         "query" | "query_type" | "expect_rcode" | "expect_answer" => &[Dns],
         "command" => &[Exec],
         _ => &[
-            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec,
+            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec, Agent,
         ],
     }
 }
@@ -530,6 +532,7 @@ impl Probe {
             Self::Smtp => "smtp",
             Self::Dns => "dns",
             Self::Exec => "exec",
+            Self::Agent => "agent",
         }
     }
 }
@@ -546,70 +549,7 @@ fn probe(key: &Key, value: &Value<'_>) -> Result<Probe, Problem> {
         "smtp" => Probe::Smtp,
         "dns" => Probe::Dns,
         "exec" => Probe::Exec,
+        "agent" => Probe::Agent,
         _ => Probe::None,
     })
-}
-
-fn pattern(key: &Key, value: &Value<'_>) -> Result<Pattern, Problem> {
-    script::pattern(key.name, &value::text(key, value)?)
-}
-
-fn not_empty(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
-    let text = value::text(key, value)?;
-    if text.is_empty() {
-        return Err(Problem::new(
-            format!("`{}` is empty, which every answer meets", key.name),
-            "write the text that must occur or remove the key",
-        ));
-    }
-    Ok(text)
-}
-
-/// Origin-form of a request target (RFC 9112, 3.2.1).
-fn path(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
-    let text = value::text(key, value)?;
-    if !text.starts_with('/') {
-        let help = match text.split_once("://") {
-            Some((_, rest)) => {
-                let path = rest.find('/').map_or("/", |at| &rest[at..]);
-                format!("write the path only: path = \"{}\"", shown(path))
-            }
-            None => format!("write path = \"/{}\"", shown(&text)),
-        };
-        return Err(Problem::new("`path` does not start with `/`", help));
-    }
-    if let Some(bad) = text.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
-        return Err(Problem::new(
-            format!("`path` has a character that cannot stand in a request: {bad:?}"),
-            "write it percent-encoded, for example %20 for a space",
-        ));
-    }
-    Ok(text)
-}
-
-/// `host` or `host:port` (RFC 3986, 3.2), without user information.
-fn authority(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
-    let text = value::text(key, value)?;
-    match text.parse::<http::uri::Authority>() {
-        Ok(_) if !text.contains('@') => Ok(text),
-        _ => Err(Problem::new(
-            format!("`{}` is not a host: \"{}\"", key.name, shown(&text)),
-            format!(
-                "write a name or address, with or without port, and nothing else: {} = \"web.example\"",
-                key.name
-            ),
-        )),
-    }
-}
-
-/// A name that can be sent as SNI (RFC 6066, 3: no addresses).
-fn server_name(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
-    let text = value::text(key, value)?;
-    if rustls_pki_types::DnsName::try_from(text.as_str()).is_err() {
-        return Err(Problem::new(
-            format!("`sni` is not a DNS name: \"{}\"", shown(&text)),
-            "write a name such as \"web.example\"; addresses are never sent as SNI",
-        ));
-    }
-    Ok(text)
 }

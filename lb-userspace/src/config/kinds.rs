@@ -133,6 +133,7 @@ pub fn question(
             hello: settings.hello?.value,
             tls,
         }),
+        Probe::Agent => ProbeKind::Agent,
         Probe::Dns => dns(settings, reader, errors)?,
         Probe::Exec => {
             let Some(command) = settings.command else {

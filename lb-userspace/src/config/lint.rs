@@ -209,7 +209,11 @@ fn rhythm(service: &Service, policy: &HealthPolicy, place: &Place<'_>, sink: &mu
 /// What is asked and accepted.
 fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &mut Sink<'_>) {
     let tls = match kind {
-        ProbeKind::Tcp | ProbeKind::Postgres(_) | ProbeKind::Dns(_) | ProbeKind::Exec(_) => false,
+        ProbeKind::Tcp
+        | ProbeKind::Postgres(_)
+        | ProbeKind::Dns(_)
+        | ProbeKind::Agent
+        | ProbeKind::Exec(_) => false,
         ProbeKind::TcpHalfOpen => {
             sink.add(
                 "half-open",

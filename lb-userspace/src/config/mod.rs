@@ -28,6 +28,7 @@ mod service;
 pub(crate) mod suggest;
 mod syntax;
 mod value;
+mod web;
 
 pub use diagnostic::{Diagnostic, Severity};
 use places::Places;

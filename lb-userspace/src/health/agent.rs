@@ -5,7 +5,8 @@
 //! only the agent takes it back. What a line does not mention stays as it was, and an agent that
 //! cannot be reached has said nothing.
 //!
-//! Parsing and the axis only: nothing asks agents yet.
+//! The agent probe (`probe::agent`) judges each line by itself. [`Axis`] keeps what was said, for a
+//! routing that has a place for it; nothing there uses it yet.
 
 use std::fmt;
 

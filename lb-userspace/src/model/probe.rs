@@ -46,6 +46,8 @@ pub enum ProbeKind {
     Mysql(MysqlProbe),
     Smtp(SmtpProbe),
     Dns(DnsProbe),
+    /// A line in the words of HAProxy's agent check.
+    Agent,
     Exec(ExecProbe),
 }
 
@@ -116,6 +118,7 @@ impl ProbeKind {
             Self::Smtp(_) => "smtp",
             Self::Dns(_) => "dns",
             Self::Exec(_) => "exec",
+            Self::Agent => "agent",
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::model::{ProbeKind, ProbeSpec, RedisProbe, TlsOptions};
 
+mod agent;
 mod connect;
 mod deadline;
 mod dns;
@@ -119,6 +120,7 @@ fn tls_options(kind: &ProbeKind) -> Option<(&TlsOptions, Alpn)> {
         | ProbeKind::Postgres(_)
         | ProbeKind::Mysql(_)
         | ProbeKind::Dns(_)
+        | ProbeKind::Agent
         | ProbeKind::Exec(_) => return None,
     };
     tls.as_ref().map(|options| (options, alpn))
@@ -182,6 +184,7 @@ async fn converse<S: ProbeStream>(
         ProbeKind::Redis(redis) => {
             redis::ask(stream, redis, prepared.password.as_deref(), trace).await
         }
+        ProbeKind::Agent => agent::ask(stream, trace).await,
         ProbeKind::Postgres(postgres) => postgres::ask(stream, postgres, trace).await,
         ProbeKind::Mysql(mysql) => mysql::ask(stream, mysql, trace).await,
         ProbeKind::Smtp(smtp) => smtp::ask(stream, smtp, trace).await,

@@ -15,9 +15,9 @@ use crate::model::{RedisProbe, RedisRole};
 const MAX_LINE: usize = 1024;
 /// Longest bulk string taken: a host name in the answer to ROLE.
 const MAX_BULK: usize = 1024;
-/// Most elements taken of an array, and values of an answer with all that is in them. A master
-/// lists its replicas.
-const MAX_VALUES: usize = 4096;
+/// Most values taken of one answer, those within others included. A master lists its replicas with
+/// three values each.
+const MAX_VALUES: usize = 1024;
 
 /// Asks and judges. `password`: what the password file holds.
 pub async fn ask<S: ProbeStream>(
