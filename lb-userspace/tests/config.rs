@@ -14,8 +14,10 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, Backend, Forwarding, HealthPolicy, HttpProbe, Model, Node, OnExit, Prefix, ProbeKind,
-    ProbeSpec, Protocol, Service, StatusRange, TlsOptions, XdpMode,
+    Affinity, Backend, ClientCertificate, DnsProbe, ExecProbe, Forwarding, HealthPolicy, HttpProbe,
+    Match, Model, MysqlProbe, Node, OnExit, Pattern, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
+    Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript,
+    TlsOptions, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -113,6 +115,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             tunnel_source4: None,
             tunnel_source6: None,
             answer_ping: true,
+            allow_exec: false,
         }
     );
     let seconds = Duration::from_secs;
@@ -174,6 +177,7 @@ fn every_key_of_the_contract_is_read() {
                 expect_status: vec![status(200, 200), status(204, 206)],
                 expect_body: Some("ok".into()),
                 tls: None,
+                ..HttpProbe::default()
             }),
         })
     );
@@ -195,10 +199,12 @@ fn every_key_of_the_contract_is_read() {
             service: "pkg.Payments".into(),
             authority: "pay.example".into(),
             accept_status: vec![5, 12],
+            metadata: Vec::new(),
             tls: Some(TlsOptions {
                 sni: Some("pay.example".into()),
                 verify: true,
                 ca: Some("/etc/lb/ca.pem".into()),
+                ..TlsOptions::default()
             }),
         }
     );
@@ -212,6 +218,103 @@ fn every_key_of_the_contract_is_read() {
     assert_eq!(model.node.tunnel_source6, prefix("100::", 64));
     let ways = (far.forwarding, farther.forwarding);
     assert_eq!(ways, (Forwarding::Ipip, Forwarding::Gue));
+}
+
+#[test]
+fn every_kind_of_probe_is_read() {
+    let model = config::parse(&good("kinds.toml"), "lb.toml").unwrap();
+    let kind = |name: &str| {
+        let backends = &model.service(name).unwrap().backends;
+        backends[0].probe.clone().unwrap().kind
+    };
+    let regex = |text| Some(Match::Regex(Pattern::new(text).unwrap()));
+    let script = vec![
+        ScriptStep::Send(b"version\r\n".to_vec()),
+        ScriptStep::Receive {
+            expect: regex(r"^VERSION 1\.\d+"),
+            unless: Some(Match::Contains(b"ERROR".to_vec())),
+            min_bytes: 1,
+        },
+    ];
+    assert_eq!(
+        kind("script"),
+        ProbeKind::TcpScript(TcpScript {
+            steps: script,
+            tls: None
+        })
+    );
+    assert_eq!(kind("half-open"), ProbeKind::TcpHalfOpen);
+    let ProbeKind::TcpScript(TcpScript { steps, tls }) = kind("tls") else {
+        panic!("{:?}", kind("tls"));
+    };
+    assert_eq!(steps, []);
+    assert_eq!(tls.unwrap().sni.as_deref(), Some("ldap.example"));
+    assert_eq!(
+        kind("redis"),
+        ProbeKind::Redis(RedisProbe {
+            user: Some("lb".into()),
+            password_file: Some("/etc/lb/redis.password".into()),
+            role: Some(RedisRole::Master),
+            tls: None,
+        })
+    );
+    assert_eq!(
+        kind("postgres"),
+        ProbeKind::Postgres(PostgresProbe {
+            user: "lb".into(),
+            database: None,
+        })
+    );
+    let user = Some("lb".into());
+    assert_eq!(kind("mysql"), ProbeKind::Mysql(MysqlProbe { user }));
+    assert_eq!(
+        kind("smtp"),
+        ProbeKind::Smtp(SmtpProbe {
+            hello: "lb.example".into(),
+            tls: None,
+        })
+    );
+    assert_eq!(
+        kind("dns"),
+        ProbeKind::Dns(DnsProbe {
+            name: "www.example.org".into(),
+            query_type: ("A", 1),
+            rcode: ("NOERROR", 0),
+            answers: vec!["192.0.2.1".parse().unwrap()],
+        })
+    );
+    assert_eq!(
+        kind("exec"),
+        ProbeKind::Exec(ExecProbe {
+            command: vec!["/usr/local/bin/check-app".into(), "--fast".into()],
+            service: "exec".into(),
+            backend: "app-1".into(),
+        })
+    );
+    assert_eq!(kind("agent"), ProbeKind::Agent);
+    let ProbeKind::Http(http) = kind("https") else {
+        panic!("{:?}", kind("https"));
+    };
+    let regex = http.expect_body_regex.unwrap();
+    assert_eq!(regex.as_str(), r#""ready":\s*true"#);
+    assert_eq!(
+        http.reuse,
+        Some(Reuse {
+            max_age: Duration::from_secs(60),
+            max_uses: 100
+        })
+    );
+    assert_eq!(
+        http.tls.unwrap().client,
+        Some(ClientCertificate {
+            certificate: "/etc/lb/probe.pem".into(),
+            key: "/etc/lb/probe.key".into(),
+        })
+    );
+    let ProbeKind::Grpc { metadata, .. } = kind("grpc") else {
+        panic!("{:?}", kind("grpc"));
+    };
+    assert_eq!(metadata, [("x-tenant".to_owned(), "lb".to_owned())]);
 }
 
 /// The probe of the one backend of the smallest file with this health table.

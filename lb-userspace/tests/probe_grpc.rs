@@ -105,6 +105,7 @@ fn spec(
             service: service.to_owned(),
             authority: "hc.test".to_owned(),
             accept_status: Vec::new(),
+            metadata: Vec::new(),
             tls,
         },
     }
@@ -254,6 +255,7 @@ where
             message.extend_from_slice(&data.unwrap());
         }
         let status: u8 = match message.as_slice() {
+            [0, 0, 0, 0, 0] if request.headers().contains_key("x-down") => 2,
             [0, 0, 0, 0, 0] => 1,
             [0, 0, 0, 0, 6, 0x0a, 4, b'd', b'o', b'w', b'n'] => 2,
             other => panic!("request {other:?}"),
@@ -296,12 +298,24 @@ async fn a_real_server_over_h2c() {
 }
 
 #[tokio::test]
+async fn metadata_reaches_the_server() {
+    let server = health_server(None).await;
+    let mut spec = spec(server.address, Duration::from_secs(5), "", None);
+    if let ProbeKind::Grpc { metadata, .. } = &mut spec.kind {
+        *metadata = vec![("x-down".to_owned(), "1".to_owned())];
+    }
+    let outcome = Prober::new().run(&spec).await;
+    assert_eq!(outcome.detail, "NOT_SERVING", "{outcome:?}");
+}
+
+#[tokio::test]
 async fn a_real_server_over_tls() {
     let server = health_server(Some(Tls::new(Some("hc.test".to_owned()), false, b"h2"))).await;
     let tls = TlsOptions {
         sni: Some("hc.test".to_owned()),
         verify: false,
         ca: None,
+        ..TlsOptions::default()
     };
     let spec = spec(server.address, Duration::from_secs(5), "", Some(tls));
     let outcome = Prober::new().run(&spec).await;

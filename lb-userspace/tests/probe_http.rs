@@ -141,6 +141,7 @@ fn spec(probe: &Json, target: SocketAddr, ca: &std::path::Path) -> ProbeSpec {
         },
         verify: probe["verify"].as_bool().unwrap_or(false),
         ca: probe["ca"].as_str().map(|_| ca.to_owned()),
+        ..TlsOptions::default()
     });
     ProbeSpec {
         target,
@@ -156,6 +157,7 @@ fn spec(probe: &Json, target: SocketAddr, ca: &std::path::Path) -> ProbeSpec {
             }],
             expect_body: probe["expect_body"].as_str().map(str::to_owned),
             tls,
+            ..HttpProbe::default()
         }),
     }
 }
@@ -262,6 +264,7 @@ fn simple(target: SocketAddr, method: &str, path: &str) -> ProbeSpec {
             }],
             expect_body: None,
             tls: None,
+            ..HttpProbe::default()
         }),
     }
 }

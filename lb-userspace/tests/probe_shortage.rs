@@ -8,7 +8,7 @@ use std::fs::File;
 use std::process::Command;
 use std::time::Duration;
 
-use lb_userspace::model::{ProbeKind, ProbeSpec};
+use lb_userspace::model::{DnsProbe, ExecProbe, ProbeKind, ProbeSpec};
 use lb_userspace::probe::{Class, Prober, Verdict};
 
 const INNER: &str = "LB_TEST_FEW_DESCRIPTORS";
@@ -42,27 +42,44 @@ fn inner() {
         .build()
         .unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let spec = ProbeSpec {
+    let spec = |kind| ProbeSpec {
         target: listener.local_addr().unwrap(),
         timeout: Duration::from_secs(5),
-        kind: ProbeKind::Tcp,
+        kind,
     };
+    let kinds = [
+        ProbeKind::Tcp,
+        ProbeKind::TcpHalfOpen,
+        ProbeKind::Dns(DnsProbe {
+            name: "web.test".to_owned(),
+            query_type: ("A", 1),
+            rcode: ("NOERROR", 0),
+            answers: Vec::new(),
+        }),
+        ProbeKind::Exec(ExecProbe {
+            command: vec!["/bin/true".to_owned()],
+            service: "web".into(),
+            backend: "web-1".into(),
+        }),
+    ];
     let prober = Prober::new();
     let mut files = Vec::new();
     while let Ok(file) = File::open("/dev/null") {
         files.push(file);
     }
-    let outcome = runtime.block_on(prober.run(&spec));
-    assert_eq!(
-        (outcome.verdict, outcome.class),
-        (Verdict::Internal, Class::Internal)
-    );
-    assert!(
-        outcome.detail.contains("file descriptor"),
-        "{}",
-        outcome.detail
-    );
+    for kind in kinds {
+        let outcome = runtime.block_on(prober.run(&spec(kind)));
+        assert_eq!(
+            (outcome.verdict, outcome.class),
+            (Verdict::Internal, Class::Internal)
+        );
+        assert!(
+            outcome.detail.contains("file descriptor"),
+            "{}",
+            outcome.detail
+        );
+    }
     drop(files);
-    let outcome = runtime.block_on(prober.run(&spec));
+    let outcome = runtime.block_on(prober.run(&spec(ProbeKind::Tcp)));
     assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
 }

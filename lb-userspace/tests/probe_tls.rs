@@ -43,7 +43,9 @@ fn spec(server: &Server, sni: &str, verify: bool, ca: Option<PathBuf>) -> ProbeS
                 sni: Some(sni.to_owned()),
                 verify,
                 ca,
+                ..TlsOptions::default()
             }),
+            ..HttpProbe::default()
         }),
     }
 }

@@ -38,7 +38,7 @@ pub enum Purpose {
     Bench,
     /// The real applications of the tests and of `soak`.
     Applications,
-    /// The checks of `.ci/run`.
+    /// The checks of `.ci/run`, with the servers that probes are tested against.
     Ci,
 }
 
@@ -150,6 +150,9 @@ pub fn run(purposes: &[Purpose], yes: bool) -> Result<()> {
             bail!("nothing was installed");
         }
     }
+    if missing.packages.contains(&"postgresql") {
+        no_postgres_cluster()?;
+    }
     for mut command in commands {
         if command.get_program() == "apt-get" {
             daemons::without(&missing.packages, || install_packages(&mut command))?;
@@ -195,10 +198,45 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
                 &mut missing,
                 &[("haproxy", "haproxy"), ("wrk", "wrk"), ("nft", "nftables")],
             ),
-            Purpose::Ci => missing.cargo_deny = find("cargo-deny").is_none(),
+            Purpose::Ci => {
+                missing.cargo_deny = find("cargo-deny").is_none();
+                servers(&mut missing);
+            }
         }
     }
     Ok(missing)
+}
+
+/// Real servers for the probes' tests, which start their own instances. The packages are those that
+/// start no daemon: redis-tools has the server under the name of its checker; PostgreSQL's starts
+/// one for a cluster only, see [`no_postgres_cluster`].
+fn servers(missing: &mut Missing) {
+    tools(
+        missing,
+        &[
+            ("redis-check-rdb", "redis-tools"),
+            ("dnsmasq", "dnsmasq-base"),
+        ],
+    );
+    let mut versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten();
+    if !versions.any(|version| version.is_ok_and(|v| v.path().join("bin/postgres").exists())) {
+        missing.packages.push("postgresql");
+    }
+}
+
+/// Tells Debian's PostgreSQL packages to make no cluster when they are installed: without one
+/// nothing is started, now or with the machine. A file that is there is the host's own.
+fn no_postgres_cluster() -> Result<()> {
+    let path = Path::new("/etc/postgresql-common/createcluster.conf");
+    if path.exists() {
+        return Ok(());
+    }
+    let folder = path.parent().context("the path has a folder")?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::write(path, "create_main_cluster = false\n")
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn tools(missing: &mut Missing, tools: &[(&str, &'static str)]) {

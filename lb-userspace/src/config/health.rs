@@ -2,14 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::duration::format;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{HEALTH, Key};
-use super::value::{self, shown};
+use super::value;
+use super::{kinds, web};
 use crate::model::{
-    HealthPolicy, HttpProbe, ProbeKind, ProbeSpec, Protocol, StatusRange, TlsOptions, host_text,
+    ClientCertificate, ExecProbe, HealthPolicy, HttpProbe, Pattern, ProbeKind, ProbeSpec, Protocol,
+    Reuse, StatusRange, TlsOptions, host_text,
 };
 
 /// Kind of probe, as written.
@@ -20,6 +23,13 @@ pub enum Probe {
     Http,
     Https,
     Grpc,
+    Redis,
+    Postgres,
+    Mysql,
+    Smtp,
+    Dns,
+    Exec,
+    Agent,
 }
 
 /// What the tables say, value by value.
@@ -40,6 +50,9 @@ pub struct Settings {
     headers: Option<At<Vec<(String, String)>>>,
     expect_status: Option<At<Vec<StatusRange>>>,
     expect_body: Option<At<String>>,
+    expect_body_regex: Option<At<Pattern>>,
+    reuse: Option<At<Duration>>,
+    reuse_limit: Option<At<u32>>,
     service: Option<At<String>>,
     authority: Option<At<String>>,
     accept_status: Option<At<Vec<u32>>>,
@@ -47,6 +60,9 @@ pub struct Settings {
     verify: Option<At<bool>>,
     ca: Option<At<PathBuf>>,
     sni: Option<At<String>>,
+    client_cert: Option<At<PathBuf>>,
+    client_key: Option<At<PathBuf>>,
+    kinds: kinds::Settings,
 }
 
 /// The health checks of one service.
@@ -60,7 +76,8 @@ pub struct Checks {
 /// A probe without its target.
 #[derive(Clone, Debug)]
 enum Question {
-    Tcp,
+    /// The same of every backend, whatever its address.
+    Same(ProbeKind),
     Http {
         probe: HttpProbe,
         /// `None`: the target.
@@ -70,16 +87,27 @@ enum Question {
         service: String,
         authority: Option<String>,
         accept_status: Vec<u32>,
+        metadata: Vec<(String, String)>,
         tls: Option<TlsOptions>,
     },
 }
 
 impl Checks {
-    /// The probe of the backend at `address`.
-    pub fn of(&self, address: SocketAddr) -> ProbeSpec {
+    /// Whether they run commands.
+    pub fn runs_commands(&self) -> bool {
+        matches!(self.question, Question::Same(ProbeKind::Exec(_)))
+    }
+
+    /// The probe of the backend `name` at `address`.
+    pub fn of(&self, address: SocketAddr, service: &Arc<str>, name: &Arc<str>) -> ProbeSpec {
         let target = SocketAddr::new(address.ip(), self.port.unwrap_or(address.port()));
         let kind = match &self.question {
-            Question::Tcp => ProbeKind::Tcp,
+            Question::Same(ProbeKind::Exec(exec)) => ProbeKind::Exec(ExecProbe {
+                service: service.clone(),
+                backend: name.clone(),
+                ..exec.clone()
+            }),
+            Question::Same(kind) => kind.clone(),
             Question::Http { probe, host } => {
                 let usual = if probe.tls.is_some() { 443 } else { 80 };
                 ProbeKind::Http(HttpProbe {
@@ -91,6 +119,7 @@ impl Checks {
                 service,
                 authority,
                 accept_status,
+                metadata,
                 tls,
             } => {
                 let usual = if tls.is_some() { 443 } else { 80 };
@@ -99,6 +128,7 @@ impl Checks {
                     service: service.clone(),
                     authority: authority.unwrap_or_else(|| authority_of(target, usual)),
                     accept_status: accept_status.clone(),
+                    metadata: metadata.clone(),
                     tls: tls.clone(),
                 }
             }
@@ -132,19 +162,25 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         down_interval: reader.get(errors, "down_interval", value::positive_duration),
         jitter: reader.get(errors, "jitter", value::integer),
         port: reader.get(errors, "port", value::integer),
-        path: reader.get(errors, "path", path),
+        path: reader.get(errors, "path", web::path),
         method: reader.get(errors, "method", value::choice),
-        host: reader.get(errors, "host", authority),
+        host: reader.get(errors, "host", web::authority),
         headers: reader.get(errors, "headers", value::headers),
         expect_status: reader.get(errors, "expect_status", value::statuses),
-        expect_body: reader.get(errors, "expect_body", not_empty),
+        expect_body: reader.get(errors, "expect_body", web::not_empty),
+        expect_body_regex: reader.get(errors, "expect_body_regex", web::pattern),
+        reuse: reader.get(errors, "reuse", value::positive_duration),
+        reuse_limit: reader.get(errors, "reuse_limit", value::integer),
         service: reader.get(errors, "service", value::text),
-        authority: reader.get(errors, "authority", authority),
+        authority: reader.get(errors, "authority", web::authority),
         accept_status: reader.get(errors, "accept_status", value::grpc_codes),
         tls: reader.get(errors, "tls", value::boolean),
         verify: reader.get(errors, "verify", value::boolean),
         ca: reader.get(errors, "ca", value::path),
-        sni: reader.get(errors, "sni", server_name),
+        sni: reader.get(errors, "sni", web::server_name),
+        client_cert: reader.get(errors, "client_cert", value::path),
+        client_key: reader.get(errors, "client_key", value::path),
+        kinds: kinds::read(reader, errors),
     }
 }
 
@@ -169,20 +205,41 @@ pub fn checks(
     let policy = policy(&settings, reader, probe, errors);
     let question = match probe? {
         Probe::None => return Some(None),
-        Probe::Tcp => Question::Tcp,
+        Probe::Tcp
+        | Probe::Redis
+        | Probe::Postgres
+        | Probe::Mysql
+        | Probe::Smtp
+        | Probe::Dns
+        | Probe::Agent
+        | Probe::Exec => {
+            // Inherited keys may be meant for other kinds.
+            let tls = users("tls").contains(&probe?) && settings.tls.as_ref()?.value;
+            let tls = match tls {
+                true => Some(tls_options(&settings, None, errors)?),
+                false => None,
+            };
+            let kinds = settings.kinds;
+            Question::Same(kinds::question(probe?, kinds, tls, reader, errors)?)
+        }
         Probe::Http => http(settings_http(&settings, None, reader, errors)?),
         Probe::Https => {
             let name = settings.host.as_ref().map(|host| host.value.as_str());
-            let tls = tls_options(&settings, name)?;
+            let tls = tls_options(&settings, name, errors)?;
             http(settings_http(&settings, Some(tls), reader, errors)?)
         }
         Probe::Grpc => {
             let name = settings.authority.as_ref().map(|name| name.value.as_str());
             let tls = match settings.tls.as_ref()?.value {
-                true => Some(tls_options(&settings, name)?),
+                true => Some(tls_options(&settings, name, errors)?),
                 false => None,
             };
+            let metadata = match &settings.headers {
+                Some(headers) => metadata(headers, errors)?,
+                None => Vec::new(),
+            };
             Question::Grpc {
+                metadata,
                 service: settings.service?.value,
                 authority: settings.authority.map(|authority| authority.value),
                 accept_status: settings.accept_status?.value,
@@ -197,6 +254,36 @@ pub fn checks(
     }))
 }
 
+/// Headers as gRPC metadata: names in lower case, none that the call sets itself. Binary values
+/// (`-bin`) would have to be in base64, which nobody checks here, so they are refused.
+fn metadata(
+    headers: &At<Vec<(String, String)>>,
+    errors: &mut Errors<'_>,
+) -> Option<Vec<(String, String)>> {
+    let mut metadata = Vec::new();
+    for (name, value) in &headers.value {
+        let name = name.to_ascii_lowercase();
+        if matches!(name.as_str(), "te" | "content-type") || name.starts_with("grpc-") {
+            errors.add(
+                headers.span.clone(),
+                format!("header `{name}` cannot be set for gRPC"),
+                "remove it: the prober sets this header itself",
+            );
+            return None;
+        }
+        if name.ends_with("-bin") {
+            errors.add(
+                headers.span.clone(),
+                format!("header `{name}` would be binary metadata, which is not offered"),
+                "use a name that does not end in -bin",
+            );
+            return None;
+        }
+        metadata.push((name, value.clone()));
+    }
+    Some(metadata)
+}
+
 fn http((probe, host): (HttpProbe, Option<String>)) -> Question {
     Question::Http { probe, host }
 }
@@ -208,16 +295,29 @@ fn settings_http(
     errors: &mut Errors<'_>,
 ) -> Option<(HttpProbe, Option<String>)> {
     let method = settings.method.as_ref()?;
-    if let (Some(body), "HEAD") = (&settings.expect_body, method.value) {
+    let bodies = [
+        (
+            "expect_body",
+            settings.expect_body.as_ref().map(|at| &at.span),
+        ),
+        (
+            "expect_body_regex",
+            settings.expect_body_regex.as_ref().map(|at| &at.span),
+        ),
+    ];
+    for (name, body) in bodies {
+        let (Some(body), "HEAD") = (body, method.value) else {
+            continue;
+        };
         let span = if reader.own("method").is_some() {
             &method.span
         } else {
-            &body.span
+            body
         };
         errors.add(
             span.clone(),
-            "`expect_body` can never be met: answers to HEAD have no body",
-            "write method = \"GET\" or remove `expect_body`",
+            format!("`{name}` can never be met: answers to HEAD have no body"),
+            format!("write method = \"GET\" or remove `{name}`"),
         );
     }
     let probe = HttpProbe {
@@ -230,17 +330,48 @@ fn settings_http(
         },
         expect_status: settings.expect_status.as_ref()?.value.clone(),
         expect_body: settings.expect_body.as_ref().map(|body| body.value.clone()),
+        expect_body_regex: settings
+            .expect_body_regex
+            .as_ref()
+            .map(|regex| regex.value.clone()),
+        reuse: match &settings.reuse {
+            None => None,
+            Some(max_age) => Some(Reuse {
+                max_age: max_age.value,
+                max_uses: settings.reuse_limit.as_ref()?.value,
+            }),
+        },
         tls,
     };
     Some((probe, settings.host.as_ref().map(|host| host.value.clone())))
 }
 
-fn tls_options(settings: &Settings, authority: Option<&str>) -> Option<TlsOptions> {
+fn tls_options(
+    settings: &Settings,
+    authority: Option<&str>,
+    errors: &mut Errors<'_>,
+) -> Option<TlsOptions> {
     let sni = match &settings.sni {
         Some(sni) => Some(sni.value.clone()),
         None => authority.and_then(name_in),
     };
+    let client = match (&settings.client_cert, &settings.client_key) {
+        (Some(certificate), Some(key)) => Some(ClientCertificate {
+            certificate: certificate.value.clone(),
+            key: key.value.clone(),
+        }),
+        (None, None) => None,
+        (Some(At { span, .. }), None) | (None, Some(At { span, .. })) => {
+            errors.add(
+                span.clone(),
+                "`client_cert` and `client_key` belong together, and one is missing",
+                "write both: client_cert = \"/etc/lb/probe.pem\", client_key = \"/etc/lb/probe.key\"",
+            );
+            return None;
+        }
+    };
     Some(TlsOptions {
+        client,
         sni,
         verify: settings.verify.as_ref()?.value,
         ca: settings.ca.as_ref().map(|ca| ca.value.clone()),
@@ -325,7 +456,7 @@ fn too_slow(
 }
 
 /// Keys that mean something only to a probe over TLS.
-const TLS_KEYS: [&str; 3] = ["verify", "ca", "sni"];
+const TLS_KEYS: [&str; 5] = ["verify", "ca", "sni", "client_cert", "client_key"];
 
 /// Reports keys of this very table that its kind of probe does not use. Inherited ones may be
 /// meant for other services.
@@ -349,7 +480,7 @@ fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut
                 ),
                 format!("remove it, or write probe = {}", names.join(" or ")),
             );
-        } else if probe == Probe::Grpc && !tls && TLS_KEYS.contains(&key.name) {
+        } else if probe != Probe::Https && !tls && TLS_KEYS.contains(&key.name) {
             errors.add(
                 span,
                 format!("`{}` has no meaning without TLS", key.name),
@@ -361,15 +492,29 @@ fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut
 
 /// The kinds of probe that use a key.
 fn users(key: &str) -> &'static [Probe] {
-    use Probe::{Grpc, Http, Https, None, Tcp};
+    use Probe::{Agent, Dns, Exec, Grpc, Http, Https, Mysql, None, Postgres, Redis, Smtp, Tcp};
     match key {
-        "probe" => &[None, Tcp, Http, Https, Grpc],
-        "path" | "method" | "host" | "headers" | "expect_status" | "expect_body" => &[Http, Https],
+        "probe" => &[
+            None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec, Agent,
+        ],
+        "headers" => &[Http, Https, Grpc],
+        "path" | "method" | "host" | "expect_status" | "expect_body" | "expect_body_regex"
+        | "reuse" | "reuse_limit" => &[Http, Https],
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
-        "authority" | "accept_status" | "tls" => &[Grpc],
-        key if TLS_KEYS.contains(&key) => &[Https, Grpc],
-        _ => &[Tcp, Http, Https, Grpc],
+        "authority" | "accept_status" => &[Grpc],
+        "tls" => &[Grpc, Tcp, Redis, Smtp],
+        key if TLS_KEYS.contains(&key) => &[Https, Grpc, Tcp, Redis, Smtp],
+        "half_open" | "script" => &[Tcp],
+        "user" => &[Redis, Postgres, Mysql],
+        "password_file" | "role" => &[Redis],
+        "database" => &[Postgres],
+        "hello" => &[Smtp],
+        "query" | "query_type" | "expect_rcode" | "expect_answer" => &[Dns],
+        "command" => &[Exec],
+        _ => &[
+            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec, Agent,
+        ],
     }
 }
 
@@ -381,6 +526,13 @@ impl Probe {
             Self::Http => "http",
             Self::Https => "https",
             Self::Grpc => "grpc",
+            Self::Redis => "redis",
+            Self::Postgres => "postgres",
+            Self::Mysql => "mysql",
+            Self::Smtp => "smtp",
+            Self::Dns => "dns",
+            Self::Exec => "exec",
+            Self::Agent => "agent",
         }
     }
 }
@@ -391,66 +543,13 @@ fn probe(key: &Key, value: &Value<'_>) -> Result<Probe, Problem> {
         "http" => Probe::Http,
         "https" => Probe::Https,
         "grpc" => Probe::Grpc,
+        "redis" => Probe::Redis,
+        "postgres" => Probe::Postgres,
+        "mysql" => Probe::Mysql,
+        "smtp" => Probe::Smtp,
+        "dns" => Probe::Dns,
+        "exec" => Probe::Exec,
+        "agent" => Probe::Agent,
         _ => Probe::None,
     })
-}
-
-fn not_empty(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
-    let text = value::text(key, value)?;
-    if text.is_empty() {
-        return Err(Problem::new(
-            format!("`{}` is empty, which every answer meets", key.name),
-            "write the text that must occur or remove the key",
-        ));
-    }
-    Ok(text)
-}
-
-/// Origin-form of a request target (RFC 9112, 3.2.1).
-fn path(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
-    let text = value::text(key, value)?;
-    if !text.starts_with('/') {
-        let help = match text.split_once("://") {
-            Some((_, rest)) => {
-                let path = rest.find('/').map_or("/", |at| &rest[at..]);
-                format!("write the path only: path = \"{}\"", shown(path))
-            }
-            None => format!("write path = \"/{}\"", shown(&text)),
-        };
-        return Err(Problem::new("`path` does not start with `/`", help));
-    }
-    if let Some(bad) = text.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
-        return Err(Problem::new(
-            format!("`path` has a character that cannot stand in a request: {bad:?}"),
-            "write it percent-encoded, for example %20 for a space",
-        ));
-    }
-    Ok(text)
-}
-
-/// `host` or `host:port` (RFC 3986, 3.2), without user information.
-fn authority(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
-    let text = value::text(key, value)?;
-    match text.parse::<http::uri::Authority>() {
-        Ok(_) if !text.contains('@') => Ok(text),
-        _ => Err(Problem::new(
-            format!("`{}` is not a host: \"{}\"", key.name, shown(&text)),
-            format!(
-                "write a name or address, with or without port, and nothing else: {} = \"web.example\"",
-                key.name
-            ),
-        )),
-    }
-}
-
-/// A name that can be sent as SNI (RFC 6066, 3: no addresses).
-fn server_name(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
-    let text = value::text(key, value)?;
-    if rustls_pki_types::DnsName::try_from(text.as_str()).is_err() {
-        return Err(Problem::new(
-            format!("`sni` is not a DNS name: \"{}\"", shown(&text)),
-            "write a name such as \"web.example\"; addresses are never sent as SNI",
-        ));
-    }
-    Ok(text)
 }

@@ -27,8 +27,16 @@ pub const LINTS: &[(&str, &str)] = &[
     ),
     ("tcp-probe-http-port", "A TCP probe asks a usual HTTP port."),
     (
+        "half-open",
+        "A TCP probe has `half_open = true`, so that only the backend's kernel is asked.",
+    ),
+    (
+        "mysql-without-user",
+        "A MySQL probe has no `user`: the server would block this host after 100 probes.",
+    ),
+    (
         "tls-short-interval",
-        "A probe over TLS runs more often than every 5 s; each makes a full handshake, since connections are not reused.",
+        "A probe over TLS runs more often than every 5 s, each on a fresh connection: a handshake each time, the full one at least every minute.",
     ),
     (
         "service-without-grpc",
@@ -201,7 +209,34 @@ fn rhythm(service: &Service, policy: &HealthPolicy, place: &Place<'_>, sink: &mu
 /// What is asked and accepted.
 fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &mut Sink<'_>) {
     let tls = match kind {
-        ProbeKind::Tcp => false,
+        ProbeKind::Tcp
+        | ProbeKind::Postgres(_)
+        | ProbeKind::Dns(_)
+        | ProbeKind::Agent
+        | ProbeKind::Exec(_) => false,
+        ProbeKind::TcpHalfOpen => {
+            sink.add(
+                "half-open",
+                place.key("health.half_open"),
+                "a half-open probe succeeds as long as the backend's kernel listens, even if the process is stopped or its queue is full",
+                "use half_open = false, or a probe that speaks the application's protocol",
+            );
+            false
+        }
+        ProbeKind::Mysql(mysql) => {
+            if mysql.user.is_none() {
+                sink.add(
+                    "mysql-without-user",
+                    place.key("health.probe"),
+                    "a MySQL server counts connections without a login as errors, and blocks this host after max_connect_errors of them (100)",
+                    "make a user without a password and rights, and write user = \"lb\"",
+                );
+            }
+            false
+        }
+        ProbeKind::TcpScript(script) => script.tls.is_some(),
+        ProbeKind::Redis(redis) => redis.tls.is_some(),
+        ProbeKind::Smtp(smtp) => smtp.tls.is_some(),
         ProbeKind::Grpc { tls, .. } => tls.is_some(),
         ProbeKind::Http(http) => {
             if let Some(span) = place.places.grpc_service(place.service) {
@@ -238,7 +273,7 @@ fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &m
                     "use expect_status = [\"200\"] or [\"200-299\"]",
                 );
             }
-            http.tls.is_some()
+            http.tls.is_some() && http.reuse.is_none()
         }
     };
     if tls && policy.interval < TLS_INTERVAL {
@@ -246,10 +281,10 @@ fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &m
             "tls-short-interval",
             place.key("health.interval"),
             format!(
-                "every {} a full TLS handshake with each backend: about ten times the cost of a plain probe",
+                "every {} a TLS handshake with each backend, and a full one costs about ten times a plain probe",
                 format(policy.interval)
             ),
-            "use interval = \"5s\" or more, or a plain port for probes with `port`",
+            "use interval = \"5s\" or more, reuse = \"60s\" with probe = \"https\", or a plain port for probes with `port`",
         );
     }
 }
@@ -258,7 +293,9 @@ fn tcp_on_http_port(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
     let port = service.backends.iter().find_map(|backend| {
         let probe = backend.probe.as_ref()?;
         let port = probe.target.port();
-        (probe.kind == ProbeKind::Tcp && HTTP_PORTS.contains(&port)).then_some(port)
+        (matches!(probe.kind, ProbeKind::Tcp | ProbeKind::TcpHalfOpen)
+            && HTTP_PORTS.contains(&port))
+        .then_some(port)
     });
     if let Some(port) = port {
         sink.add(

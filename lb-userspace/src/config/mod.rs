@@ -16,16 +16,19 @@ pub mod check;
 mod diagnostic;
 pub mod duration;
 mod health;
+mod kinds;
 mod lint;
 mod node;
 mod places;
 mod reader;
 mod rules;
 pub mod schema;
+mod script;
 mod service;
 pub(crate) mod suggest;
 mod syntax;
 mod value;
+mod web;
 
 pub use diagnostic::{Diagnostic, Severity};
 use places::Places;
@@ -202,6 +205,9 @@ fn read_root<'a>(table: &'a DeTable<'a>, errors: &mut Errors<'_>) -> Option<(Mod
         .map(|reader| service::read(reader, defaults.as_ref(), errors))
         .collect();
     rules::across_services(&drafts, errors);
+    if let Some(node) = &node {
+        rules::commands_allowed(node, &drafts, errors);
+    }
 
     let places = Places::new(&drafts);
     let services = drafts

@@ -27,6 +27,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     let tunnel_source4 = reader.get(errors, "tunnel_source4", value::prefix);
     let tunnel_source6 = reader.get(errors, "tunnel_source6", value::prefix);
     let answer_ping = reader.get(errors, "answer_ping", value::boolean);
+    let allow_exec = reader.get(errors, "allow_exec", value::boolean);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -41,6 +42,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         tunnel_source4: tunnel_source4.map(|prefix| prefix.value),
         tunnel_source6: tunnel_source6.map(|prefix| prefix.value),
         answer_ping: answer_ping?.value,
+        allow_exec: allow_exec?.value,
     })
 }
 

@@ -7,7 +7,7 @@ use lb_common::abi::{MAX_BACKENDS, MAX_SERVICES};
 
 use super::reader::Errors;
 use super::service::{BackendDraft, Draft};
-use crate::model::{Forwarding, host_text};
+use crate::model::{Forwarding, Node, host_text};
 
 /// Most services: the first number of the table means "none".
 const MOST_SERVICES: usize = MAX_SERVICES as usize - 1;
@@ -121,6 +121,21 @@ fn against_vip(
             ),
             format!("write \"{mended}\" and let the server listen there, or use forwarding = \"nat\""),
         );
+    }
+}
+
+/// Checks that commands are run only where the host's own table allows it: a service's table may
+/// come from people who must not run programs on this host.
+pub fn commands_allowed(node: &Node, services: &[Draft], errors: &mut Errors<'_>) {
+    for service in services.iter().filter(|service| service.runs_commands()) {
+        if !node.allow_exec {
+            let place = service.places.keys.get("health.probe");
+            errors.add(
+                place.unwrap_or(&service.places.header).clone(),
+                "probe = \"exec\" is not allowed on this host",
+                "write allow_exec = true in [node] if its commands are trusted: they run with the agent's rights",
+            );
+        }
     }
 }
 

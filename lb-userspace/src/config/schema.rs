@@ -49,6 +49,12 @@ pub enum Kind {
     GrpcCodes,
     /// Inline table of texts.
     Headers,
+    /// List of inline tables: the steps of a TCP script.
+    Steps,
+    /// List of IP addresses.
+    IpAddresses,
+    /// A program and its arguments.
+    Command,
 }
 
 /// What stands for a key that is not written.
@@ -86,6 +92,9 @@ impl Kind {
             Self::Statuses => "list of HTTP status codes and ranges".into(),
             Self::GrpcCodes => "list of gRPC status codes".into(),
             Self::Headers => "table of texts".into(),
+            Self::Steps => "list of tables".into(),
+            Self::IpAddresses => "list of IP addresses".into(),
+            Self::Command => "list of texts".into(),
         }
     }
 
@@ -105,6 +114,9 @@ impl Kind {
             Self::Statuses => "a list of status codes, as texts",
             Self::GrpcCodes => "a list of gRPC status codes",
             Self::Headers => "a table of texts",
+            Self::Steps => "a list of tables",
+            Self::IpAddresses => "a list of IP addresses, as texts",
+            Self::Command => "a list of texts",
         }
     }
 
@@ -125,6 +137,9 @@ impl Kind {
             Self::Statuses => "[\"200\"] or [\"200-299\"]",
             Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
             Self::Headers => "{ \"X-Probe\" = \"lb\" }",
+            Self::Steps => "[{ send = 'PING\\r\\n' }, { expect = '+PONG' }]",
+            Self::IpAddresses => "[\"192.0.2.1\"]",
+            Self::Command => "[\"/usr/local/bin/check-web\", \"--fast\"]",
         }
     }
 }
@@ -144,6 +159,10 @@ const fn key(name: &'static str, kind: Kind, default: Fallback, help: &'static s
         help,
     }
 }
+
+mod health;
+
+pub use health::HEALTH;
 
 use Fallback::{Absent, Derived, Required, Value};
 
@@ -240,6 +259,12 @@ pub const NODE: Section = Section {
             Value("true"),
             "Whether the data plane answers echo requests (`ping`) to the VIPs, whatever the backends' state; `false`: they are left to the host.",
         ),
+        key(
+            "allow_exec",
+            Kind::Boolean,
+            Value("false"),
+            "Whether `probe = \"exec\"` may run commands on this host, with the agent's rights.",
+        ),
     ],
 };
 
@@ -296,148 +321,6 @@ pub const SERVICE: Section = Section {
             Value("\"0s\""),
             "Time over which a readmitted backend gets its full share of new flows, linearly from 10 %; \
              `0s`: at once.",
-        ),
-    ],
-};
-
-/// `[service.health]` and `[defaults.health]`.
-pub const HEALTH: Section = Section {
-    header: "[service.health]",
-    tables: &[],
-    keys: &[
-        key(
-            "probe",
-            Kind::Choice(&["tcp", "http", "https", "grpc", "none"]),
-            Derived("`\"tcp\"` for TCP services, `\"none\"` for UDP services"),
-            "What is asked; `none`: backends always count as healthy.",
-        ),
-        key(
-            "interval",
-            Kind::Duration,
-            Value("\"5s\""),
-            "Time between the starts of two probes of one backend.",
-        ),
-        key(
-            "timeout",
-            Kind::Duration,
-            Value("\"2s\""),
-            "One deadline for the whole probe, from the first SYN to the last byte judged; less than every interval.",
-        ),
-        key(
-            "unhealthy_threshold",
-            Kind::Integer(1, 1000),
-            Value("3"),
-            "Failures in a row that make a backend unhealthy.",
-        ),
-        key(
-            "healthy_threshold",
-            Kind::Integer(1, 1000),
-            Value("2"),
-            "Successes in a row that make it healthy again.",
-        ),
-        key(
-            "fast_interval",
-            Kind::Duration,
-            Derived("`interval`"),
-            "Interval while a change is pending or nothing is decided yet.",
-        ),
-        key(
-            "down_interval",
-            Kind::Duration,
-            Derived("`interval`"),
-            "Interval while a backend is unhealthy.",
-        ),
-        key(
-            "jitter",
-            Kind::Integer(0, 50),
-            Value("5"),
-            "Random share of the interval by which a probe may start late, in percent.",
-        ),
-        key(
-            "port",
-            Kind::Integer(1, 65535),
-            Derived("the backend's port"),
-            "Port that is probed.",
-        ),
-        key(
-            "path",
-            Kind::Text,
-            Value("\"/\""),
-            "`http` and `https`: path and query that is requested.",
-        ),
-        key(
-            "method",
-            Kind::Choice(&[
-                "GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE",
-            ]),
-            Value("\"GET\""),
-            "`http` and `https`: request method.",
-        ),
-        key(
-            "host",
-            Kind::Text,
-            Derived("the probed address and port"),
-            "`http` and `https`: the `Host` header; for `https` also the default of `sni`.",
-        ),
-        key(
-            "headers",
-            Kind::Headers,
-            Absent("none"),
-            "`http` and `https`: further request headers.",
-        ),
-        key(
-            "expect_status",
-            Kind::Statuses,
-            Value("[\"200\"]"),
-            "`http` and `https`: status codes that count as a success; ranges are inclusive. Redirects are never followed.",
-        ),
-        key(
-            "expect_body",
-            Kind::Text,
-            Absent("not looked at"),
-            "`http` and `https`: text that must occur in the first 256 KiB of the body.",
-        ),
-        key(
-            "service",
-            Kind::Text,
-            Value("\"\""),
-            "`grpc`: service that is asked for; empty: the server as a whole.",
-        ),
-        key(
-            "authority",
-            Kind::Text,
-            Derived("the probed address and port"),
-            "`grpc`: the `:authority` header; with `tls` also the default of `sni`.",
-        ),
-        key(
-            "accept_status",
-            Kind::GrpcCodes,
-            Value("[]"),
-            "`grpc`: status codes other than OK that count as a success, by number or name.",
-        ),
-        key(
-            "tls",
-            Kind::Boolean,
-            Value("false"),
-            "`grpc`: whether the probe speaks TLS.",
-        ),
-        key(
-            "verify",
-            Kind::Boolean,
-            Value("false"),
-            "With TLS: whether the certificate must be valid for the server name. A bad one is reported either way.",
-        ),
-        key(
-            "ca",
-            Kind::Path,
-            Absent("the system's roots"),
-            "With TLS: PEM file with the roots to trust instead of the system's.",
-        ),
-        key(
-            "sni",
-            Kind::Text,
-            Derived("`host` or `authority` if that is a name, else none is sent"),
-            "With TLS: server name that is sent and verified.",
         ),
     ],
 };

@@ -153,17 +153,23 @@ fn places(
 }
 
 impl Draft {
+    /// Whether its probes are commands.
+    pub fn runs_commands(&self) -> bool {
+        matches!(&self.checks, Some(Some(checks)) if checks.runs_commands())
+    }
+
     /// The service, if nothing in it is wrong.
     pub fn finish(self) -> Option<Service> {
         let checks = self.checks?;
+        let name: Arc<str> = Arc::from(self.name?.value);
         let backends = self
             .backends
             .into_iter()
-            .map(|backend| backend.finish(checks.as_ref()))
+            .map(|backend| backend.finish(&name, checks.as_ref()))
             .collect::<Option<Vec<_>>>()?;
         self.complete.then_some(())?;
         Some(Service {
-            name: Arc::from(self.name?.value),
+            name,
             address: self.address?.value,
             protocol: self.protocol?,
             forwarding: self.forwarding?,
@@ -178,20 +184,21 @@ impl Draft {
 }
 
 impl BackendDraft {
-    fn finish(self, checks: Option<&Checks>) -> Option<Backend> {
+    fn finish(self, service: &Arc<str>, checks: Option<&Checks>) -> Option<Backend> {
         if self.bad_name {
             return None;
         }
         let address = self.address?.value;
-        let name = self
-            .name
-            .map_or_else(|| address.to_string(), |name| name.value);
+        let name: Arc<str> = match self.name {
+            Some(name) => name.value.into(),
+            None => address.to_string().into(),
+        };
         Some(Backend {
-            name: Arc::from(name),
             address,
             weight: self.weight?.value,
             tier: self.tier?,
-            probe: checks.map(|checks| checks.of(address)),
+            probe: checks.map(|checks| checks.of(address, service, &name)),
+            name,
         })
     }
 }

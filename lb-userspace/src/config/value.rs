@@ -487,7 +487,10 @@ pub fn wrong_type(key: &Key, value: &Value<'_>) -> Problem {
         (Kind::Boolean, DeValue::String(text)) if matches!(&**text, "true" | "false") => {
             format!("write it without quotes: {} = {text}", key.name)
         }
-        (Kind::Texts | Kind::Statuses | Kind::GrpcCodes, DeValue::String(text)) => {
+        (
+            Kind::Texts | Kind::Statuses | Kind::GrpcCodes | Kind::IpAddresses | Kind::Command,
+            DeValue::String(text),
+        ) => {
             format!("write a list: {} = [\"{}\"]", key.name, shown(text))
         }
         (Kind::Statuses, DeValue::Integer(number)) => {

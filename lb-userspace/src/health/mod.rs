@@ -23,6 +23,7 @@
 //!
 //! See [`schedule`]; the worst cases that follow from it are in [`Budget`].
 
+pub mod agent;
 mod budget;
 mod engine;
 pub mod schedule;

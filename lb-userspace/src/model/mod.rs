@@ -10,8 +10,17 @@ use std::time::Duration;
 pub use lb_common::abi::{Affinity, Forwarding};
 use serde::{Deserialize, Serialize};
 
+mod pattern;
 mod probe;
-pub use probe::{HttpProbe, ProbeKind, ProbeSpec, StatusRange, TlsOptions};
+mod question;
+pub use pattern::Pattern;
+pub use probe::{
+    ClientCertificate, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
+};
+pub use question::{
+    DnsProbe, ExecProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole, ScriptStep,
+    SmtpProbe, TcpScript,
+};
 
 /// Everything the agent works from.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +53,8 @@ pub struct Node {
     pub tunnel_source6: Option<Prefix>,
     /// Whether echo requests to a VIP are answered.
     pub answer_ping: bool,
+    /// Whether probes may run commands of this host.
+    pub allow_exec: bool,
 }
 
 /// A network: the addresses that begin with the same bits.

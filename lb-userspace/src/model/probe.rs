@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::{
+    DnsProbe, ExecProbe, MysqlProbe, Pattern, PostgresProbe, RedisProbe, SmtpProbe, TcpScript,
+};
+
 /// One probe of one backend, complete in itself: two equal specs are the same probe.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ProbeSpec {
@@ -19,6 +23,10 @@ pub struct ProbeSpec {
 pub enum ProbeKind {
     /// Connection established (and then reset, so that no TIME_WAIT is left).
     Tcp,
+    /// SYN, SYN-ACK, RST: the handshake is never completed.
+    TcpHalfOpen,
+    /// Connection established, then the script.
+    TcpScript(TcpScript),
     /// HTTP/1.1, over TLS if there are TLS options.
     Http(HttpProbe),
     /// `grpc.health.v1.Health/Check` over h2c, or TLS if there are TLS options.
@@ -29,12 +37,22 @@ pub enum ProbeKind {
         authority: String,
         /// gRPC status codes other than OK that count as a success.
         accept_status: Vec<u32>,
+        /// Further request headers, names in lower case.
+        metadata: Vec<(String, String)>,
         tls: Option<TlsOptions>,
     },
+    Redis(RedisProbe),
+    Postgres(PostgresProbe),
+    Mysql(MysqlProbe),
+    Smtp(SmtpProbe),
+    Dns(DnsProbe),
+    /// A line in the words of HAProxy's agent check.
+    Agent,
+    Exec(ExecProbe),
 }
 
 /// An HTTP request and the answer it wants.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HttpProbe {
     pub method: String,
     pub path: String,
@@ -44,7 +62,19 @@ pub struct HttpProbe {
     pub expect_status: Vec<StatusRange>,
     /// Must occur in the first 256 KiB of the body.
     pub expect_body: Option<String>,
+    /// Must match in the first 256 KiB of the body.
+    pub expect_body_regex: Option<Pattern>,
+    /// `None`: a fresh connection each time.
+    pub reuse: Option<Reuse>,
     pub tls: Option<TlsOptions>,
+}
+
+/// How long a probe's connection may serve further probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Reuse {
+    pub max_age: Duration,
+    /// Probes on one connection, the first included.
+    pub max_uses: u32,
 }
 
 /// Inclusive range of HTTP status codes.
@@ -55,7 +85,7 @@ pub struct StatusRange {
 }
 
 /// How a probe speaks TLS.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TlsOptions {
     /// Server name; `None`: no SNI is sent.
     pub sni: Option<String>,
@@ -63,16 +93,32 @@ pub struct TlsOptions {
     pub verify: bool,
     /// PEM file with the roots to trust instead of the system's.
     pub ca: Option<PathBuf>,
+    /// Shown to servers that ask for a client's certificate.
+    pub client: Option<ClientCertificate>,
+}
+
+/// PEM files with a certificate (its chain after it) and its private key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientCertificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 impl ProbeKind {
     /// Name in configuration and JSON.
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Tcp => "tcp",
+            Self::Tcp | Self::TcpHalfOpen | Self::TcpScript(_) => "tcp",
             Self::Http(HttpProbe { tls: None, .. }) => "http",
             Self::Http(HttpProbe { tls: Some(_), .. }) => "https",
             Self::Grpc { .. } => "grpc",
+            Self::Redis(_) => "redis",
+            Self::Postgres(_) => "postgres",
+            Self::Mysql(_) => "mysql",
+            Self::Smtp(_) => "smtp",
+            Self::Dns(_) => "dns",
+            Self::Exec(_) => "exec",
+            Self::Agent => "agent",
         }
     }
 }

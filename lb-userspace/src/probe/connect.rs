@@ -34,7 +34,18 @@ impl ProbeStream for TlsStream<TcpStream> {
 /// `Connection: close` and reads the answer to its end, so a well-behaved server has nothing left
 /// to lose by it.
 pub async fn connect(target: SocketAddr, trace: &mut Trace) -> Result<TcpStream, Failure> {
-    let socket = open(target).map_err(|error| Failure::connecting(&error))?;
+    connect_with(target, trace, |_| Ok(())).await
+}
+
+/// As [`connect`], from a socket that `prepare` has changed.
+pub async fn connect_with(
+    target: SocketAddr,
+    trace: &mut Trace,
+    prepare: impl FnOnce(&TcpSocket) -> io::Result<()>,
+) -> Result<TcpStream, Failure> {
+    let socket = open(target)
+        .and_then(|socket| prepare(&socket).map(|()| socket))
+        .map_err(|error| Failure::connecting(&error))?;
     let stream = socket
         .connect(target)
         .await

@@ -73,6 +73,9 @@ impl Failure {
                 Class::Unreachable,
                 "unreachable: the host or a router refuses TCP to it (ICMP)",
             ),
+            Some(libc::ENOBUFS | libc::ENOMEM) => {
+                Self::internal("this host is short of memory for sockets; see net.ipv4.tcp_mem")
+            }
             Some(libc::EPERM) => {
                 Self::internal("a firewall rule of this host forbids it (EPERM on connect)")
             }

@@ -24,8 +24,12 @@ pub enum Class {
     Status,
     /// The body does not hold what it must.
     Body,
-    /// gRPC: an answer other than SERVING.
+    /// An answer other than the one wanted, of a protocol without statuses.
+    Content,
+    /// The server says no in its own protocol: NOT_SERVING, `-ERR`, `FATAL`, `421`.
     Application,
+    /// The server says that it is starting and not ready yet.
+    Starting,
     /// Not the protocol (gRPC).
     Protocol,
     /// Broken off on the way (gRPC).
@@ -42,7 +46,7 @@ pub enum Class {
     Empty,
     /// Closed in the middle of the answer.
     Truncated,
-    /// Not HTTP.
+    /// Not the protocol that is asked for (HTTP, Redis, DNS, …).
     Malformed,
     /// Headers beyond the limit.
     TooLarge,
@@ -59,7 +63,9 @@ impl Class {
             Self::Ok => "ok",
             Self::Status => "status",
             Self::Body => "body",
+            Self::Content => "content",
             Self::Application => "application",
+            Self::Starting => "starting",
             Self::Protocol => "protocol",
             Self::Network => "network",
             Self::Timeout => "timeout",
@@ -78,7 +84,10 @@ impl Class {
     /// Whether the backend itself said that it should not get traffic. It is then drained, while
     /// after any other failure it is taken for dead and its flows are given up.
     pub const fn is_answer(self) -> bool {
-        matches!(self, Self::Status | Self::Body | Self::Application)
+        matches!(
+            self,
+            Self::Status | Self::Body | Self::Content | Self::Application | Self::Starting
+        )
     }
 }
 

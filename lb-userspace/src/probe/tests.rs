@@ -59,10 +59,12 @@ async fn an_unreadable_ca_is_our_fault() {
             service: String::new(),
             authority: "hc.test".to_owned(),
             accept_status: Vec::new(),
+            metadata: Vec::new(),
             tls: Some(TlsOptions {
                 sni: None,
                 verify: true,
                 ca: Some(missing.into()),
+                ..TlsOptions::default()
             }),
         },
         ..tcp(LOOPBACK.parse().unwrap())
@@ -84,6 +86,7 @@ async fn a_dropped_probe_closes_its_connection() {
             service: String::new(),
             authority: "hc.test".to_owned(),
             accept_status: Vec::new(),
+            metadata: Vec::new(),
             tls: None,
         },
         ..tcp(listener.local_addr().unwrap())

@@ -21,9 +21,13 @@ use super::{Success, text};
 pub struct Trace {
     start: Instant,
     steps: Vec<Step>,
+    /// Steps before this place belong to an attempt that was given up.
+    begin: usize,
     seen: Arc<Seen>,
     /// A TLS handshake was begun.
     handshake: bool,
+    /// What the probe waits for now.
+    waiting: Option<String>,
 }
 
 impl Trace {
@@ -31,8 +35,10 @@ impl Trace {
         Self {
             start: Instant::now(),
             steps: Vec::with_capacity(5),
+            begin: 0,
             seen: Arc::default(),
             handshake: false,
+            waiting: None,
         }
     }
 
@@ -43,11 +49,25 @@ impl Trace {
 
     /// A step was done just now.
     pub fn step(&mut self, name: &'static str, detail: impl Into<String>) {
+        self.waiting = None;
         self.steps.push(Step {
             name,
             at: self.elapsed(),
             detail: detail.into(),
         });
+    }
+
+    /// A last step, and the probe starts over: what it has done and seen so far counts no more.
+    pub fn start_over(&mut self, name: &'static str, why: impl Into<String>) {
+        self.step(name, why);
+        self.begin = self.steps.len();
+        self.seen = Arc::default();
+        self.handshake = false;
+    }
+
+    /// What the probe waits for from now on, until the next step: `no "+PONG" in "-ERR"`.
+    pub fn waiting(&mut self, what: impl Into<String>) {
+        self.waiting = Some(what.into());
     }
 
     /// What was received through [`Observed`] streams.
@@ -57,13 +77,17 @@ impl Trace {
 
     /// Whether the step of this name was done.
     pub fn done(&self, name: &str) -> bool {
-        self.steps.iter().any(|step| step.name == name)
+        self.steps[self.begin..]
+            .iter()
+            .any(|step| step.name == name)
     }
 
     /// Where the probe stands: `connected, request sent, 0 bytes received`.
     pub fn progress(&self) -> String {
-        if !self.done("connect") {
-            return "no reply to SYN".to_owned();
+        if !self.done("connect") && !self.done("reuse") {
+            // A probe without a connection says itself what it waits for.
+            let waiting = self.waiting.clone();
+            return waiting.unwrap_or_else(|| "no reply to SYN".to_owned());
         }
         let mut progress = String::from("connected");
         if self.done("tls") {
@@ -76,9 +100,17 @@ impl Trace {
             progress.push_str(&text::bytes(self.seen.bytes()));
             progress.push_str(" received");
         }
-        if let Some(headers) = self.steps.iter().rev().find(|step| step.name == "headers") {
+        if let Some(headers) = self.steps[self.begin..]
+            .iter()
+            .rev()
+            .find(|step| step.name == "headers")
+        {
             progress.push_str(": ");
             progress.push_str(&headers.detail);
+        }
+        if let Some(waiting) = &self.waiting {
+            progress.push_str(", ");
+            progress.push_str(waiting);
         }
         progress
     }
@@ -168,6 +200,10 @@ pub struct Observed<S> {
 }
 
 impl<S> Observed<S> {
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+
     pub fn new(stream: S, trace: &Trace) -> Self {
         Self {
             stream,

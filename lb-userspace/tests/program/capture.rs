@@ -124,7 +124,7 @@ fn refusals(kernel: &mut Kernel) -> Vec<(&'static str, Vec<u8>, Verdict, u16, u3
     let port = Frame::tcp(CLIENT, "203.0.113.10:81", "S").bytes();
     let ping = echo([198, 51, 100, 1], [203, 0, 113, 10]);
     vec![
-        ("fragment", fragment, Verdict::DropFragment, 0, DROP),
+        ("fragment", fragment, Verdict::DropFragmentNat, web, DROP),
         ("cut short", short, Verdict::DropMalformed, 0, DROP),
         ("no flow", reset, Verdict::ResetNoFlow, web, TX),
         ("TTL", ttl, Verdict::DropTtl, web, DROP),

@@ -113,6 +113,7 @@ pub fn node() -> Node {
         flow_entries: 4096,
         chain: None,
         answer_ping: true,
+        allow_exec: false,
         gue_port: GUE_PORT,
         tunnel_source4: None,
         tunnel_source6: None,

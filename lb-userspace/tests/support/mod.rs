@@ -243,6 +243,13 @@ impl Certificate {
         }
     }
 
+    /// The private key in PEM form.
+    pub fn key_pem(&self) -> String {
+        rcgen::KeyPair::try_from(self.key.as_slice())
+            .unwrap()
+            .serialize_pem()
+    }
+
     fn certified(&self) -> Arc<CertifiedKey> {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.to_vec()));
         let provider = rustls::crypto::ring::default_provider();

@@ -48,6 +48,7 @@ fn node() -> Node {
         tunnel_source4: None,
         tunnel_source6: None,
         answer_ping: true,
+        allow_exec: false,
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Call<'a> {
     pub authority: &'a str,
     /// gRPC status codes other than OK that count as a success.
     pub accept_status: &'a [u32],
+    /// Further request headers.
+    pub metadata: &'a [(String, String)],
     /// Told to the server as `grpc-timeout`.
     pub timeout: Duration,
     pub scheme: &'static str,
@@ -104,16 +106,21 @@ impl From<Failure> for CallError {
 }
 
 fn request(call: &Call<'_>) -> Result<Request<()>, Failure> {
-    Request::post(format!("{}://{}{PATH}", call.scheme, call.authority))
+    let request = Request::post(format!("{}://{}{PATH}", call.scheme, call.authority))
         .version(::http::Version::HTTP_2)
         .header("te", "trailers")
         .header("content-type", "application/grpc")
         .header("user-agent", USER_AGENT)
-        .header("grpc-timeout", grpc_timeout(call.timeout))
+        .header("grpc-timeout", grpc_timeout(call.timeout));
+    let metadata = call.metadata.iter();
+    metadata
+        .fold(request, |request, (name, value)| {
+            request.header(name, value)
+        })
         .body(())
         .map_err(|error| {
             Failure::internal(format!(
-                "\"{}\" cannot be the authority of a gRPC call: {error}",
+                "the gRPC call to \"{}\" cannot be made: {error}",
                 call.authority.escape_debug()
             ))
         })

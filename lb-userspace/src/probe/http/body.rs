@@ -42,6 +42,8 @@ pub struct Body {
     /// The content, if somebody wants to look into it.
     kept: Option<Vec<u8>>,
     declared: Option<u64>,
+    /// Bytes came beyond the message's end.
+    surplus: bool,
 }
 
 #[derive(Debug)]
@@ -81,14 +83,16 @@ impl Body {
             received: 0,
             kept: keep.then(Vec::new),
             declared,
+            surplus: false,
         }
     }
 
-    /// Takes what came next. Bytes beyond the message's end are ignored: the connection is not
-    /// used again.
+    /// Takes what came next. Bytes beyond the message's end are ignored, but noted: the connection
+    /// must not be used again.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<Progress, BodyError> {
         loop {
             if matches!(self.state, State::Done) {
+                self.surplus |= !bytes.is_empty();
                 return Ok(Progress::Complete);
             }
             if self.received >= MAX_BODY as u64 {
@@ -124,6 +128,11 @@ impl Body {
                 text::bytes(self.received)
             ))),
         }
+    }
+
+    /// The message is complete and nothing came after it.
+    pub const fn is_exact(&self) -> bool {
+        matches!(self.state, State::Done) && !self.surplus
     }
 
     /// Bytes of content so far.

@@ -19,6 +19,9 @@ pub struct Head {
     /// The status line, for people.
     pub summary: String,
     pub framing: Framing,
+    /// The connection may be used again after this message (RFC 9112, section 9.3). Not so in
+    /// HTTP/1.0, where it would have to be negotiated.
+    pub persistent: bool,
     /// Bytes it took.
     pub length: usize,
 }
@@ -86,6 +89,12 @@ pub fn parse(bytes: &[u8], to_head_request: bool) -> Result<Option<Head>, HeadEr
     }
     let declared = declared_framing(response.headers, minor)?;
     let bodiless = to_head_request || status < 200 || status == 204 || status == 304;
+    let framing = if bodiless { Framing::None } else { declared };
+    let closes = values(response.headers, "connection").any(|value| {
+        value
+            .split(',')
+            .any(|word| word.trim().eq_ignore_ascii_case("close"))
+    });
     let reason = response.reason.unwrap_or_default();
     Ok(Some(Head {
         minor,
@@ -95,7 +104,8 @@ pub fn parse(bytes: &[u8], to_head_request: bool) -> Result<Option<Head>, HeadEr
             if reason.is_empty() { "" } else { " " },
             text::excerpt(reason.as_bytes())
         ),
-        framing: if bodiless { Framing::None } else { declared },
+        framing,
+        persistent: minor > 0 && !closes && framing != Framing::UntilClose,
         length,
     }))
 }

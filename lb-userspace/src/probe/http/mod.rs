@@ -17,10 +17,12 @@ use crate::model::{HttpProbe, StatusRange};
 
 mod body;
 mod head;
+mod kept;
 mod request;
 
 use body::{Body, BodyError, MAX_BODY, Progress};
 use head::{Head, HeadError};
+pub use kept::Kept;
 
 /// So much may all heads of an answer, interim ones included, take together.
 const MAX_HEAD: usize = 16 * 1024;
@@ -28,15 +30,35 @@ const MAX_HEAD: usize = 16 * 1024;
 /// Interim (1xx) answers that are skipped before the final one.
 const MAX_INTERIM: usize = 64;
 
+/// What came of a request.
+struct Asked<S> {
+    answer: Answer,
+    /// The connection, if it can carry another.
+    open: Option<S>,
+}
+
 /// Sends the request and judges the answer.
-pub async fn ask<S: ProbeStream>(stream: S, probe: &HttpProbe, trace: &mut Trace) -> Answer {
-    let request = request::encode(probe).map_err(|error| Failure::internal(error.to_string()))?;
+async fn ask<S: ProbeStream>(stream: S, probe: &HttpProbe, trace: &mut Trace) -> Asked<S> {
+    let request = match request::encode(probe) {
+        Ok(request) => request,
+        Err(error) => {
+            return Asked {
+                answer: Err(Failure::internal(error.to_string())),
+                open: None,
+            };
+        }
+    };
     let mut stream = Observed::new(stream, trace);
-    let answer = exchange(&mut stream, &request, probe, trace).await;
+    let mut persistent = false;
+    let answer = exchange(&mut stream, &request, probe, trace, &mut persistent).await;
+    if persistent && probe.reuse.is_some() {
+        let open = Some(stream.into_inner());
+        return Asked { answer, open };
+    }
     // Over TLS this says close_notify. It goes into the socket's buffer or is let go: the verdict
     // is not to wait for it.
     stream.shutdown().now_or_never();
-    answer
+    Asked { answer, open: None }
 }
 
 async fn exchange<S: ProbeStream>(
@@ -44,6 +66,7 @@ async fn exchange<S: ProbeStream>(
     request: &[u8],
     probe: &HttpProbe,
     trace: &mut Trace,
+    persistent: &mut bool,
 ) -> Answer {
     // A server may answer, and close, before it has read the request: a failed write is no verdict
     // while there can be something to read. The read will find the error again if there is nothing.
@@ -73,8 +96,19 @@ async fn exchange<S: ProbeStream>(
         ));
     }
     let body = read_body(&mut reader, &head, &rest, probe, trace).await?;
+    *persistent = head.persistent && body.is_exact();
     if let Some(needle) = &probe.expect_body {
-        check_body(&head, body.content(), needle)?;
+        // The needle is text, so no replacement of invalid bytes can make or break a match, and
+        // str's search is linear.
+        let found = String::from_utf8_lossy(body.content()).contains(needle);
+        let wanted = || format!("\"{}\" is not in", text::excerpt(needle.as_bytes()));
+        check_body(&head, body.content(), found, wanted)?;
+    }
+    if let Some(pattern) = &probe.expect_body_regex {
+        let found = pattern.find_end(body.content()).is_some();
+        let text = pattern.as_str().as_bytes();
+        let wanted = || format!("no match of the regex \"{}\" in", text::excerpt(text));
+        check_body(&head, body.content(), found, wanted)?;
     }
     Ok(Success(format!("HTTP {}", head.status)))
 }
@@ -187,7 +221,10 @@ async fn read_body<S: ProbeStream>(
     probe: &HttpProbe,
     trace: &mut Trace,
 ) -> Result<Body, Failure> {
-    let mut body = Body::new(head.framing, probe.expect_body.is_some());
+    let mut body = Body::new(
+        head.framing,
+        probe.expect_body.is_some() || probe.expect_body_regex.is_some(),
+    );
     let mut progress = body
         .push(rest)
         .map_err(|error| body_failure(head, &error))?;
@@ -224,18 +261,21 @@ fn body_failure(head: &Head, error: &BodyError) -> Failure {
     Failure::new(class, format!("HTTP {}, but {error}", head.status))
 }
 
-fn check_body(head: &Head, content: &[u8], needle: &str) -> Result<(), Failure> {
-    // The needle is text, so no replacement of invalid bytes can make or break a match, and
-    // str's search is linear.
-    if String::from_utf8_lossy(content).contains(needle) {
+fn check_body(
+    head: &Head,
+    content: &[u8],
+    found: bool,
+    wanted: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    if found {
         return Ok(());
     }
     Err(Failure::new(
         Class::Body,
         format!(
-            "HTTP {}, but \"{}\" is not in the body: {}, \"{}\"",
+            "HTTP {}, but {} the body: {}, \"{}\"",
             head.status,
-            text::excerpt(needle.as_bytes()),
+            wanted(),
             text::bytes(content.len() as u64),
             text::excerpt(content)
         ),

@@ -13,8 +13,8 @@ pub struct RequestError {
     value: String,
 }
 
-/// `GET /path HTTP/1.1` with `Host`, `User-Agent` and `Connection: close`. The configured headers
-/// take the place of these, except of the last: a connection is used for one probe.
+/// `GET /path HTTP/1.1` with `Host`, `User-Agent` and, unless the connection is to be
+/// kept, `Connection: close`. The configured headers take the place of these, except of the last.
 ///
 /// # Errors
 /// A part would break the request's lines.
@@ -59,7 +59,9 @@ pub fn encode(probe: &HttpProbe) -> Result<Vec<u8>, RequestError> {
     {
         line(&mut request, "Content-Length", "0");
     }
-    line(&mut request, "Connection", "close");
+    if probe.reuse.is_none() {
+        line(&mut request, "Connection", "close");
+    }
     request.push_str("\r\n");
     Ok(request.into_bytes())
 }

@@ -257,6 +257,7 @@ fn probe(method: &str, headers: &[(&str, &str)]) -> HttpProbe {
         expect_status: Vec::new(),
         expect_body: None,
         tls: None,
+        ..HttpProbe::default()
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustls::client::Resumption;
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ use tokio_rustls::client::TlsStream;
 use super::failure::Failure;
 use super::outcome::Class;
 use super::trace::Trace;
-use crate::model::TlsOptions;
+use crate::model::{ClientCertificate, TlsOptions};
 
 mod verifier;
 use verifier::{Judge, Lenient};
@@ -37,15 +37,18 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 /// Protocol offered by ALPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alpn {
+    /// None is offered.
+    Absent,
     Http1,
     Http2,
 }
 
 impl Alpn {
-    const fn name(self) -> &'static [u8] {
+    fn names(self) -> Vec<Vec<u8>> {
         match self {
-            Self::Http1 => b"http/1.1",
-            Self::Http2 => b"h2",
+            Self::Absent => Vec::new(),
+            Self::Http1 => vec![b"http/1.1".to_vec()],
+            Self::Http2 => vec![b"h2".to_vec()],
         }
     }
 }
@@ -59,6 +62,13 @@ pub enum TlsError {
     CaEmpty { path: PathBuf },
     #[error("the CA file {} is not valid PEM: {reason}", path.display())]
     CaInvalid { path: PathBuf, reason: String },
+    #[error(
+        "cannot read {}: {source}; see `client_cert` and `client_key` in the service's health section",
+        path.display()
+    )]
+    ClientUnreadable { path: PathBuf, source: io::Error },
+    #[error("{} is no client certificate or key to be used: {reason}", path.display())]
+    ClientInvalid { path: PathBuf, reason: String },
     #[error(
         "this host has no trusted root certificates; install ca-certificates or set `ca` in the \
          service's health section"
@@ -91,6 +101,7 @@ struct Key {
     sni: Option<String>,
     verify: bool,
     ca: Option<PathBuf>,
+    client: Option<ClientCertificate>,
 }
 
 /// TLS settings of all targets: each its own, so that one backend's session ticket is never shown
@@ -115,6 +126,7 @@ impl TlsContexts {
             sni: options.sni.clone(),
             verify: options.verify,
             ca: options.ca.clone(),
+            client: options.client.clone(),
         };
         if let Some(context) = self.fresh(&key) {
             return Ok(context);
@@ -153,12 +165,23 @@ impl TlsContexts {
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()?
             .dangerous();
-        let mut config = match &judge {
+        let builder = match &judge {
             Some(judge) if key.verify => builder.with_custom_certificate_verifier(judge.clone()),
             _ => builder.with_custom_certificate_verifier(Arc::new(Lenient::new(&provider))),
-        }
-        .with_no_client_auth();
-        config.alpn_protocols = vec![key.alpn.name().to_vec()];
+        };
+        let mut config = match &key.client {
+            None => builder.with_no_client_auth(),
+            Some(client) => {
+                let (chain, private) = read_client(client).await?;
+                builder
+                    .with_client_auth_cert(chain, private)
+                    .map_err(|error| TlsError::ClientInvalid {
+                        path: client.certificate.clone(),
+                        reason: error.to_string(),
+                    })?
+            }
+        };
+        config.alpn_protocols = key.alpn.names();
         config.resumption = Resumption::in_memory_sessions(4);
         // An IP address as a name sends no SNI and is what the certificate is checked against.
         let name = match &key.sni {
@@ -215,6 +238,36 @@ async fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> 
         });
     }
     Ok(certificates)
+}
+
+/// A client's certificate with its chain, and its key.
+async fn read_client(
+    client: &ClientCertificate,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let read = async |path: &PathBuf| {
+        let path = path.clone();
+        tokio::fs::read(&path)
+            .await
+            .map_err(|source| TlsError::ClientUnreadable { path, source })
+    };
+    let invalid = |path: &PathBuf, reason: String| TlsError::ClientInvalid {
+        path: path.clone(),
+        reason,
+    };
+    let pem = read(&client.certificate).await?;
+    let chain = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| invalid(&client.certificate, error.to_string()))?;
+    if chain.is_empty() {
+        return Err(invalid(
+            &client.certificate,
+            "no certificate in PEM form".to_owned(),
+        ));
+    }
+    let pem = read(&client.key).await?;
+    let key = PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|error| invalid(&client.key, error.to_string()))?;
+    Ok((chain, key))
 }
 
 fn roots_of(

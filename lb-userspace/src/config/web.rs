@@ -1,0 +1,73 @@
+//! Values of keys of HTTP, gRPC and TLS.
+
+use super::reader::{Problem, Value};
+use super::schema::Key;
+use super::script;
+use super::value::{self, shown};
+use crate::model::Pattern;
+
+/// A regular expression.
+pub fn pattern(key: &Key, value: &Value<'_>) -> Result<Pattern, Problem> {
+    script::pattern(key.name, &value::text(key, value)?)
+}
+
+/// A text that not every answer has.
+pub fn not_empty(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    if text.is_empty() {
+        return Err(Problem::new(
+            format!("`{}` is empty, which every answer meets", key.name),
+            "write the text that must occur or remove the key",
+        ));
+    }
+    Ok(text)
+}
+
+/// Origin-form of a request target (RFC 9112, 3.2.1).
+pub fn path(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    if !text.starts_with('/') {
+        let help = match text.split_once("://") {
+            Some((_, rest)) => {
+                let path = rest.find('/').map_or("/", |at| &rest[at..]);
+                format!("write the path only: path = \"{}\"", shown(path))
+            }
+            None => format!("write path = \"/{}\"", shown(&text)),
+        };
+        return Err(Problem::new("`path` does not start with `/`", help));
+    }
+    if let Some(bad) = text.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
+        return Err(Problem::new(
+            format!("`path` has a character that cannot stand in a request: {bad:?}"),
+            "write it percent-encoded, for example %20 for a space",
+        ));
+    }
+    Ok(text)
+}
+
+/// `host` or `host:port` (RFC 3986, 3.2), without user information.
+pub fn authority(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    match text.parse::<http::uri::Authority>() {
+        Ok(_) if !text.contains('@') => Ok(text),
+        _ => Err(Problem::new(
+            format!("`{}` is not a host: \"{}\"", key.name, shown(&text)),
+            format!(
+                "write a name or address, with or without port, and nothing else: {} = \"web.example\"",
+                key.name
+            ),
+        )),
+    }
+}
+
+/// A name that can be sent as SNI (RFC 6066, 3: no addresses).
+pub fn server_name(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    if rustls_pki_types::DnsName::try_from(text.as_str()).is_err() {
+        return Err(Problem::new(
+            format!("`sni` is not a DNS name: \"{}\"", shown(&text)),
+            "write a name such as \"web.example\"; addresses are never sent as SNI",
+        ));
+    }
+    Ok(text)
+}
