@@ -225,9 +225,9 @@ pub const NODE: Section = Section {
         ),
         key(
             "flow_entries",
-            Kind::Integer(1024, 16_777_216),
+            Kind::Integer(1024, 10_000_000),
             Value("262144"),
-            "Capacity of the flow table, in entries; a NAT flow takes two.",
+            "Flows that the flow table has room for; 115 bytes of memory each.",
         ),
         key(
             "chain",
