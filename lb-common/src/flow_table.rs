@@ -91,6 +91,12 @@ impl Place {
         self.0 as usize & (WAYS - 1)
     }
 
+    /// The place in a line of replies to look at first.
+    #[inline(always)]
+    pub const fn reply_home(self) -> usize {
+        (self.0 >> 8) as usize & (REFERENCES - 1)
+    }
+
     /// What tells the flow from the others in its bucket, as far as 32 bits do.
     #[inline(always)]
     pub const fn tag(self) -> u32 {

@@ -124,6 +124,22 @@ impl Fate {
         }
     }
 
+    /// The action, if the packet was sent and nothing else is to be done.
+    #[inline(always)]
+    pub const fn plainly_sent(self) -> Option<u32> {
+        if self.0 < 1 << 32 {
+            Some(self.0 as u32 & 0xff)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the packet is for somebody else.
+    #[inline(always)]
+    pub const fn is_not_ours(self) -> bool {
+        self.0 == Self::refused(0, Verdict::PassNotVip).0
+    }
+
     /// Why the packet is not forwarded, if it is not.
     #[inline(always)]
     pub fn refusal(self) -> Option<Verdict> {

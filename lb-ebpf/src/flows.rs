@@ -151,6 +151,13 @@ pub extern "C" fn lb_flow_referred(key: *const FlowKey) -> u32 {
     let Some(line) = REPLIES.get_ptr_mut(place.index(lines(params.flow_buckets))) else {
         return NONE;
     };
+    let home = get(reference(line, place.reply_home()));
+    if home >> 24 == place.reply_tag() {
+        let number = (home & 0xff_ffff).wrapping_sub(1);
+        if is_answered_by(number, key) {
+            return number;
+        }
+    }
     candidates(line, place)
         .into_iter()
         .find(|number| *number != NONE && is_answered_by(*number, key))
@@ -461,9 +468,12 @@ extern "C" fn reserve(_turn: u64, _context: *mut c_void) -> u64 {
         return 0;
     }
     let mine = place.reference(number);
-    let mut free = 0;
-    while free < REFERENCES && get(reference(line, free)) != 0 {
-        free += 1;
+    let mut free = place.reply_home();
+    if get(reference(line, free)) != 0 {
+        free = 0;
+        while free < REFERENCES && get(reference(line, free)) != 0 {
+            free += 1;
+        }
     }
     if free == REFERENCES || !swap_if(reference(line, free), 0, mine) {
         return 0;

@@ -60,6 +60,7 @@ pub struct FloorKey {
     pub addr: lb_common::abi::Addr,
     pub port: u16,
     pub protocol: u16,
+    pub pad: u32,
 }
 
 /// A flow's last address words and ports, in network order, as they go into the frame.

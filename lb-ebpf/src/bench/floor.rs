@@ -61,6 +61,7 @@ fn select(flow: &FlowKey) -> Option<(u16, &'static Backend, u32)> {
         addr: flow.dst,
         port: flow.dport,
         protocol: TCP as u16,
+        pad: 0,
     };
     // SAFETY: nothing is changed while the bench runs.
     let service = unsafe { FLOOR_SERVICES.get(&key) }?;

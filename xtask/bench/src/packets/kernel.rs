@@ -132,6 +132,7 @@ impl Kernel {
                 addr: service.address.ip().into(),
                 port: service.address.port().to_be(),
                 protocol: service.protocol.number().into(),
+                pad: 0,
             };
             services
                 .insert(key, u32::from(*id), 0)
