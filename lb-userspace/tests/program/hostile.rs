@@ -132,10 +132,9 @@ fn check(kernel: &mut Kernel, frame: &[u8]) {
     if result.action == PASS {
         assert_eq!(result.frame, frame);
     }
-    if result.action == TX || result.action == REDIRECT {
-        if result.frame.len() <= frame.len() {
-            keeps_its_errors(frame, &result.frame);
-        }
+    let sent = result.action == TX || result.action == REDIRECT;
+    if sent && result.frame.len() <= frame.len() {
+        keeps_its_errors(frame, &result.frame);
     }
 }
 
