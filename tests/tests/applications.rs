@@ -23,6 +23,16 @@ fn applications_survive_all_changes_by_nat() -> Result<()> {
 }
 
 #[test]
+fn applications_survive_all_changes_by_ipip() -> Result<()> {
+    applications_survive("applications_survive_all_changes_by_ipip", Mode::Ipip)
+}
+
+#[test]
+fn applications_survive_all_changes_by_gue() -> Result<()> {
+    applications_survive("applications_survive_all_changes_by_gue", Mode::Gue)
+}
+
+#[test]
 fn applications_survive_all_changes_by_dsr() -> Result<()> {
     applications_survive("applications_survive_all_changes_by_dsr", Mode::Dsr)
 }

@@ -108,8 +108,11 @@ fn main() -> Result<ExitCode> {
                 false,
             )?;
             build::run(false)?;
-            let chosen = |each: &Mode| mode.as_deref().is_none_or(|mode| mode == each.word());
-            let modes: Vec<Mode> = Mode::ALL.into_iter().filter(chosen).collect();
+            let chosen = |each: &Mode| mode.as_deref() == Some(each.word());
+            let modes: Vec<Mode> = match mode {
+                Some(_) => Mode::ALL.into_iter().filter(chosen).collect(),
+                None => Mode::TOGETHER.to_vec(),
+            };
             soak::run(minutes, &modes).map(|()| ExitCode::SUCCESS)
         }
         Task::Bench {

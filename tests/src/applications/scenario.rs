@@ -14,6 +14,7 @@ use super::session::{Session, Use};
 use super::{iperf, talk};
 use crate::agent::{Agent, SOON};
 use crate::config::Config;
+use crate::decap::Decap;
 use crate::lab::Lab;
 use crate::skip;
 use crate::wait::{pause, wait_for};
@@ -75,6 +76,8 @@ pub struct Scenario<'lab> {
     sessions: Vec<Session>,
     agent: Agent<'lab>,
     applications: Vec<Applications>,
+    /// On every backend, where a mode is a tunnel.
+    _decaps: Vec<Decap>,
     lab: &'lab Lab,
     modes: Vec<Mode>,
     excuses: Excuses,
@@ -91,11 +94,18 @@ impl<'lab> Scenario<'lab> {
             .iter()
             .map(|host| Applications::start(lab, host, modes))
             .collect::<Result<_>>()?;
+        let decaps = if modes.iter().any(|mode| mode.is_tunnel()) {
+            let hosts = lab.backends.iter();
+            hosts.map(|host| Decap::start(host, "native")).collect()
+        } else {
+            Ok(Vec::new())
+        };
         let agent = Agent::start(lab, &config(lab, modes, false))?;
         let mut scenario = Self {
             sessions: Vec::new(),
             agent,
             applications,
+            _decaps: decaps?,
             lab,
             modes: modes.to_vec(),
             excuses: Excuses::default(),

@@ -13,18 +13,32 @@ pub enum Mode {
     Nat,
     /// Direct server return, over IPv6.
     Dsr,
+    /// IP-in-IP over IPv4, taken apart by `lb decap`.
+    Ipip,
+    /// GUE over IPv6, taken apart by `lb decap`.
+    Gue,
 }
 
 impl Mode {
     /// All of them. A new one is added here and in the matches below; its test is a line in
     /// `tests/applications.rs`.
-    pub const ALL: [Self; 2] = [Self::Nat, Self::Dsr];
+    pub const ALL: [Self; 4] = [Self::Nat, Self::Dsr, Self::Ipip, Self::Gue];
+
+    /// Those that have services of their own addresses, so that they can be tried at the same time.
+    pub const TOGETHER: [Self; 3] = [Self::Nat, Self::Dsr, Self::Ipip];
+
+    /// Whether backends need `lb decap`.
+    pub const fn is_tunnel(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
 
     /// Its word in the configuration.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Nat => "nat",
             Self::Dsr => "dsr",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
         }
     }
 
@@ -32,7 +46,8 @@ impl Mode {
     pub const fn vip(self) -> IpAddr {
         match self {
             Self::Nat => NAT_VIP[0],
-            Self::Dsr => DSR_VIP[1],
+            Self::Ipip => DSR_VIP[0],
+            Self::Dsr | Self::Gue => DSR_VIP[1],
         }
     }
 
@@ -40,7 +55,8 @@ impl Mode {
     pub const fn iperf_port(self) -> u16 {
         match self {
             Self::Nat => IPERF,
-            Self::Dsr => IPERF + 1,
+            Self::Dsr | Self::Gue => IPERF + 1,
+            Self::Ipip => IPERF + 2,
         }
     }
 
