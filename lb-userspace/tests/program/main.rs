@@ -13,6 +13,7 @@ mod foreign;
 mod fragment;
 mod hostile;
 mod icmp;
+mod katran;
 mod kernel;
 mod maps;
 mod nat;
