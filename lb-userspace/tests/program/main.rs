@@ -9,6 +9,7 @@ mod decap;
 mod dsr;
 mod echo;
 mod explain;
+mod flows_property;
 mod foreign;
 mod fragment;
 mod hostile;
