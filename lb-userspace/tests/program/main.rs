@@ -5,10 +5,12 @@
 
 mod capture;
 mod chain;
+mod contention;
 mod decap;
 mod dsr;
 mod echo;
 mod explain;
+mod flood;
 mod flows_property;
 mod foreign;
 mod fragment;
