@@ -24,7 +24,11 @@ const MOVING: &str = "203.0.113.11:80";
 /// Room for fewer flows than there are: places are short.
 const ROOM: u32 = 300;
 const CLIENTS: u64 = 600;
-const ROUNDS: usize = 4;
+/// In every other round there are so few that CPUs often open the same flow at the same time.
+const FEW: u64 = 3;
+const ROUNDS: usize = 6;
+/// Agents killed in a round.
+const KILLS: u64 = 2;
 /// Packets of each CPU in a round, at the least.
 const PACKETS: u64 = 20_000;
 /// Set for the process that sweeps: what the pins are named after.
@@ -32,7 +36,7 @@ const SOCKET: &str = "LB_TEST_SOCKET";
 
 /// Sends packets of random flows, and their backends' answers, until told to stop and enough are
 /// sent.
-fn traffic(program: &OwnedFd, seed: u64, stop: &AtomicBool) -> u64 {
+fn traffic(program: &OwnedFd, clients: u64, seed: u64, stop: &AtomicBool) -> u64 {
     let mut random = mix(seed);
     let flags = ["S", "S", "A", "PA", "FA", "R"];
     let frame = |vip, flags| Frame::tcp("198.51.100.1:1", vip, flags).bytes();
@@ -48,7 +52,7 @@ fn traffic(program: &OwnedFd, seed: u64, stop: &AtomicBool) -> u64 {
         random = mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
         let service = (random & 1) as usize;
         let mut frame = frames[service][(random >> 1) as usize % flags.len()].clone();
-        let port = 1024 + (random >> 32) % CLIENTS;
+        let port = 1024 + (random >> 32) % clients;
         frame[34..36].copy_from_slice(&(port as u16).to_be_bytes());
         let result = run(&frame);
         sent += 1;
@@ -130,13 +134,14 @@ fn the_table_stays_consistent_under_contention() {
     let mut removed = 0;
     for round in 0..ROUNDS {
         let stop = AtomicBool::new(false);
+        let clients = if round % 2 == 0 { CLIENTS } else { FEW };
         let sent: u64 = std::thread::scope(|scope| {
             let cpus: Vec<_> = (0..)
                 .zip(&programs)
                 .map(|(cpu, program)| {
                     let seed = round as u64 * 2 + cpu;
                     let stop = &stop;
-                    scope.spawn(move || traffic(program, seed, stop))
+                    scope.spawn(move || traffic(program, clients, seed, stop))
                 })
                 .collect();
             for n in 0..20 {
@@ -148,7 +153,9 @@ fn the_table_stays_consistent_under_contention() {
                 kernel.datapath.advance(n * 40);
                 removed += kernel.datapath.sweep(&contents, &gone).removed;
             }
-            sweep_and_kill(&kernel, Duration::from_millis(20 + 7 * round as u64));
+            for n in 0..KILLS {
+                sweep_and_kill(&kernel, Duration::from_millis(20 + 7 * round as u64 + n));
+            }
             stop.store(true, Ordering::Relaxed);
             cpus.into_iter().map(|cpu| cpu.join().unwrap()).sum()
         });

@@ -161,7 +161,7 @@ fn a_million_spoofed_syns_disturb_no_connection() {
 }
 
 #[test]
-#[ignore = "takes a minute; `cargo xtask test` runs it"]
+#[ignore = "takes a minute; `cargo xtask bench` runs it"]
 fn ten_million_spoofed_syns_disturb_no_connection() {
     flood("ten_million_spoofed_syns_disturb_no_connection", 10_000_000);
 }
