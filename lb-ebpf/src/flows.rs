@@ -414,7 +414,42 @@ pub extern "C" fn lb_flow_insert() -> u32 {
     ];
     put64(word(flow), u64::from_ne_bytes(bytes));
     put32(tag(bucket, way), place.tag());
+    // That orders what comes after it: of two CPUs that do this at once, one at least sees the other.
+    let twin = lb_flow_twin(index, place.tag(), way, key);
+    if twin != NONE {
+        // Another CPU has opened the same flow in this moment. Both keep the same one of the two.
+        let later = if twin > way { twin } else { way };
+        if swap_if(tag(bucket, later), place.tag(), HELD) {
+            lb_flow_clear(index, later);
+            put32(tag(bucket, later), 0);
+        }
+    }
     RECORDED
+}
+
+/// Another way of a bucket than `own` that has the same flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_flow_twin(index: u32, wanted: u32, own: u32, key: *const FlowKey) -> u32 {
+    let Some(bucket) = bucket(index) else {
+        return NONE;
+    };
+    if key.is_null() {
+        return NONE;
+    }
+    let mut found = NONE;
+    let mut way = 0;
+    while way < WAYS as u32 {
+        let same = equal(get(tag(bucket, way)), wanted) & !equal(way, own);
+        found = choose(same, way, found);
+        way += 1;
+    }
+    // SAFETY: as above, and the caller's key.
+    if found != NONE && unsafe { (*record(bucket, found)).is_of(&*key) } {
+        found
+    } else {
+        NONE
+    }
 }
 
 /// Copies word by word. Left to itself LLVM calls memmove, a loop over bytes.

@@ -16,6 +16,9 @@ pub fn run(quick: bool, packets: bool, network: bool) -> Result<()> {
         );
     }
     setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Bench], false)?;
+    if packets || !network {
+        flood(quick)?;
+    }
     // All in one command: cargo would compile what they share anew for each.
     let mut cargo = command::cargo();
     cargo.args(["build", "--release", "--bins"]);
@@ -38,4 +41,22 @@ pub fn run(quick: bool, packets: bool, network: bool) -> Result<()> {
         }
     }
     command::run(&mut bench)
+}
+
+/// Floods the program with spoofed SYNs, ten million or, in a hurry, one, while connections that
+/// stand are looked at: an ordinary test, which would take the others' time.
+fn flood(quick: bool) -> Result<()> {
+    let number = if quick { "a" } else { "ten" };
+    let name = format!("flood::{number}_million_spoofed_syns_disturb_no_connection");
+    let mut cargo = command::cargo();
+    cargo.args([
+        "test",
+        "--package",
+        "lb-userspace",
+        "--test",
+        "program",
+        "--",
+    ]);
+    cargo.args(["--exact", &name, "--include-ignored", "--nocapture"]);
+    command::run(&mut cargo)
 }

@@ -10,6 +10,10 @@ pub use lb_common::flow_table::{buckets_for, reply_lines};
 
 use super::sys::Mapped;
 
+mod check;
+
+pub use check::Inconsistency;
+
 /// The buckets and the references to them.
 pub struct FlowTable {
     buckets: Mapped<Bucket>,
@@ -119,7 +123,7 @@ impl FlowTable {
     /// All flows. Those that come or go meanwhile may be among them or not.
     pub fn iter(&self) -> impl Iterator<Item = (Way, Flow)> {
         (0..self.buckets()).flat_map(move |bucket| {
-            let tags: [u32; WAYS] = self.buckets.get_field(bucket, offset_of!(Bucket, tags));
+            let tags = self.tags(bucket);
             tags.into_iter()
                 .enumerate()
                 .filter(|(_, tag)| *tag > HELD)
@@ -210,7 +214,7 @@ impl FlowTable {
     pub fn repair(&mut self) {
         let mut ways = BTreeSet::new();
         for bucket in 0..self.buckets() {
-            let tags: [u32; WAYS] = self.buckets.get_field(bucket, offset_of!(Bucket, tags));
+            let tags = self.tags(bucket);
             let held = tags.iter().enumerate().filter(|(_, tag)| **tag == HELD);
             ways.extend(held.map(|(way, _)| Way { bucket, way }));
         }
@@ -222,9 +226,14 @@ impl FlowTable {
             };
             references.extend(self.references().into_iter().filter(dangling));
         }
-        for way in ways.intersection(&self.suspects.ways) {
+        let stopped: Vec<Way> = ways.intersection(&self.suspects.ways).copied().collect();
+        for way in &stopped {
             let word = way.record() + offset_of!(Flow, client_port);
             self.buckets.set_field(way.bucket, word, 0u64);
+        }
+        // Before others can take the ways: what refers to them would be taken for theirs.
+        self.drop_references(&stopped.iter().map(|way| way.number()).collect());
+        for way in &stopped {
             self.buckets.set_field(way.bucket, way.tag(), 0u32);
         }
         for (line, n, reference) in references.intersection(&self.suspects.references) {
@@ -238,3 +247,6 @@ impl FlowTable {
         };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use lb_common::flow::{idle_limit, is_closed, tracked_limit};
 use lb_common::hash;
 use lb_common::slot::{BackendIndex, Slot};
 
+use super::flow_table::Inconsistency;
 use super::maps::Maps;
 use crate::model::Protocol;
 use crate::plan::explain::{Flows, hash_of};
@@ -59,6 +60,15 @@ impl Maps {
             |index| sources.get(index.into()),
         );
         sweep
+    }
+
+    /// What is wrong with the flow table.
+    pub fn check_flows(&self) -> Vec<Inconsistency> {
+        let (backends, sources) = (&self.backends, &self.sources);
+        self.flows.check(
+            |index| backends.get(index.into()),
+            |index| sources.get(index.into()),
+        )
     }
 }
 

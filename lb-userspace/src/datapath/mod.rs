@@ -29,6 +29,7 @@ mod writer;
 
 pub use attach::{AttachError, Attached};
 pub use chain::ChainError;
+pub use flow_table::Inconsistency;
 pub use flows::Sweep;
 pub use maps::AccessError;
 pub use pin::{PinDirectory, PinError};
@@ -299,6 +300,11 @@ impl Datapath {
     /// Whether the program captures packets.
     pub fn is_captured(&self) -> bool {
         self.maps.is_captured()
+    }
+
+    /// What is wrong with the flow table; for tests, while nothing else uses it.
+    pub fn check_flows(&self) -> Vec<Inconsistency> {
+        self.maps.check_flows()
     }
 
     /// The program, for test runs.

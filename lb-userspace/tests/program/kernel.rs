@@ -34,6 +34,8 @@ pub const LB_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x01];
 pub struct Kernel {
     pub datapath: Datapath,
     pub contents: Contents,
+    /// What the pins are named after.
+    pub socket: PathBuf,
     pins: PinDirectory,
 }
 
@@ -45,6 +47,11 @@ impl Drop for Kernel {
 
 /// A datapath with no services; `None`, with a word about it, where there is no root.
 pub fn kernel(test: &str) -> Option<Kernel> {
+    kernel_for(test, 4096)
+}
+
+/// The same with room for so many flows.
+pub fn kernel_for(test: &str, flow_entries: u32) -> Option<Kernel> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     // SAFETY: always succeeds.
     if unsafe { libc::geteuid() } != 0 {
@@ -55,10 +62,11 @@ pub fn kernel(test: &str) -> Option<Kernel> {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let socket = PathBuf::from(format!("/test/{}/{number}", std::process::id()));
     let pins = PinDirectory::of(&socket);
-    let datapath = Datapath::open(pins.clone(), 4096).unwrap();
+    let datapath = Datapath::open(pins.clone(), flow_entries).unwrap();
     let mut kernel = Kernel {
         datapath,
         contents: Contents::default(),
+        socket,
         pins,
     };
     let ports = SnatPorts {

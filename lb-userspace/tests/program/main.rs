@@ -5,14 +5,18 @@
 
 mod capture;
 mod chain;
+mod contention;
 mod decap;
 mod dsr;
 mod echo;
 mod explain;
+mod flood;
+mod flows_property;
 mod foreign;
 mod fragment;
 mod hostile;
 mod icmp;
+mod katran;
 mod kernel;
 mod maps;
 mod nat;

@@ -23,6 +23,8 @@ pub struct Frame {
     pub payload: Vec<u8>,
     pub sequence: u32,
     pub acknowledgement: u32,
+    /// TCP options as they stand in the header, a multiple of four bytes.
+    pub options: Vec<u8>,
 }
 
 impl Frame {
@@ -38,6 +40,7 @@ impl Frame {
             payload: b"hello".to_vec(),
             sequence: 1000,
             acknowledgement: 2000,
+            options: Vec::new(),
         }
     }
 
@@ -110,6 +113,7 @@ impl Frame {
                 other => panic!("flag {other}"),
             };
         }
+        let tcp = tcp.options_raw(&self.options).unwrap();
         tcp.write(&mut bytes, &self.payload).unwrap();
         bytes
     }
