@@ -34,7 +34,7 @@ const FULL: Effort = Effort {
     packets: 1_000_000,
     tables: &[
         (DEFAULT_FLOW_ENTRIES, &[1, 65_536]),
-        (2_097_152, &[1_000_000]),
+        (4_194_304, &[1_000_000]),
     ],
 };
 const QUICK: Effort = Effort {
