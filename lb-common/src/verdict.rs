@@ -48,7 +48,7 @@ verdicts! {
     /// Echo request to a VIP, answered.
     EchoReply = "echo_reply",
     /// Repeated SYN, sent to another backend than the one that did not answer; counted there too.
-    Rescued = "rescued",
+    Rescued = "syn_rescued",
     /// Packet of a flow whose backend is out: answered with a RST.
     ResetBackendOut = "reset_backend_out",
     /// Packet of a backend that is out, for a NAT flow whose client got its RST: answered with one.

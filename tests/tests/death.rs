@@ -223,7 +223,7 @@ fn no_new_connection_fails_while_a_dead_backend_goes_unnoticed() -> Result<()> {
                 tally.failed
             );
             tally.must_not_fail().context(*name)?;
-            let rescued = counted(&agent, name, "rescued")?;
+            let rescued = counted(&agent, name, "syn_rescued")?;
             println!("{name}: {rescued} rescued");
             ensure!(rescued > 10, "{name}: only {rescued} rescued");
         }
@@ -235,7 +235,7 @@ fn no_new_connection_fails_while_a_dead_backend_goes_unnoticed() -> Result<()> {
                 tally.failed
             );
             ensure!(tally.failed > 0, "{name}: the backend was not missed");
-            ensure!(counted(&agent, name, "rescued")? == 0, "{name} rescued");
+            ensure!(counted(&agent, name, "syn_rescued")? == 0, "{name} rescued");
         }
         Ok(())
     })

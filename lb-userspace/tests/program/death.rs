@@ -209,7 +209,7 @@ fn a_repeated_syn_goes_to_another_backend() {
         }
         rescued += 1;
         assert_ne!(request.dst, repeated.dst);
-        let counted = kernel.verdicts().get("rescued").copied();
+        let counted = kernel.verdicts().get("syn_rescued").copied();
         assert_eq!(counted, Some(rescued));
         // The first one's late answer belongs to no flow: the host resets it.
         let late = kernel.expect(&answer(&request, "SA"), Verdict::PassNoService);
@@ -269,7 +269,7 @@ fn outside_of_nat_flows_follow_their_record_once_rescued() {
         assert!([1, 2].contains(&stranger));
     }
     assert!(rescued >= 80, "{rescued}");
-    assert_eq!(kernel.verdicts().get("rescued"), Some(&rescued));
+    assert_eq!(kernel.verdicts().get("syn_rescued"), Some(&rescued));
     // Each flow counts once for each backend that it was given to.
     let flows = |kernel: &Kernel| -> u64 {
         let flows = [1, 2].map(|backend| kernel.datapath.traffic(backend).unwrap().flows);
@@ -282,7 +282,7 @@ fn outside_of_nat_flows_follow_their_record_once_rescued() {
         let (first, _) = sent(&mut kernel, &from(port, "S"));
         kernel.forwards(&from(port, "S"), first);
     }
-    assert_eq!(kernel.verdicts().get("rescued"), Some(&rescued));
+    assert_eq!(kernel.verdicts().get("syn_rescued"), Some(&rescued));
 }
 
 #[test]
