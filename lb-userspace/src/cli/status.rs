@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-
 use lb_common::verdict::Verdict;
 
 use super::output::{Palette, span, tame};
