@@ -168,7 +168,27 @@ pub struct Service {
     pub affinity: u8,
     /// Index into [`crate::slot::TABLE_SIZES`].
     pub table_class: u8,
-    pub pad: [u8; 3],
+    /// Bits of [`service_flag`].
+    pub flags: u8,
+    pub pad: [u8; 2],
+}
+
+impl Service {
+    /// Whether all of these [`service_flag`] bits are set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u8) -> bool {
+        self.flags & flags == flags
+    }
+}
+
+/// Bits of [`Service::flags`]. Only TCP services have any.
+pub mod service_flag {
+    /// Packets of a flow whose backend is out are answered with a RST, rather than sent to the
+    /// present owner of their slot. NAT does so with or without it.
+    pub const RESET_DEAD: u8 = 1;
+    /// A repeated SYN goes to another backend than the one that has not answered the first. Every
+    /// flow is recorded for it.
+    pub const SYN_RESCUE: u8 = 2;
 }
 
 /// Places in the service table, a power of two. With [`MAX_SERVICES`] services one in sixteen is
@@ -276,6 +296,11 @@ pub mod tcp_seen {
     pub const REPLY: u8 = 8;
     /// The client has sent something other than a SYN.
     pub const CLIENT_ACK: u8 = 16;
+    /// In `forward`: how often the flow was given to another backend because the one that it had
+    /// did not answer its SYN, up to 3.
+    pub const RESCUES: u8 = 3 << RESCUES_SHIFT;
+    /// Place of the lowest bit of [`RESCUES`].
+    pub const RESCUES_SHIFT: u8 = 5;
 }
 
 /// A record of the flow table, for both directions of a flow; one cache line.
@@ -328,7 +353,8 @@ pub struct Params {
     /// What is captured: 0 nothing, else see [`crate::capture::word`]. One word, so that it changes
     /// at once.
     pub capture: u32,
-    pub pad: u32,
+    /// RSTs that each CPU may send in a second.
+    pub reset_rate: u32,
     /// CLOCK_MONOTONIC in nanoseconds after which the program itself ends the capture: that of an
     /// agent that no longer lives.
     pub capture_until: u64,
@@ -357,6 +383,9 @@ pub struct Fragment {
     /// Seconds of the kernel's monotonic clock when it came.
     pub seen: u32,
 }
+
+/// RSTs that each CPU may send in a second unless the configuration says otherwise.
+pub const DEFAULT_RESET_RATE: u32 = 10_000;
 
 /// Words of the destination filter: one bit for each of 65,536 address hashes.
 pub const FILTER_WORDS: usize = 1024;

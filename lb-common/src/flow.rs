@@ -41,11 +41,37 @@ pub const fn idle_limit(is_tcp: bool, forward: u8, reply: u8) -> u32 {
     }
 }
 
+/// Whether a SYN of the same flow repeats one that its backend has not answered, as far as can be
+/// seen: by NAT no answer has come through here, otherwise the client has not gone on.
+#[inline(always)]
+pub const fn is_unanswered(forward: u8, reply: u8) -> bool {
+    forward & (tcp_seen::CLIENT_ACK | tcp_seen::CLIENT_FIN | tcp_seen::RST) == 0 && reply == 0
+}
+
+/// How often a flow was rescued, from [`Flow::forward`](crate::abi::Flow::forward).
+#[inline(always)]
+pub const fn rescues(forward: u8) -> u32 {
+    ((forward & tcp_seen::RESCUES) >> tcp_seen::RESCUES_SHIFT) as u32
+}
+
+/// [`Flow::forward`](crate::abi::Flow::forward) of a flow that was rescued so often and of which
+/// nothing else is known.
+#[inline(always)]
+pub const fn rescued(times: u32) -> u8 {
+    (if times < 3 { times as u8 } else { 3 }) << tcp_seen::RESCUES_SHIFT
+}
+
+/// Slots that are looked at for another backend when a SYN is repeated. With one backend of two
+/// dead they all belong to it for one flow in 16; that one's next SYN looks at other slots.
+pub const RESCUE_TRIES: u32 = 4;
+
 /// Seconds that a recorded DSR flow may be idle before its record goes. Only the client's side is
 /// seen, so after its FIN or RST the flow is kept as long as a silent UDP flow.
 #[inline(always)]
 pub const fn tracked_limit(tcp: u8) -> u32 {
-    if tcp & (tcp_seen::CLIENT_FIN | tcp_seen::RST) != 0 {
+    if tcp & tcp_seen::CLIENT_ACK == 0 {
+        TCP_HANDSHAKE
+    } else if tcp & (tcp_seen::CLIENT_FIN | tcp_seen::RST) != 0 {
         UDP_IDLE
     } else {
         TCP_IDLE
@@ -64,6 +90,28 @@ mod tests {
         assert!(!is_closed(0, REPLY | BACKEND_FIN));
         assert!(is_closed(CLIENT_FIN, REPLY | BACKEND_FIN));
         assert!(is_closed(RST, 0) && is_closed(0, RST));
+    }
+
+    #[test]
+    fn rescues_are_counted_beside_what_was_seen() {
+        for times in 0..6 {
+            let forward = rescued(times);
+            assert_eq!(rescues(forward), times.min(3));
+            assert_eq!(
+                rescues(forward | CLIENT_ACK | CLIENT_FIN | RST | REPLY),
+                times.min(3)
+            );
+            assert!(is_unanswered(forward, 0));
+            assert!(!is_unanswered(forward | CLIENT_ACK, 0));
+            assert!(!is_unanswered(forward, REPLY));
+        }
+    }
+
+    #[test]
+    fn a_recorded_flow_lasts_as_its_client_shows() {
+        assert_eq!(tracked_limit(rescued(1)), TCP_HANDSHAKE);
+        assert_eq!(tracked_limit(CLIENT_ACK), TCP_IDLE);
+        assert_eq!(tracked_limit(CLIENT_ACK | CLIENT_FIN), UDP_IDLE);
     }
 
     #[test]

@@ -45,6 +45,12 @@ pub const fn client(src: &Addr) -> u32 {
     (mix(fold(src)) >> 32) as u32
 }
 
+/// One of the further hashes of a flow, each as good as the first.
+#[inline(always)]
+pub const fn again(hash: u32, turn: u32) -> u32 {
+    (mix((turn as u64 + 1) << 32 | hash as u64) >> 32) as u32
+}
+
 /// Hash of a name, the same in every version: phases of probes and names of pins follow from it.
 pub fn name(seed: u64, bytes: &[u8]) -> u64 {
     let step = |hash, byte: &u8| mix(hash ^ *byte as u64);

@@ -8,5 +8,6 @@ pub mod checksum;
 pub mod flow;
 pub mod flow_table;
 pub mod hash;
+pub mod rescue;
 pub mod slot;
 pub mod verdict;

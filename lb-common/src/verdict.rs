@@ -47,8 +47,12 @@ verdicts! {
     IcmpError = "icmp_error",
     /// Echo request to a VIP, answered.
     EchoReply = "echo_reply",
+    /// Repeated SYN, sent to another backend than the one that did not answer; counted there too.
+    Rescued = "syn_rescued",
     /// Packet of a flow whose backend is out: answered with a RST.
     ResetBackendOut = "reset_backend_out",
+    /// Packet of a backend that is out, for a NAT flow whose client got its RST: answered with one.
+    ResetToBackend = "reset_to_backend",
     /// TCP packet without a SYN that belongs to no known NAT flow: answered with a RST.
     ResetNoFlow = "reset_no_flow",
     /// Too long for the way to the backend once in its outer header: the client is told (ICMP).
@@ -65,6 +69,8 @@ verdicts! {
     DropNoBackend = "drop_no_backend",
     /// Packet of a UDP flow, or a RST, whose backend is out.
     DropBackendOut = "drop_backend_out",
+    /// It would be answered with a RST, but `reset_rate` of them were sent already.
+    DropResetRate = "drop_reset_rate",
     /// A RST that belongs to no known NAT flow.
     DropNoFlow = "drop_no_flow",
     /// ICMP error for a `nat` service about a flow that is not known.

@@ -40,6 +40,8 @@ impl Fate {
 
     /// The flow is to be recorded first; see [`crate::forward::open`].
     pub const OPEN: Self = Self(1 << 61);
+    /// The flow was to be recorded, but stays as it is.
+    pub const KEEP: Self = Self(1 << 58);
 
     /// Sent to a backend.
     #[inline(always)]
@@ -90,6 +92,11 @@ impl Fate {
     #[inline(always)]
     pub const fn opens(self) -> bool {
         self.0 & Self::OPEN.0 != 0
+    }
+
+    #[inline(always)]
+    pub const fn keeps(self) -> bool {
+        self.0 & Self::KEEP.0 != 0
     }
 
     /// Outer headers, made beside the function that chose the backend rather than in it.
@@ -153,7 +160,7 @@ impl Fate {
     /// Of a packet that is not to be encapsulated, or has been.
     #[inline(always)]
     pub fn end(self) -> Result<Sent, Refusal> {
-        if self.opens() {
+        if self.opens() || self.keeps() {
             // Recorded, and gone again at once.
             return Err(Refusal {
                 service: 0,

@@ -362,7 +362,7 @@ pub extern "C" fn lb_flow_insert() -> u32 {
         copy(&raw const key.dst, &raw mut (*flow).vip);
         (*flow).last_seen = opening.tick;
         (*flow).nat_port = 0;
-        (*flow).forward = 0;
+        (*flow).forward = opening.forward;
         (*flow).reply = 0;
         (*flow).way_back = opening.way_back;
     }

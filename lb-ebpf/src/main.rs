@@ -34,7 +34,7 @@ use crate::parse::Headers;
 #[xdp]
 #[inline(always)]
 pub fn lb_xdp(ctx: XdpContext) -> u32 {
-    let mut fate = process(ctx.ctx, false);
+    let mut fate = process(ctx.ctx, Look::First);
     // Nearly all packets, with one comparison.
     if let Some(action) = fate.plainly_sent() {
         return action;
@@ -48,7 +48,9 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
     if fate.opens() {
         fate = forward::open(ctx.ctx);
         if fate.opens() {
-            fate = process(ctx.ctx, true);
+            fate = process(ctx.ctx, Look::Opened);
+        } else if fate.keeps() {
+            fate = process(ctx.ctx, Look::Kept);
         }
     }
     match fate.refusal() {
@@ -108,10 +110,21 @@ pub fn lb_decap(ctx: XdpContext) -> u32 {
     decap::pass(&Packet::new(&ctx))
 }
 
-/// The way of nearly every packet; `opened` if its flow has just been recorded.
+/// A packet is gone through once, or once more after an attempt to record its flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Look {
+    First = 0,
+    /// Its flow was recorded.
+    Opened = 1,
+    /// Its flow stays as it was.
+    Kept = 2,
+}
+
+/// The way of nearly every packet.
 #[inline(always)]
-fn process(ctx: *mut xdp_md, opened: bool) -> Fate {
-    Fate::from_bits(lb_process(ctx, opened as u32))
+fn process(ctx: *mut xdp_md, look: Look) -> Fate {
+    Fate::from_bits(lb_process(ctx, look as u32))
 }
 
 /// Does what [`process`] says. A function of its own, beside those that open flows and make outer
@@ -120,10 +133,14 @@ fn process(ctx: *mut xdp_md, opened: bool) -> Fate {
 /// that the verifier goes through once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lb_process(ctx: *mut xdp_md, opened: u32) -> u64 {
+pub extern "C" fn lb_process(ctx: *mut xdp_md, look: u32) -> u64 {
     let packet = &Packet::new(&XdpContext::new(ctx));
-    let opened = opened != 0;
-    read(packet, Balance { opened }).bits()
+    let look = match look {
+        0 => Look::First,
+        1 => Look::Opened,
+        _ => Look::Kept,
+    };
+    read(packet, Balance { look }).bits()
 }
 
 /// What comes behind the parser.
@@ -148,7 +165,7 @@ fn parsed(packet: &Packet, then: impl Then) -> Result<Fate, Verdict> {
 
 /// To the backend of the packet's flow, or back to its client.
 struct Balance {
-    opened: bool,
+    look: Look,
 }
 
 impl Then for Balance {
@@ -191,9 +208,9 @@ impl Balance {
             return Fate::refused(0, Verdict::PassNoService);
         };
         let sent = if service.forwarding == Forwarding::Nat as u8 {
-            forward::nat::request(packet, headers, &flow, self.opened)
+            forward::nat::request(packet, headers, &flow, service, self.look)
         } else {
-            forward::direct::request(packet, headers, &flow, service, self.opened)
+            forward::direct::request(packet, headers, &flow, service, self.look)
         };
         sent.unwrap_or_else(|verdict| Fate::refused(service.id, verdict))
     }
@@ -207,8 +224,10 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::PassOtherProtocol
         | Verdict::PassNoService => xdp_action::XDP_PASS,
         Verdict::ResetBackendOut
+        | Verdict::ResetToBackend
         | Verdict::ResetNoFlow
         | Verdict::TooBig
+        | Verdict::Rescued
         | Verdict::NatReply
         | Verdict::IcmpError
         | Verdict::EchoReply => xdp_action::XDP_TX,
@@ -218,6 +237,7 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::DropExtensionHeaders
         | Verdict::DropNoBackend
         | Verdict::DropBackendOut
+        | Verdict::DropResetRate
         | Verdict::DropNoFlow
         | Verdict::DropIcmpNoFlow
         | Verdict::DropNoNeighbor

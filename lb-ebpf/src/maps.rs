@@ -85,8 +85,12 @@ pub struct Opening {
     pub service: u16,
     /// Whether it is a NAT flow, which gets a port.
     pub is_nat: u16,
+    /// [`Flow::forward`](lb_common::abi::Flow::forward) to begin with.
+    pub forward: u8,
+    pub pad: u8,
     /// From here on `flows::insert`'s own. A flow that can do without its port, which is this one.
     pub victim_port: u16,
+    pub pad2: u16,
     pub victim: u32,
     /// The flow's replies as they will arrive.
     pub reply: FlowKey,
@@ -103,6 +107,11 @@ pub struct Opening {
 
 #[btf_map]
 pub static OPENING: PerCpuArray<Opening, 1> = PerCpuArray::new();
+
+/// When the RSTs that a CPU has sent would be due at the rate that is allowed, in nanoseconds of
+/// the coarse clock.
+#[btf_map]
+pub static RESETS: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// The program that gets what is left to the host, if there is one.
 #[btf_map]

@@ -5,8 +5,10 @@ use lb_common::abi::{
     ServiceEntry, ServiceKey,
 };
 use lb_common::hash;
+use lb_common::rescue;
 use lb_common::slot::{BackendIndex, Slot, TABLE_SIZES};
 
+use crate::forward::hop;
 use crate::maps::{BACKENDS, SERVICES, TABLES_L, TABLES_M, TABLES_S};
 
 /// The service that a client's packet is for.
@@ -90,6 +92,45 @@ pub fn slot(service: &Service, hash: u32) -> Option<Slot> {
         _ => TABLES_L.get(table)?.get(hash::slot(hash, TABLE_SIZES[2])),
     };
     entry.map(|entry| Slot(*entry))
+}
+
+/// The backend that a repeated SYN goes to; see [`rescue::another`]. 0 if there is none.
+#[inline(always)]
+pub fn another(
+    service: &Service,
+    hash: u32,
+    times: u32,
+    present: BackendIndex,
+    owner: BackendIndex,
+) -> BackendIndex {
+    let table = service.id as u32 | (service.table_class as u32) << 16;
+    lb_another(table, hash, times, present as u32, owner as u32) as u16
+}
+
+/// Does what [`another`] says. A global function, which the verifier goes through once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_another(table: u32, hash: u32, times: u32, present: u32, owner: u32) -> u32 {
+    let taker = |hash| lb_taker(table, hash) as u16;
+    rescue::another(hash, times, present as u16, owner as u16, taker) as u32
+}
+
+/// The owner of the slot of this hash, if it takes new flows and the way there is known, else 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_taker(table: u32, hash: u32) -> u32 {
+    let service = Service {
+        id: table as u16,
+        table_class: (table >> 16) as u8,
+        ..Service::default()
+    };
+    let Some(slot) = slot(&service, hash) else {
+        return 0;
+    };
+    match for_new(slot.current()) {
+        Some(backend) if hop(backend).ifindex != 0 => slot.current() as u32,
+        _ => 0,
+    }
 }
 
 /// A backend's entry; number 0 has none.

@@ -15,9 +15,9 @@ use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
     Affinity, Backend, ClientCertificate, DnsProbe, ExecProbe, Forwarding, HealthPolicy, HttpProbe,
-    Match, Model, MysqlProbe, Node, OnExit, Pattern, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
-    Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript,
-    TlsOptions, XdpMode,
+    Match, Model, MysqlProbe, Node, OnDeath, OnExit, Pattern, PostgresProbe, Prefix, ProbeKind,
+    ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange,
+    TcpScript, TlsOptions, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -110,6 +110,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             on_exit: OnExit::Keep,
             snat_ports: 16384..=32767,
             flow_entries: 262_144,
+            reset_rate: 10_000,
             chain: None,
             gue_port: 6080,
             tunnel_source4: None,
@@ -128,6 +129,8 @@ fn the_smallest_file_gets_the_documented_defaults() {
             protocol: Protocol::Tcp,
             forwarding: Forwarding::Nat,
             affinity: Affinity::Flow,
+            on_death: OnDeath::Reset,
+            syn_rescue: true,
             panic_threshold: 50,
             drain_deadline: seconds(30),
             slow_start: seconds(0),

@@ -46,7 +46,7 @@ fn action(verdict: Verdict) -> &'static str {
     match verdict.label().split_once('_').unwrap().0 {
         "pass" => "PASS",
         "drop" => "DROP",
-        "reset" | "nat" | "too" | "icmp" | "echo" => "TX",
+        "reset" | "syn" | "nat" | "too" | "icmp" | "echo" => "TX",
         other => panic!("what is done with {other}_…?"),
     }
 }

@@ -45,6 +45,8 @@ fn service(policy: HealthPolicy, backends: Vec<Backend>) -> Service {
         protocol: Protocol::Tcp,
         forwarding: Forwarding::Dsr,
         affinity: Affinity::Flow,
+        on_death: lb_userspace::model::OnDeath::Reset,
+        syn_rescue: true,
         panic_threshold: 50,
         drain_deadline: Duration::from_secs(30),
         slow_start: Duration::ZERO,

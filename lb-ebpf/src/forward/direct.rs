@@ -1,11 +1,13 @@
 //! Backends that own the VIP and answer the client themselves: which of them gets a packet. Only
-//! flows through a slot in transition are looked up and recorded.
+//! flows through a slot in transition are looked up and recorded, or all flows of a service whose
+//! repeated SYNs go to another backend.
 //!
 //! By direct server return the destination MAC becomes the backend's. By a tunnel the packet gets
 //! an outer header, which is left to [`super::tunnel`].
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
+use lb_common::abi::service_flag::{RESET_DEAD, SYN_RESCUE};
 use lb_common::abi::{Backend, Flow, FlowKey, Forwarding, Service, tcp_seen};
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
@@ -18,7 +20,7 @@ use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::{OPENING, PARAMS};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
-use crate::{flows, select};
+use crate::{Look, flows, select};
 
 /// Sends a packet for the VIP to its backend, or says into which tunnel it goes.
 #[inline(always)]
@@ -27,18 +29,20 @@ pub fn request<const V6: bool>(
     headers: &Headers<V6>,
     flow: &FlowKey,
     service: &Service,
-    opened: bool,
+    look: Look,
 ) -> Result<Fate, Verdict> {
     let hash = select::hash(service, flow);
     let slot = select::slot(service, hash).ok_or(Verdict::DropNoBackend)?;
-    let (index, backend, kind) = if slot.in_transition() {
-        if headers.is_syn() && !opened {
+    let mut known = None;
+    if slot.in_transition() || service.has(SYN_RESCUE) {
+        if headers.is_syn() && look == Look::First {
             return Ok(Fate::OPEN);
         }
-        let (index, backend, kind) = in_transition(headers, flow, slot)?;
-        (index, backend, if opened { Kind::Opens } else { kind })
-    } else {
-        settled(headers, slot)?
+        known = follow(headers, flow, service, slot, look)?;
+    }
+    let (index, backend, kind) = match known {
+        Some(known) => known,
+        None => settled(headers, service, slot)?,
     };
     if service.forwarding != Forwarding::Dsr as u8 {
         let l3 = headers.l3 - packet.start();
@@ -93,13 +97,15 @@ fn rarely<const V6: bool>(packet: &Packet, flow: &FlowKey, l3: usize, is_error: 
         flags: 0,
     };
     // Recorded flows are looked for, but none is opened.
-    match request(packet, headers, flow, service, false) {
+    match request(packet, headers, flow, service, Look::First) {
         Ok(fate) => {
             if is_error {
                 count::verdict(service.id, Verdict::IcmpError);
             }
             fate
         }
+        // Neither an ICMP error nor a fragment is answered with a RST.
+        Err(Verdict::ResetBackendOut) => Fate::refused(service.id, Verdict::DropBackendOut),
         Err(verdict) => Fate::refused(service.id, verdict),
     }
 }
@@ -107,12 +113,17 @@ fn rarely<const V6: bool>(packet: &Packet, flow: &FlowKey, l3: usize, is_error: 
 #[inline(always)]
 fn settled<const V6: bool>(
     headers: &Headers<V6>,
+    service: &Service,
     slot: Slot,
 ) -> Result<(BackendIndex, &'static Backend, Kind), Verdict> {
     let index = slot.current();
     let backend = select::backend(index).ok_or(Verdict::DropNoBackend)?;
     if !takes(backend, headers.is_syn()) {
-        return Err(Verdict::DropBackendOut);
+        return Err(if is_reset(headers, service) {
+            Verdict::ResetBackendOut
+        } else {
+            Verdict::DropBackendOut
+        });
     }
     let kind = if headers.is_syn() {
         Kind::Opens
@@ -122,43 +133,50 @@ fn settled<const V6: bool>(
     Ok((index, backend, kind))
 }
 
+/// Whether the packet of a flow whose backend is out is answered with a RST.
+#[inline(always)]
+fn is_reset<const V6: bool>(headers: &Headers<V6>, service: &Service) -> bool {
+    service.has(RESET_DEAD) && headers.is_tcp() && !headers.is_syn()
+}
+
 #[inline(always)]
 fn takes(backend: &Backend, opens: bool) -> bool {
     use lb_common::abi::BackendState::{Active, Draining};
     backend.state == Active as u8 || (!opens && backend.state == Draining as u8)
 }
 
-/// A SYN goes to the current owner and is recorded. Any other packet follows its record; without
-/// one it is older than the change and belongs to the previous owner, if that may still serve it.
+/// A SYN was recorded before it comes here. Any other packet follows its record; without one, in a
+/// slot in transition, it is older than the change and belongs to the previous owner. Whoever may
+/// not serve it any more gives it up: the client gets a RST, or the current owner the packet
+/// (`None`), as if the slot were settled.
 ///
 /// UDP has no SYN, so its flows are never recorded: all of a slot stay with the previous owner for
 /// as long as that may serve them, and move together when the transition ends.
 #[inline(always)]
-fn in_transition<const V6: bool>(
+fn follow<const V6: bool>(
     headers: &Headers<V6>,
     flow: &FlowKey,
+    service: &Service,
     slot: Slot,
-) -> Result<(BackendIndex, &'static Backend, Kind), Verdict> {
-    let recorded = flows::find(flow)
-        .filter(|record| record.source == 0)
-        .map(|record| {
+    look: Look,
+) -> Result<Option<(BackendIndex, &'static Backend, Kind)>, Verdict> {
+    let record = flows::find(flow).filter(|record| record.source == 0);
+    let (index, kind) = match record {
+        Some(record) => {
             see(record, headers);
-            record.backend
-        });
-    if let Some(index) = recorded
-        && let Some(backend) = select::for_established(index)
-    {
-        return Ok((index, backend, Kind::Ordinary));
+            let opened = look == Look::Opened;
+            let kind = if opened { Kind::Opens } else { Kind::Ordinary };
+            (record.backend, kind)
+        }
+        None => (slot.previous(), Kind::ByPrevious),
+    };
+    if let Some(backend) = select::for_established(index) {
+        return Ok(Some((index, backend, kind)));
     }
-    let index = slot.previous();
-    if recorded.is_none()
-        && let Some(backend) = select::for_established(index)
-    {
-        return Ok((index, backend, Kind::ByPrevious));
+    if index != 0 && is_reset(headers, service) {
+        return Err(Verdict::ResetBackendOut);
     }
-    let index = slot.current();
-    let backend = select::for_new(index).ok_or(Verdict::DropNoBackend)?;
-    Ok((index, backend, Kind::Ordinary))
+    Ok(None)
 }
 
 /// Keeps a record alive, and notes that the client closes. Writes only what changed.

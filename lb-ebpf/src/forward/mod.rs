@@ -11,9 +11,11 @@ use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::fate::Refusal;
+use crate::forward::reset::Outcome;
 use crate::maps::OPENING;
 use crate::packet::{Packet, Window};
 
+mod budget;
 pub mod direct;
 pub mod nat;
 pub mod nat_icmp;
@@ -38,14 +40,14 @@ pub fn answer(ctx: *mut xdp_md, refusal: Refusal) -> Verdict {
                 Verdict::DropTooBig
             };
         }
-        Verdict::ResetBackendOut => Verdict::DropBackendOut,
+        Verdict::ResetBackendOut | Verdict::ResetToBackend => Verdict::DropBackendOut,
         Verdict::ResetNoFlow => Verdict::DropNoFlow,
         other => return other,
     };
-    if reset::reset(ctx) {
-        refusal.verdict
-    } else {
-        otherwise
+    match reset::reset(ctx) {
+        Outcome::Sent => refusal.verdict,
+        Outcome::Unanswerable => otherwise,
+        Outcome::TooMany => Verdict::DropResetRate,
     }
 }
 

@@ -3,8 +3,10 @@
 
 use core::mem::offset_of;
 
-use lb_common::abi::{Addr, Backend, Flow, FlowKey, Hop, Params, tcp_seen};
+use lb_common::abi::service_flag::SYN_RESCUE;
+use lb_common::abi::{Addr, Backend, Flow, FlowKey, Hop, Params, Service, tcp_seen};
 use lb_common::checksum;
+use lb_common::flow as policy;
 use lb_common::verdict::Verdict;
 use network_types::eth::EthHdr;
 use network_types::ip::Ipv4Hdr;
@@ -15,7 +17,7 @@ use crate::forward::{IPV6_ADDRESSES, decrement_ttl, hop, send, set_ipv6_addresse
 use crate::maps::{BACKENDS, PARAMS, SOURCES};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
-use crate::{flows, select};
+use crate::{Look, flows, select};
 
 /// What a packet leaves with.
 pub struct Ends {
@@ -55,7 +57,9 @@ pub fn may_be_reply(flow: &FlowKey, params: &Params) -> bool {
     u16::from_be(flow.dport).wrapping_sub(params.snat_first) < params.snat_count
 }
 
-/// Sends a backend's packet on to its client; `None` if it belongs to no flow.
+/// Sends a backend's packet on to its client; `None` if it belongs to no flow. A backend that is
+/// out is told that its flow is over, unless it says so itself, but not before its client: one that
+/// only receives would wait for ever, where what it still gets makes it ask.
 #[inline(always)]
 pub fn reply<const V6: bool>(
     packet: &Packet,
@@ -64,6 +68,13 @@ pub fn reply<const V6: bool>(
 ) -> Option<Fate> {
     let record = flows::find_reply(flow)?;
     let service = BACKENDS.get(record.backend as u32)?.service;
+    if record.forward & tcp_seen::RST != 0
+        && headers.is_tcp()
+        && headers.flags & flag::RST == 0
+        && select::for_established(record.backend).is_none()
+    {
+        return Some(Fate::refused(service, Verdict::ResetToBackend));
+    }
     see(record);
     let reply = seen(
         record.reply,
@@ -93,12 +104,13 @@ pub fn request<const V6: bool>(
     packet: &Packet,
     headers: &Headers<V6>,
     flow: &FlowKey,
-    opened: bool,
+    service: &Service,
+    look: Look,
 ) -> Result<Fate, Verdict> {
     // What a service left behind that was `dsr` before says nothing here.
     if let Some(record) = flows::find(flow).filter(|record| record.source != 0) {
         if let Some(backend) = select::for_established(record.backend) {
-            if !headers.is_syn() || is_repeated(record) {
+            if !headers.is_syn() || (is_repeated(record) && !is_rescued(record, service, look)) {
                 let always = if headers.is_syn() {
                     0
                 } else {
@@ -110,7 +122,11 @@ pub fn request<const V6: bool>(
                     record.forward = seen;
                 }
                 follow_client(packet, record);
-                let kind = if opened { Kind::Opens } else { Kind::Ordinary };
+                let kind = if look == Look::Opened {
+                    Kind::Opens
+                } else {
+                    Kind::Ordinary
+                };
                 return forward(packet, headers, record, backend, kind);
             }
         } else if headers.is_tcp() && !headers.is_syn() {
@@ -120,14 +136,12 @@ pub fn request<const V6: bool>(
                 // The client gives up: let the backend know, dead or not.
                 return forward(packet, headers, record, backend, Kind::Ordinary);
             }
+            // From now on the backend is told, too.
+            record.forward |= tcp_seen::RST;
             return Err(Verdict::ResetBackendOut);
         }
     } else if headers.is_tcp() && !headers.is_syn() {
-        return Err(if headers.flags & flag::RST != 0 {
-            Verdict::DropNoFlow
-        } else {
-            Verdict::ResetNoFlow
-        });
+        return Err(Verdict::ResetNoFlow);
     }
     Ok(Fate::OPEN)
 }
@@ -179,6 +193,14 @@ fn seen<const V6: bool>(known: u8, headers: &Headers<V6>, fin: u8, always: u8) -
 fn is_repeated(record: &Flow) -> bool {
     record.forward & (tcp_seen::CLIENT_FIN | tcp_seen::RST) == 0
         && record.reply & (tcp_seen::BACKEND_FIN | tcp_seen::RST) == 0
+}
+
+/// Whether a repeated SYN goes to another backend, since this one has not answered.
+#[inline(always)]
+fn is_rescued(record: &Flow, service: &Service, look: Look) -> bool {
+    look == Look::First
+        && service.has(SYN_RESCUE)
+        && policy::is_unanswered(record.forward, record.reply)
 }
 
 /// Keeps the way back current when the client's packets come another way. A reply racing with this

@@ -5,7 +5,8 @@
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{FlowKey, Forwarding, Service};
+use lb_common::abi::{Flow, FlowKey, Forwarding, Service, service_flag};
+use lb_common::flow as policy;
 use lb_common::verdict::Verdict;
 
 use crate::fate::Fate;
@@ -13,9 +14,10 @@ use crate::forward::nat;
 use crate::maps::{OPENING, Opening, PARAMS};
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::{flows, select};
+use crate::{count, flows, select};
 
-/// Records the flow of this packet; [`Fate::OPEN`] once that is done.
+/// Records the flow of this packet; [`Fate::OPEN`] once that is done, [`Fate::KEEP`] if it is to
+/// stay as it is recorded.
 #[inline(always)]
 pub fn open(ctx: *mut xdp_md) -> Fate {
     let prepared = prepare(ctx);
@@ -23,7 +25,14 @@ pub fn open(ctx: *mut xdp_md) -> Fate {
         return prepared;
     }
     match flows::insert() {
-        Ok(()) => Fate::OPEN,
+        Ok(()) => {
+            if let Some(opening) = opening()
+                && opening.forward != 0
+            {
+                count::verdict(opening.service, Verdict::Rescued);
+            }
+            Fate::OPEN
+        }
         Err(verdict) => Fate::refused(opening().map_or(0, |opening| opening.service), verdict),
     }
 }
@@ -53,17 +62,34 @@ impl crate::Then for Prepare {
             return Fate::refused(0, Verdict::PassNoService);
         };
         match choose(packet, flow, service) {
-            Ok(()) => Fate::OPEN,
+            Ok(fate) => fate,
             Err(verdict) => Fate::refused(service.id, verdict),
         }
     }
 }
 
 #[inline(always)]
-fn choose(packet: &Packet, flow: &FlowKey, service: &Service) -> Result<(), Verdict> {
-    let slot = select::slot(service, select::hash(service, flow)).ok_or(Verdict::DropNoBackend)?;
-    let backend = select::for_new(slot.current()).ok_or(Verdict::DropNoBackend)?;
+fn choose(packet: &Packet, flow: &FlowKey, service: &Service) -> Result<Fate, Verdict> {
+    let hash = select::hash(service, flow);
+    let owner = select::slot(service, hash)
+        .ok_or(Verdict::DropNoBackend)?
+        .current();
     let is_nat = service.forwarding == Forwarding::Nat as u8;
+    let (index, forward) = match unanswered(service, flow, is_nat) {
+        None => (owner, 0),
+        Some(record) => {
+            let times = policy::rescues(record.forward);
+            let index = select::another(service, hash, times, record.backend, owner);
+            // Each SYN looks elsewhere, also if this one finds nobody.
+            let forward = policy::rescued(times + 1);
+            if index == 0 {
+                record.forward = forward;
+                return Ok(Fate::KEEP);
+            }
+            (index, forward)
+        }
+    };
+    let backend = select::for_new(index).ok_or(Verdict::DropNoBackend)?;
     if is_nat && backend.source_index == 0 {
         return Err(Verdict::DropNoNeighbor);
     }
@@ -71,10 +97,25 @@ fn choose(packet: &Packet, flow: &FlowKey, service: &Service) -> Result<(), Verd
     opening.way_back = nat::way_back(packet).ok_or(Verdict::DropMalformed)?;
     opening.key = *flow;
     opening.tick = now()?;
-    opening.backend = slot.current();
+    opening.backend = index;
+    opening.forward = forward;
     opening.service = service.id;
     opening.is_nat = is_nat as u16;
-    Ok(())
+    Ok(Fate::OPEN)
+}
+
+/// The record of this flow, if the flow goes to another backend because the one that it has does
+/// not answer. One that does not serve any more says nothing: the slot's owner gets the flow.
+#[inline(always)]
+fn unanswered(service: &Service, flow: &FlowKey, is_nat: bool) -> Option<&'static mut Flow> {
+    if !service.has(service_flag::SYN_RESCUE) {
+        return None;
+    }
+    flows::find(flow).filter(|record| {
+        (record.source != 0) == is_nat
+            && policy::is_unanswered(record.forward, record.reply)
+            && select::for_established(record.backend).is_some()
+    })
 }
 
 /// The coarse clock, which is set for the other packets too: only the opening of flows needs time

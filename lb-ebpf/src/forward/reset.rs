@@ -10,19 +10,31 @@ use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 
-use crate::forward::{TTL, turn_round};
+use crate::forward::{TTL, budget, turn_round};
 use crate::packet::Packet;
 use crate::parse::{self, Headers, TCP, TCP_FLAGS, flag};
 
 /// A function of its own: rare, and large.
 #[inline(never)]
-pub fn reset(ctx: *mut xdp_md) -> bool {
+pub fn reset(ctx: *mut xdp_md) -> Outcome {
     let packet = Packet::new(&XdpContext::new(ctx));
-    reset_frame(&packet).is_some()
+    reset_frame(&packet).unwrap_or(Outcome::Unanswerable)
+}
+
+/// What became of a packet that was to be answered with a RST.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Outcome {
+    /// It is one.
+    Sent,
+    /// It cannot be read, or is a RST, which must not be answered.
+    Unanswerable,
+    /// As many were sent as may be.
+    TooMany,
 }
 
 #[inline(always)]
-fn reset_frame(packet: &Packet) -> Option<()> {
+fn reset_frame(packet: &Packet) -> Option<Outcome> {
     let (ethertype, l3) = parse::ethernet(packet).ok()?;
     match ethertype {
         parse::IPV4 => reset_ip(packet, &parse::ipv4(packet, l3).ok()?),
@@ -32,7 +44,13 @@ fn reset_frame(packet: &Packet) -> Option<()> {
 }
 
 #[inline(always)]
-fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<()> {
+fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<Outcome> {
+    if headers.flags & flag::RST != 0 {
+        return None;
+    }
+    if !budget::allows() {
+        return Some(Outcome::TooMany);
+    }
     let tcp = packet.window::<{ TcpHdr::LEN }>(headers.l4)?;
     let header = (tcp.u8::<12>() >> 4) as usize * 4;
     let l3_offset = headers.l3 - packet.start();
@@ -112,5 +130,5 @@ fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<()
         ip.set_u16::<{ offset_of!(Ipv4Hdr, check) }>(checksum::apply(check, change));
     }
     tcp.set_u16::<16>(!checksum::fold(sum));
-    Some(())
+    Some(Outcome::Sent)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use lb_common::verdict::Verdict;
 
 use super::output::{Palette, span, tame};
 use crate::api::status::{Admin, BackendStatus, Health, Node, Routing, ServiceStatus, Status};
@@ -173,6 +174,12 @@ fn render_service(
     }
     if let Some(text) = counters(&service.verdicts) {
         lines.push(palette.faint(&format!("  dropped or reset: {text}")));
+    }
+    match service.verdicts.get(Verdict::Rescued.label()) {
+        Some(rescued) if *rescued > 0 => {
+            lines.push(palette.faint(&format!("  flows rescued: {rescued}")));
+        }
+        Some(_) | None => {}
     }
 }
 

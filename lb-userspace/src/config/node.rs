@@ -22,6 +22,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     let on_exit = reader.get(errors, "on_exit", on_exit);
     let snat_ports = reader.get(errors, "snat_ports", value::port_range);
     let flow_entries = reader.get(errors, "flow_entries", value::integer);
+    let reset_rate = reader.get(errors, "reset_rate", value::integer);
     let chain = reader.get(errors, "chain", value::path);
     let gue_port = reader.get(errors, "gue_port", value::integer);
     let tunnel_source4 = reader.get(errors, "tunnel_source4", value::prefix);
@@ -37,6 +38,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         on_exit: on_exit?.value,
         snat_ports: snat_ports?.value,
         flow_entries: flow_entries?.value,
+        reset_rate: reset_rate?.value,
         chain: chain.map(|chain| chain.value),
         gue_port: gue_port?.value,
         tunnel_source4: tunnel_source4.map(|prefix| prefix.value),

@@ -7,7 +7,7 @@ use lb_common::abi::{MAX_BACKENDS, MAX_SERVICES};
 
 use super::reader::Errors;
 use super::service::{BackendDraft, Draft};
-use crate::model::{Forwarding, Node, host_text};
+use crate::model::{Forwarding, Node, OnDeath, Protocol, host_text};
 
 /// Most services: the first number of the table means "none".
 const MOST_SERVICES: usize = MAX_SERVICES as usize - 1;
@@ -16,6 +16,7 @@ const MOST_BACKENDS: usize = MAX_BACKENDS as usize - 1;
 
 /// Checks one service.
 pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
+    tcp_flows(service, errors);
     if service.backends.is_empty() {
         errors.add(
             service.places.header.clone(),
@@ -61,6 +62,36 @@ pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
         if let Some(vip) = &service.address {
             against_vip(service, backend, vip.value, address.value, errors);
         }
+    }
+}
+
+/// Checks what is said of TCP flows.
+fn tcp_flows(service: &Draft, errors: &mut Errors<'_>) {
+    let (Some(protocol), Some(forwarding)) = (service.protocol, service.forwarding) else {
+        return;
+    };
+    match (&service.on_death, protocol, forwarding) {
+        (Some(at), Protocol::Udp, _) if at.value == OnDeath::Reset => errors.add(
+            at.span.clone(),
+            "`on_death = \"reset\"` on a UDP service: UDP has no reset",
+            "remove it: datagrams of a backend that is out go to another",
+        ),
+        (Some(at), Protocol::Tcp, Forwarding::Nat) if at.value == OnDeath::Rehash => errors.add(
+            at.span.clone(),
+            "`on_death = \"rehash\"` with forwarding = \"nat\": another backend knows nothing of \
+             the connection, and the balancer already tells the client so",
+            "remove it, or write on_death = \"reset\"",
+        ),
+        _ => {}
+    }
+    if let (Some(at), Protocol::Udp) = (&service.syn_rescue, protocol)
+        && at.value
+    {
+        errors.add(
+            at.span.clone(),
+            "`syn_rescue` on a UDP service: UDP has no SYN",
+            "remove it",
+        );
     }
 }
 

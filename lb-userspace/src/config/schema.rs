@@ -230,6 +230,12 @@ pub const NODE: Section = Section {
             "Flows that the flow table has room for; 115 bytes of memory each.",
         ),
         key(
+            "reset_rate",
+            Kind::Integer(0, 10_000_000),
+            Value("10000"),
+            "RSTs that the data plane sends at the most, for each CPU and second; packets beyond are dropped. 0: none are sent.",
+        ),
+        key(
             "chain",
             Kind::Path,
             Absent("what is not for a service goes to the host"),
@@ -302,6 +308,18 @@ pub const SERVICE: Section = Section {
             Kind::Choice(&["flow", "client"]),
             Value("\"flow\""),
             "`flow` hashes the 5-tuple; `client` hashes the client's address, so that a client stays on one backend.",
+        ),
+        key(
+            "on_death",
+            Kind::Choice(&["reset", "rehash"]),
+            Derived("`\"reset\"` for `nat`, `\"rehash\"` otherwise"),
+            "What becomes of a TCP flow whose backend is out, at its next packet. `reset`: the client gets a RST; `rehash`: the packet goes to the backend that now owns the flow's slot, which resets a flow it does not know. `nat` always resets.",
+        ),
+        key(
+            "syn_rescue",
+            Kind::Boolean,
+            Derived("`true` for TCP by `nat`, `false` otherwise"),
+            "Whether a repeated SYN goes to another backend than the one that has not answered the first, so that a dead backend costs new connections a second until its probes notice. Outside of `nat` every flow is recorded for it.",
         ),
         key(
             "panic_threshold",

@@ -9,7 +9,7 @@ use super::places::ServicePlaces;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
 use super::{rules, syntax, value};
-use crate::model::{Affinity, Backend, Forwarding, Protocol, Service};
+use crate::model::{Affinity, Backend, Forwarding, OnDeath, Protocol, Service};
 
 /// Longest name, in bytes. Names stand in tables, metrics and events.
 const LONGEST_NAME: usize = 64;
@@ -23,6 +23,10 @@ pub struct Draft {
     pub protocol: Option<Protocol>,
     pub forwarding: Option<Forwarding>,
     affinity: Option<Affinity>,
+    /// As written, if it is.
+    pub on_death: Option<At<OnDeath>>,
+    /// As written, if it is.
+    pub syn_rescue: Option<At<bool>>,
     panic_threshold: Option<u8>,
     drain_deadline: Option<Duration>,
     slow_start: Option<Duration>,
@@ -75,6 +79,8 @@ pub fn read<'a>(
             .get(errors, "forwarding", forwarding)
             .map(|at| at.value),
         affinity: reader.get(errors, "affinity", affinity).map(|at| at.value),
+        on_death: reader.get(errors, "on_death", on_death),
+        syn_rescue: reader.get(errors, "syn_rescue", value::boolean),
         panic_threshold: reader
             .get(errors, "panic_threshold", value::integer)
             .map(|at| at.value),
@@ -168,12 +174,21 @@ impl Draft {
             .map(|backend| backend.finish(&name, checks.as_ref()))
             .collect::<Option<Vec<_>>>()?;
         self.complete.then_some(())?;
+        let (protocol, forwarding) = (self.protocol?, self.forwarding?);
+        let is_nat_tcp = protocol == Protocol::Tcp && forwarding == Forwarding::Nat;
+        let on_death = if is_nat_tcp {
+            OnDeath::Reset
+        } else {
+            OnDeath::Rehash
+        };
         Some(Service {
             name,
             address: self.address?.value,
-            protocol: self.protocol?,
-            forwarding: self.forwarding?,
+            protocol,
+            forwarding,
             affinity: self.affinity?,
+            on_death: self.on_death.map_or(on_death, |at| at.value),
+            syn_rescue: self.syn_rescue.map_or(is_nat_tcp, |at| at.value),
             panic_threshold: self.panic_threshold?,
             drain_deadline: self.drain_deadline?,
             slow_start: self.slow_start?,
@@ -223,6 +238,13 @@ fn affinity(key: &Key, value: &Value<'_>) -> Result<Affinity, Problem> {
     Ok(match value::choice(key, value)? {
         "client" => Affinity::Client,
         _ => Affinity::Flow,
+    })
+}
+
+fn on_death(key: &Key, value: &Value<'_>) -> Result<OnDeath, Problem> {
+    Ok(match value::choice(key, value)? {
+        "reset" => OnDeath::Reset,
+        _ => OnDeath::Rehash,
     })
 }
 

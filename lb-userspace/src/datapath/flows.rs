@@ -11,7 +11,7 @@ use lb_common::slot::{BackendIndex, Slot};
 
 use super::flow_table::Inconsistency;
 use super::maps::Maps;
-use crate::model::Protocol;
+use crate::model::{OnDeath, Protocol};
 use crate::plan::explain::{Flows, hash_of};
 use crate::plan::{Contents, ServiceId};
 
@@ -77,8 +77,8 @@ impl Flows for Maps {
         self.flows.find(key)
     }
 
-    fn is_reply(&self, key: &FlowKey) -> bool {
-        self.flows.answered_by(key).any(|flow| {
+    fn find_reply(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows.answered_by(key).find(|flow| {
             let backend = self.backends.get(flow.backend.into());
             let source = self.sources.get(flow.source.into());
             flow.reply_key(backend.addr, backend.port, source) == *key
@@ -100,11 +100,16 @@ fn is_over(flow: &Flow, idle: u32) -> bool {
     }
 }
 
-/// Whether it is a record of a backend that is out. Its flows were given up; when it is back the
-/// record would name it for a flow that another has by then.
+/// Whether it is a record of a backend that is out and whose flows went to others: when it is back
+/// the record would name it for a flow that another has by then. Where such flows are reset, the
+/// record is what tells them.
 fn is_given_up(contents: &Contents, flow: &Flow) -> bool {
-    let backend = contents.backends.get(&flow.backend);
-    flow.source == 0 && backend.is_none_or(|backend| backend.state == BackendState::Out)
+    let Some(backend) = contents.backends.get(&flow.backend) else {
+        return flow.source == 0;
+    };
+    let service = contents.services.get(&backend.service);
+    let resets = service.is_some_and(|service| service.on_death == OnDeath::Reset);
+    flow.source == 0 && backend.state == BackendState::Out && !resets
 }
 
 impl Sweep {

@@ -13,6 +13,7 @@ use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCp
 use lb_common::abi::{
     self, Addr, Backend, Filter, Forwarding, Hop, LAYOUT_VERSION, MAX_BACKENDS, MAX_SOURCES,
     Params, SERVICE_PLACES, SERVICE_PROBES, ServiceEntry, ServiceKey, SourceIndex, Traffic,
+    service_flag,
 };
 use lb_common::flow_table::reply_lines;
 use lb_common::hash;
@@ -24,11 +25,11 @@ use super::chain::Chain;
 use super::flow_table::FlowTable;
 use super::sys::{self, Mapped, Plain, Raw};
 use super::tap::Tap;
-use crate::model::Protocol;
+use crate::model::{OnDeath, Protocol};
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 20] = [
     "PARAMS",
     "FILTER",
     "VIPS",
@@ -48,6 +49,7 @@ pub const NAMES: [&str; 19] = [
     "CAPTURE",
     "HELD",
     "CAPTURE_LOST",
+    "RESETS",
 ];
 
 /// Why a map cannot be read or written.
@@ -212,6 +214,12 @@ impl Maps {
 
     pub fn set_tick(&mut self, seconds: u32) {
         self.params.set_field(0, offset_of!(Params, tick), seconds);
+    }
+
+    /// Sets how many RSTs each CPU may send in a second.
+    pub fn set_reset_rate(&mut self, rate: u32) {
+        self.params
+            .set_field(0, offset_of!(Params, reset_rate), rate);
     }
 
     /// Declares the maps filled, with these NAT ports.
@@ -409,7 +417,8 @@ impl Maps {
             forwarding: service.forwarding as u8,
             affinity: service.affinity as u8,
             table_class: class_of(service.slots.len())? as u8,
-            pad: [0; 3],
+            flags: flags(service),
+            pad: [0; 2],
         };
         let key = service_key(service.address, service.protocol);
         if let Some(place) = self.place(&key, |entry| is_at(entry, &key)) {
@@ -501,6 +510,7 @@ impl Maps {
         let params = self.params.get(0);
         if params.version == LAYOUT_VERSION {
             contents.answer_ping = params.answer_ping != 0;
+            contents.reset_rate = params.reset_rate;
             contents.ports = Some(SnatPorts {
                 first: params.snat_first,
                 count: params.snat_count,
@@ -555,6 +565,12 @@ impl Maps {
                 .into_iter()
                 .find(|affinity| *affinity as u8 == value.affinity)
                 .ok_or_else(|| content(format!("affinity {}", value.affinity)))?,
+            on_death: if value.has(service_flag::RESET_DEAD) {
+                OnDeath::Reset
+            } else {
+                OnDeath::Rehash
+            },
+            syn_rescue: value.has(service_flag::SYN_RESCUE),
             slots: Arc::new(self.table(value.id, class)?),
         })
     }
@@ -616,6 +632,19 @@ fn service_key(at: SocketAddr, protocol: Protocol) -> ServiceKey {
         port: at.port().to_be(),
         protocol: protocol.number(),
     }
+}
+
+fn flags(service: &plan::Service) -> u8 {
+    let reset = match service.on_death {
+        OnDeath::Reset => service_flag::RESET_DEAD,
+        OnDeath::Rehash => 0,
+    };
+    let rescue = if service.syn_rescue {
+        service_flag::SYN_RESCUE
+    } else {
+        0
+    };
+    reset | rescue
 }
 
 fn is_at(entry: &ServiceEntry, key: &ServiceKey) -> bool {

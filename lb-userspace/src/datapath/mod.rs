@@ -232,6 +232,7 @@ impl Datapath {
         match op {
             Op::Filter(addresses) => maps.set_filter(addresses)?,
             Op::AnswerPing(answer) => maps.set_answer_ping(*answer),
+            Op::ResetRate(rate) => maps.set_reset_rate(*rate),
             Op::Ports(ports) => maps.set_ports(*ports),
             Op::AddBackend(id, backend) => maps.add_backend(*id, backend)?,
             Op::Path(id, path) => maps.set_path(*id, *path)?,

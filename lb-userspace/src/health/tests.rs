@@ -50,6 +50,8 @@ fn service(backends: usize, policy: &HealthPolicy) -> Service {
         protocol: Protocol::Tcp,
         forwarding: Forwarding::Nat,
         affinity: Affinity::Flow,
+        on_death: crate::model::OnDeath::Reset,
+        syn_rescue: true,
         panic_threshold: 50,
         drain_deadline: ms(30_000),
         slow_start: Duration::ZERO,

@@ -44,6 +44,8 @@ pub struct Node {
     pub snat_ports: RangeInclusive<u16>,
     /// Capacity of the flow table.
     pub flow_entries: u32,
+    /// RSTs that each CPU may send in a second; 0: none.
+    pub reset_rate: u32,
     /// Pin of the XDP program that gets what is left to the host.
     pub chain: Option<PathBuf>,
     /// UDP port that GUE packets go to.
@@ -131,6 +133,26 @@ pub enum OnExit {
     Detach,
 }
 
+/// What becomes of a TCP flow whose backend is out, at its next packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDeath {
+    /// The client gets a RST.
+    Reset,
+    /// The present owner of the flow's slot gets the packet.
+    Rehash,
+}
+
+impl OnDeath {
+    /// Name in configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Rehash => "rehash",
+        }
+    }
+}
+
 /// Transport protocol of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -166,6 +188,10 @@ pub struct Service {
     pub protocol: Protocol,
     pub forwarding: Forwarding,
     pub affinity: Affinity,
+    /// Always [`OnDeath::Reset`] for TCP by NAT, [`OnDeath::Rehash`] for UDP.
+    pub on_death: OnDeath,
+    /// Whether a repeated SYN goes to another backend; never for UDP.
+    pub syn_rescue: bool,
     /// Percent of healthy weight under which health is ignored; 0: never.
     pub panic_threshold: u8,
     pub drain_deadline: Duration,

@@ -9,7 +9,7 @@ use lb_common::abi::{BackendState, Forwarding};
 use lb_common::slot::{BackendIndex, Slot};
 
 use super::{Backend, Contents, Full, Ids, Path, Service, ServiceId, SnatPorts};
-use crate::model::{self, BackendKey, Model, Protocol};
+use crate::model::{self, BackendKey, Model, OnDeath, Protocol};
 use crate::table::{self, Base, Member};
 
 /// What the data plane is to do with a backend, as routing and the operator have it.
@@ -100,6 +100,7 @@ impl Builder {
             // Flows that are open know the ports they began with.
             ports: self.contents.ports.or(Some(ports)),
             answer_ping: model.node.answer_ping,
+            reset_rate: model.node.reset_rate,
             sources: self.contents.sources.clone(),
             ..Contents::default()
         };
@@ -153,6 +154,8 @@ impl Builder {
                 protocol: service.protocol,
                 forwarding: service.forwarding,
                 affinity: service.affinity,
+                on_death: service.on_death,
+                syn_rescue: service.syn_rescue,
                 slots,
             };
             next.services.insert(id, entry);
@@ -218,10 +221,11 @@ impl Builder {
         backends: &BTreeMap<BackendIndex, Backend>,
         now: Duration,
     ) -> Arc<Vec<Slot>> {
-        let serves = |index: BackendIndex| {
+        // With flows that are to be reset, the slot must say whose they were.
+        let may_hold_flows = |index: BackendIndex| {
             backends
                 .get(&index)
-                .is_some_and(|backend| serves(backend.state))
+                .is_some_and(|backend| serves(backend.state) || service.on_death == OnDeath::Reset)
         };
         let old = self
             .contents
@@ -251,7 +255,7 @@ impl Builder {
             Forwarding::Nat => wanted.into_iter().map(Slot::settled).collect(),
             Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => {
                 let old: &[Slot] = old.as_ref().map_or(&[], |old| old);
-                table::advance(old, &wanted, serves)
+                table::advance(old, &wanted, may_hold_flows)
             }
         };
         self.tables.insert(
@@ -302,7 +306,7 @@ impl Builder {
                 let over = aged
                     || previous == 0
                     || previous == slot.current()
-                    || !serves(previous)
+                    || (!serves(previous) && service.on_death == OnDeath::Rehash)
                     || silent(previous);
                 over && !held.get(id).is_some_and(|held| held.contains(&number))
             };

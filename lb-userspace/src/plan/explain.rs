@@ -10,13 +10,15 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Affinity, BackendState, Flow, FlowKey, Forwarding, tcp_seen};
+use lb_common::flow::{is_unanswered, rescues};
 use lb_common::hash;
+use lb_common::rescue::another;
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
 use thiserror::Error;
 
 use super::{Contents, Service, ServiceId};
-use crate::model::Protocol;
+use crate::model::{OnDeath, Protocol};
 
 /// A flow as the client names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +83,8 @@ pub struct Entry {
     pub rewritten: Option<(SocketAddr, SocketAddr)>,
     /// Whether an end has closed it, so that a SYN opens its successor.
     pub closing: bool,
+    /// How often the flow was given to another backend, if the one that it has has not answered.
+    pub unanswered: Option<u32>,
 }
 
 /// What becomes of a packet.
@@ -112,6 +116,10 @@ pub enum Reason {
     Previous,
     /// The slot changes hands, and whoever had the flow does not serve it any more.
     Fallback,
+    /// The flow's backend has not answered its SYN, which comes again: another.
+    Rescued,
+    /// The entry, or the slot's last owner, is a backend that is out, and its flows are reset.
+    Dead,
     /// The slot has no owner.
     NoOwner,
     /// The slot's owner does not take the packet.
@@ -120,6 +128,8 @@ pub enum Reason {
     Unresolved,
     /// It is no request, but a backend's reply to a NAT flow.
     Reply,
+    /// It is a backend's packet of a NAT flow that was reset because the backend is out.
+    ReplyOut,
 }
 
 impl Reason {
@@ -136,10 +146,13 @@ impl Reason {
             Self::Fallback => {
                 "owns the slot; whoever had the flow before does not serve it any more"
             }
+            Self::Rescued => "another backend has not answered the flow's SYN",
+            Self::Dead => "the backend that had the flow is out, and on_death = \"reset\"",
             Self::NoOwner => "nobody owns the slot",
             Self::OwnerRefuses => "the slot's owner does not take it in its state",
             Self::Unresolved => "the MAC address of the backend's next hop is not known",
             Self::Reply => "it is a backend's reply to a NAT flow",
+            Self::ReplyOut => "its backend is out, and its client has been told",
         }
     }
 }
@@ -148,8 +161,8 @@ impl Reason {
 pub trait Flows {
     /// The record of a flow, by its client's packets.
     fn find(&self, key: &FlowKey) -> Option<Flow>;
-    /// Whether such packets are replies to a NAT flow.
-    fn is_reply(&self, key: &FlowKey) -> bool;
+    /// The record of a NAT flow, by its backend's packets.
+    fn find_reply(&self, key: &FlowKey) -> Option<Flow>;
     /// The address that a NAT flow's requests leave with.
     fn source(&self, flow: &Flow) -> IpAddr;
 }
@@ -166,6 +179,8 @@ pub fn explain(contents: &Contents, tuple: Tuple, flows: &impl Flows) -> Option<
     let owner = service.slots.get(slot as usize).copied();
     let mut path = PacketPath {
         contents,
+        service,
+        hash,
         owner: owner.unwrap_or_default(),
         tcp: tuple.protocol == Protocol::Tcp,
         entry: None,
@@ -175,8 +190,16 @@ pub fn explain(contents: &Contents, tuple: Tuple, flows: &impl Flows) -> Option<
     if let Some(flow) = flows.find(&key).filter(heeded) {
         path.entry = Some(entry(contents, service, &flow, flows));
     }
-    let [new, established] = if may_be_reply(contents, &key) && flows.is_reply(&key) {
-        [Decision::not(Verdict::NatReply, Reason::Reply); 2]
+    let replied = may_be_reply(contents, &key)
+        .then(|| flows.find_reply(&key))
+        .flatten();
+    let [new, established] = if let Some(flow) = replied {
+        let told = flow.forward & tcp_seen::RST != 0;
+        [if path.tcp && told && !path.keeps(flow.backend) {
+            Decision::not(Verdict::ResetToBackend, Reason::ReplyOut)
+        } else {
+            Decision::not(Verdict::NatReply, Reason::Reply)
+        }; 2]
     } else {
         // UDP has no SYN.
         [path.tcp, false].map(|syn| match service.forwarding {
@@ -192,10 +215,9 @@ pub fn explain(contents: &Contents, tuple: Tuple, flows: &impl Flows) -> Option<
         slot,
         slots,
         owner: path.owner,
-        // A settled slot is not looked up.
         entry: path
             .entry
-            .filter(|_| service.forwarding == Forwarding::Nat || path.owner.in_transition()),
+            .filter(|_| service.forwarding == Forwarding::Nat || path.looks_up()),
         new,
         established,
     })
@@ -235,6 +257,7 @@ fn entry(contents: &Contents, service: &Service, flow: &Flow, flows: &impl Flows
             Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => None,
         },
         closing: closing != 0,
+        unanswered: is_unanswered(flow.forward, flow.reply).then(|| rescues(flow.forward)),
     }
 }
 
@@ -256,6 +279,8 @@ impl Decision {
 /// What the program knows of a packet when it decides.
 struct PacketPath<'a> {
     contents: &'a Contents,
+    service: &'a Service,
+    hash: u32,
     owner: Slot,
     tcp: bool,
     /// Of the kind that the service heeds.
@@ -266,6 +291,9 @@ impl PacketPath<'_> {
     fn nat(&self, syn: bool) -> Decision {
         match self.entry {
             Some(entry) if self.keeps(entry.backend) => {
+                if let Some(rescued) = self.rescue(syn) {
+                    return rescued;
+                }
                 if !syn || !entry.closing {
                     return self.send(entry.backend, Reason::Entry);
                 }
@@ -282,18 +310,13 @@ impl PacketPath<'_> {
     }
 
     fn direct(&self, syn: bool) -> Decision {
-        let current = self.owner.current();
-        if !self.owner.in_transition() {
-            return if current == 0 {
-                Decision::not(Verdict::DropNoBackend, Reason::NoOwner)
-            } else if self.takes(current) || (!syn && self.keeps(current)) {
-                self.send(current, Reason::Owner)
-            } else {
-                Decision::not(Verdict::DropBackendOut, Reason::OwnerRefuses)
-            };
+        if !self.looks_up() {
+            return self.settled(syn, Reason::Owner);
         }
         if syn {
-            return self.current(Reason::Owner);
+            return self
+                .rescue(syn)
+                .unwrap_or_else(|| self.current(Reason::Owner));
         }
         let (index, reason) = match self.entry {
             Some(entry) => (entry.backend, Reason::Entry),
@@ -301,9 +324,62 @@ impl PacketPath<'_> {
         };
         if self.keeps(index) {
             self.send(index, reason)
+        } else if index != 0 && self.resets() {
+            Decision::not(Verdict::ResetBackendOut, Reason::Dead)
+        } else if self.owner.in_transition() {
+            self.settled(syn, Reason::Fallback)
         } else {
-            self.current(Reason::Fallback)
+            self.settled(syn, Reason::Owner)
         }
+    }
+
+    /// To the slot's owner, as if it did not change hands.
+    fn settled(&self, syn: bool, reason: Reason) -> Decision {
+        let current = self.owner.current();
+        if current == 0 {
+            Decision::not(Verdict::DropNoBackend, Reason::NoOwner)
+        } else if self.takes(current) || (!syn && self.keeps(current)) {
+            self.send(current, reason)
+        } else if !syn && self.resets() {
+            Decision::not(Verdict::ResetBackendOut, Reason::Dead)
+        } else {
+            Decision::not(Verdict::DropBackendOut, Reason::OwnerRefuses)
+        }
+    }
+
+    /// Whether the flow table is asked, outside of NAT.
+    fn looks_up(&self) -> bool {
+        self.owner.in_transition() || self.service.syn_rescue
+    }
+
+    fn resets(&self) -> bool {
+        self.tcp && self.service.on_death == OnDeath::Reset
+    }
+
+    /// To another backend, if the one that the flow has serves but has not answered its SYN.
+    fn rescue(&self, syn: bool) -> Option<Decision> {
+        let entry = self.entry.filter(|entry| self.keeps(entry.backend))?;
+        let times = entry
+            .unanswered
+            .filter(|_| syn && self.service.syn_rescue)?;
+        let slots = &self.service.slots;
+        let taker = |hash| {
+            let slot = slots.get(hash::slot(hash, slots.len() as u32) as usize);
+            let index = slot.map_or(0, |slot| slot.current());
+            let path = self.contents.backends.get(&index).and_then(|b| b.path);
+            if self.takes(index) && path.is_some() {
+                index
+            } else {
+                0
+            }
+        };
+        let owner = self.owner.current();
+        Some(
+            match another(self.hash, times, entry.backend, owner, taker) {
+                0 => self.send(entry.backend, Reason::Entry),
+                index => self.send(index, Reason::Rescued),
+            },
+        )
     }
 
     /// To the slot's owner, if that takes new flows.

@@ -51,6 +51,8 @@ fn world(
         protocol,
         forwarding,
         affinity: Affinity::Flow,
+        on_death: OnDeath::Rehash,
+        syn_rescue: false,
         slots: Arc::new(vec![slot; TABLE_SIZES[0] as usize]),
     };
     Contents {
@@ -73,8 +75,8 @@ impl Flows for One {
         self.0.filter(|flow| flow.is_of(key))
     }
 
-    fn is_reply(&self, _: &FlowKey) -> bool {
-        false
+    fn find_reply(&self, _: &FlowKey) -> Option<Flow> {
+        None
     }
 
     fn source(&self, _: &Flow) -> IpAddr {
@@ -263,7 +265,7 @@ fn records_count_in_a_transition_only(forwarding: Forwarding) {
             ),
             (change, [Active, Out], record(tcp, 2), owner, fallback),
             (change, [Draining, Active], One::default(), no_new, previous),
-            (change, [Draining, Out], One::default(), no_new, no_new),
+            (change, [Draining, Out], One::default(), no_new, fallback),
         ],
     );
     let udp = Protocol::Udp;
@@ -275,6 +277,49 @@ fn records_count_in_a_transition_only(forwarding: Forwarding) {
             (change, [Active, Out], One::default(), fallback, fallback),
         ],
     );
+}
+
+#[test]
+fn flows_of_dead_backends_are_reset_where_asked() {
+    let tcp = Protocol::Tcp;
+    let dead = not(Verdict::ResetBackendOut, Reason::Dead);
+    let cases = [
+        (Slot::transition(1, 2), One::default()),
+        (Slot::transition(0, 2), One::default()),
+        (Slot::transition(1, 1), record(tcp, 2)),
+        (Slot::settled(2), One::default()),
+    ];
+    for (slot, flows) in cases {
+        let mut contents = world(Forwarding::Dsr, tcp, slot, &[Active, Out]);
+        contents.services.get_mut(&1).unwrap().on_death = OnDeath::Reset;
+        assert_eq!(ask(&contents, tcp, &flows).established, dead, "{slot:?}");
+    }
+}
+
+#[test]
+fn a_repeated_syn_goes_elsewhere_until_it_is_answered() {
+    let tcp = Protocol::Tcp;
+    for forwarding in [Forwarding::Nat, Forwarding::Dsr] {
+        let mut contents = world(forwarding, tcp, Slot::settled(2), &[Active, Active]);
+        let service = contents.services.get_mut(&1).unwrap();
+        service.syn_rescue = true;
+        let flow = |forward, reply| match forwarding {
+            Forwarding::Nat => nat_flow(tcp, 1, forward, reply),
+            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => {
+                One(record(tcp, 1).0.map(|flow| Flow { forward, ..flow }))
+            }
+        };
+        assert_eq!(ask(&contents, tcp, &flow(0, 0)).new, to(2, Reason::Rescued));
+        let kept = match forwarding {
+            Forwarding::Nat => to(1, Reason::Entry),
+            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => to(2, Reason::Owner),
+        };
+        let established = flow(tcp_seen::CLIENT_ACK, 0);
+        assert_eq!(ask(&contents, tcp, &established).new, kept);
+        // Nobody else is there.
+        contents.backends.get_mut(&2).unwrap().state = Out;
+        assert_eq!(ask(&contents, tcp, &flow(0, 0)).new, to(1, Reason::Entry));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lb_common::abi::{Affinity, BackendState, Forwarding, Hop};
 use lb_common::slot::{BackendIndex, Slot};
 
-use crate::model::{Node, Protocol};
+use crate::model::{Node, OnDeath, Protocol};
 
 mod build;
 pub mod explain;
@@ -31,6 +31,8 @@ pub struct Contents {
     pub ports: Option<SnatPorts>,
     /// Whether echo requests to a VIP are answered.
     pub answer_ping: bool,
+    /// RSTs that each CPU may send in a second.
+    pub reset_rate: u32,
     pub services: BTreeMap<ServiceId, Service>,
     pub backends: BTreeMap<BackendIndex, Backend>,
     /// Addresses of this host that NAT sends from, old ones included: their replies still come.
@@ -51,6 +53,9 @@ pub struct Service {
     pub protocol: Protocol,
     pub forwarding: Forwarding,
     pub affinity: Affinity,
+    pub on_death: OnDeath,
+    /// Whether a repeated SYN goes to another backend.
+    pub syn_rescue: bool,
     /// One of the lengths of [`lb_common::slot::TABLE_SIZES`].
     pub slots: Arc<Vec<Slot>>,
 }
@@ -63,6 +68,8 @@ impl fmt::Debug for Service {
             .field("protocol", &self.protocol)
             .field("forwarding", &self.forwarding)
             .field("affinity", &self.affinity)
+            .field("on_death", &self.on_death)
+            .field("syn_rescue", &self.syn_rescue)
             .field("slots", &self.slots.len())
             .field("first", &self.slots.first())
             .finish()

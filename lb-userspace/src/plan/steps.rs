@@ -18,6 +18,8 @@ use crate::model::Protocol;
 pub enum Op {
     /// Which destination addresses are looked at, and whether each is a service's.
     Filter(BTreeMap<IpAddr, bool>),
+    /// RSTs that each CPU may send in a second.
+    ResetRate(u32),
     /// The NAT port range, and that the maps are in use.
     Ports(SnatPorts),
     /// Whether echo requests to a VIP are answered.
@@ -45,6 +47,7 @@ impl Op {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Filter(_) => "filter",
+            Self::ResetRate(_) => "reset-rate",
             Self::Ports(_) => "ports",
             Self::AnswerPing(_) => "answer-ping",
             Self::AddBackend(..) => "add-backend",
@@ -63,6 +66,7 @@ impl Op {
     pub fn note(&self, contents: &mut Contents) {
         match self {
             Self::Filter(_) => {}
+            Self::ResetRate(rate) => contents.reset_rate = *rate,
             Self::Ports(ports) => contents.ports = Some(*ports),
             Self::AnswerPing(answer) => contents.answer_ping = *answer,
             Self::AddBackend(id, backend) => {
@@ -104,6 +108,9 @@ impl Op {
 pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
     let mut ops = Vec::new();
     let (old, new) = (now.addresses(), wanted.addresses());
+    if now.reset_rate != wanted.reset_rate {
+        ops.push(Op::ResetRate(wanted.reset_rate));
+    }
     if let Some(ports) = wanted.ports
         && now.ports != Some(ports)
     {
@@ -204,12 +211,16 @@ fn entry_differs(a: &Service, b: &Service) -> bool {
         a.protocol,
         a.forwarding,
         a.affinity,
+        a.on_death,
+        a.syn_rescue,
         a.slots.len(),
     ) != (
         b.address,
         b.protocol,
         b.forwarding,
         b.affinity,
+        b.on_death,
+        b.syn_rescue,
         b.slots.len(),
     )
 }
@@ -221,6 +232,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::OnDeath;
 
     fn service() -> impl Strategy<Value = Service> {
         (0..4u8, any::<bool>(), any::<bool>(), 0..2usize, 0..4u16).prop_map(
@@ -233,6 +245,8 @@ mod tests {
                     Forwarding::Nat
                 },
                 affinity: Affinity::Flow,
+                on_death: if dsr { OnDeath::Rehash } else { OnDeath::Reset },
+                syn_rescue: class == 1,
                 slots: Arc::new(vec![Slot::settled(owner); TABLE_SIZES[class] as usize]),
             },
         )
@@ -268,20 +282,23 @@ mod tests {
         let services = proptest::collection::btree_map(1..4u16, service(), 0..4);
         let backends = proptest::collection::btree_map(1..6u16, backend(), 0..6);
         let sources = proptest::collection::btree_set(0..3u8, 0..3);
-        let all = (services, backends, sources, proptest::bool::ANY);
-        all.prop_map(|(services, backends, sources, answer_ping)| Contents {
-            ports: Some(SnatPorts {
-                first: 20_000,
-                count: 100,
-            }),
-            answer_ping,
-            services,
-            backends,
-            sources: sources
-                .into_iter()
-                .map(|last| [10, 0, 0, last].into())
-                .collect(),
-        })
+        let all = (services, backends, sources, proptest::bool::ANY, 0..3u32);
+        all.prop_map(
+            |(services, backends, sources, answer_ping, reset_rate)| Contents {
+                reset_rate,
+                ports: Some(SnatPorts {
+                    first: 20_000,
+                    count: 100,
+                }),
+                answer_ping,
+                services,
+                backends,
+                sources: sources
+                    .into_iter()
+                    .map(|last| [10, 0, 0, last].into())
+                    .collect(),
+            },
+        )
     }
 
     /// What the maps hold, kept the way the kernel keeps it: tables and services apart.
@@ -317,7 +334,7 @@ mod tests {
                 Op::RemoveService(id, ..) => {
                     self.services.remove(&id).unwrap();
                 }
-                Op::Ports(_) | Op::AnswerPing(_) | Op::Sources(_) => {}
+                Op::Ports(_) | Op::AnswerPing(_) | Op::ResetRate(_) | Op::Sources(_) => {}
             }
         }
 

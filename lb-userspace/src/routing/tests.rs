@@ -54,6 +54,8 @@ impl World {
             protocol: Protocol::Tcp,
             forwarding: Forwarding::Dsr,
             affinity: Affinity::Flow,
+            on_death: crate::model::OnDeath::Reset,
+            syn_rescue: true,
             panic_threshold,
             drain_deadline: s(30),
             slow_start: Duration::ZERO,

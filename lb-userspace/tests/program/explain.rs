@@ -9,6 +9,7 @@ use lb_common::abi::{Affinity, Forwarding};
 use lb_common::hash::mix;
 use lb_common::slot::Slot;
 use lb_common::verdict::Verdict;
+use lb_userspace::model::OnDeath;
 use lb_userspace::model::Protocol::{self, Tcp, Udp};
 use lb_userspace::plan::explain::{Decision, Explanation, Fate, Reason, Tuple};
 
@@ -79,6 +80,13 @@ fn shuffle(kernel: &mut Kernel, random: &mut Random) {
         backend.path = resolved.then(|| path(*id, v4, INGRESS).through(forwarding, &node()));
     }
     for (id, service) in &mut wanted.services {
+        if service.protocol == Tcp {
+            service.syn_rescue = random.below(2) == 0;
+            service.on_death = match service.forwarding {
+                Nat => OnDeath::Reset,
+                Dsr | Ipip | Gue => random.of(&[OnDeath::Reset, OnDeath::Rehash]),
+            };
+        }
         let first = (id - 1) * BACKENDS;
         let mut owner = || match random.below(12) {
             0 => 0,
@@ -142,7 +150,8 @@ impl Observer {
             return (Fate::To(number), result.frame);
         }
         let before = std::mem::replace(&mut self.verdicts, kernel.verdicts());
-        let mut all = Verdict::ALL.iter();
+        // A rescue is counted beside what becomes of the packet.
+        let mut all = (Verdict::ALL.iter()).filter(|verdict| **verdict != Verdict::Rescued);
         let happened =
             all.find(|verdict| before.get(verdict.label()) != self.verdicts.get(verdict.label()));
         (Fate::Not(*happened.unwrap()), result.frame)
@@ -227,6 +236,9 @@ fn explanations_agree_with_the_program() {
         "nat tcp Unresolved",
         "nat udp Entry",
         "nat udp Owner",
+        "nat tcp Rescued",
+        "direct tcp Rescued",
+        "direct tcp Dead",
         "direct tcp Entry",
         "direct tcp Owner",
         "direct tcp Previous",
@@ -299,6 +311,19 @@ fn a_reply_to_the_balancer_itself_is_no_request() {
     let mut observer = Observer::new(&kernel);
     let (done, _) = observer.fate(&mut kernel, &frame(back, "S"));
     assert_eq!(done, explained.new.fate);
+    assert_eq!(
+        observer.fate(&mut kernel, &frame(back, "A")).0,
+        explained.established.fate
+    );
+    kernel.set_state(1, Out);
+    kernel.expect(&frame(tuple, "A"), Verdict::ResetBackendOut);
+    let explained = explain(&kernel, back);
+    assert_eq!(explained.new.fate, Fate::Not(Verdict::ResetToBackend));
+    let mut observer = Observer::new(&kernel);
+    assert_eq!(
+        observer.fate(&mut kernel, &frame(back, "S")).0,
+        explained.new.fate
+    );
     assert_eq!(
         observer.fate(&mut kernel, &frame(back, "A")).0,
         explained.established.fate

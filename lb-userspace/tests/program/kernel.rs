@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::maps::{HashMap, Map, MapData};
-use lb_common::abi::{Affinity, BackendState, Forwarding, Fragment, GUE_PORT, Hop};
+use lb_common::abi::{
+    Affinity, BackendState, DEFAULT_RESET_RATE, Forwarding, Fragment, GUE_PORT, Hop,
+};
 use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
 use lb_userspace::datapath::sys::{TestRun, test_run};
 use lb_userspace::datapath::{Datapath, PinDirectory, detach, enter_bpffs};
-use lb_userspace::model::{Node, OnExit, Protocol, XdpMode};
+use lb_userspace::model::{Node, OnDeath, OnExit, Protocol, XdpMode};
 use lb_userspace::plan::{Backend, Contents, Path, Service, SnatPorts, Tunnel, plan};
 
 pub const DROP: u32 = 1;
@@ -75,6 +77,7 @@ pub fn kernel_for(test: &str, flow_entries: u32) -> Option<Kernel> {
     };
     kernel.want(Contents {
         ports: Some(ports),
+        reset_rate: DEFAULT_RESET_RATE,
         ..Contents::default()
     });
     Some(kernel)
@@ -119,6 +122,7 @@ pub fn node() -> Node {
         on_exit: OnExit::Keep,
         snat_ports: 20_000..=29_999,
         flow_entries: 4096,
+        reset_rate: DEFAULT_RESET_RATE,
         chain: None,
         answer_ping: true,
         allow_exec: false,
@@ -176,6 +180,8 @@ impl Kernel {
                 protocol,
                 forwarding,
                 affinity,
+                on_death: OnDeath::Rehash,
+                syn_rescue: false,
                 slots,
             },
         );

@@ -6,6 +6,7 @@
 mod capture;
 mod chain;
 mod contention;
+mod death;
 mod decap;
 mod dsr;
 mod echo;

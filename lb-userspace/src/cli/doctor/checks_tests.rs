@@ -43,6 +43,7 @@ fn node() -> Node {
         on_exit: crate::model::OnExit::Keep,
         snat_ports: 61000..=65535,
         flow_entries: 1 << 20,
+        reset_rate: 10_000,
         chain: None,
         gue_port: 6080,
         tunnel_source4: None,

@@ -178,6 +178,35 @@ fn transitions_wait_for_the_flows_that_need_them() {
 }
 
 #[test]
+fn slots_remember_a_dead_owner_whose_flows_are_reset() {
+    let mut model = model("dsr", &[1, 2]);
+    model.services[0].on_death = OnDeath::Reset;
+    let mut builder = Builder::new(Contents::default());
+    build(&mut builder, &model, &[], NOW);
+    let out = build(&mut builder, &model, &[("b2", Out)], NOW);
+    let remembering = |contents: &Contents| {
+        let slots = contents.services[&1].slots.iter();
+        slots.filter(|slot| slot.previous() == 2).count()
+    };
+    let all = remembering(&out);
+    assert!(all > 2000);
+    assert!(!builder.settle(|_| true, &BTreeMap::new(), NOW));
+    // Nobody is left, and still it is known who had the flows.
+    let none = build(&mut builder, &model, &[("b1", Out), ("b2", Out)], NOW);
+    assert_eq!(remembering(&none), all);
+    let dead = |slot: &Slot| slot.current() == 0 && slot.previous() != 0;
+    assert!(none.services[&1].slots.iter().all(dead));
+    // Back again: its flows are its own.
+    build(&mut builder, &model, &[], NOW);
+    assert!(builder.settle(|_| false, &BTreeMap::new(), NOW));
+    assert_eq!(remembering(builder.contents()), 0);
+    // Otherwise it is forgotten when no flow can be left.
+    build(&mut builder, &model, &[("b2", Out)], NOW);
+    assert!(builder.settle(|_| true, &BTreeMap::new(), NOW + TCP_LASTS));
+    assert_eq!(remembering(builder.contents()), 0);
+}
+
+#[test]
 fn a_service_that_leaves_takes_its_backends_out_at_once() {
     let mut builder = Builder::new(Contents::default());
     build(&mut builder, &model("nat", &[1, 2]), &[], NOW);

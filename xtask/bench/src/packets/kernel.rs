@@ -15,7 +15,7 @@ use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
 use lb_userspace::datapath::sys::{TestRun, test_run};
 use lb_userspace::datapath::{Datapath, PinDirectory, detach, enter_bpffs};
-use lb_userspace::model::Protocol;
+use lb_userspace::model::{OnDeath, Protocol};
 use lb_userspace::plan::{self, Contents, Op, SnatPorts};
 
 use super::drive::{self, Drive, FRAME_LEN, FloorKey, Target, Tuple};
@@ -264,6 +264,11 @@ fn contents() -> Contents {
                 protocol: Protocol::Tcp,
                 forwarding,
                 affinity: Affinity::Flow,
+                on_death: match forwarding {
+                    Forwarding::Nat => OnDeath::Reset,
+                    Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => OnDeath::Rehash,
+                },
+                syn_rescue: forwarding == Forwarding::Nat,
                 slots: Arc::new(slots),
             },
         );
