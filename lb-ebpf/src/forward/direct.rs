@@ -18,7 +18,7 @@ use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::{OPENING, PARAMS};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
-use crate::{flows, select};
+use crate::{flows, quic, select};
 
 /// Sends a packet for the VIP to its backend, or says into which tunnel it goes.
 #[inline(always)]
@@ -31,7 +31,10 @@ pub fn request<const V6: bool>(
 ) -> Result<Fate, Verdict> {
     let hash = select::hash(service, flow);
     let slot = select::slot(service, hash).ok_or(Verdict::DropNoBackend)?;
-    let (index, backend, kind) = if slot.in_transition() {
+    let named = quic::backend(packet, headers, service);
+    let (index, backend, kind) = if let Some(backend) = select::backend(named) {
+        (named, backend, Kind::Ordinary)
+    } else if slot.in_transition() {
         if headers.is_syn() && !opened {
             return Ok(Fate::OPEN);
         }

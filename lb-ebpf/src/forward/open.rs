@@ -13,7 +13,7 @@ use crate::forward::nat;
 use crate::maps::{OPENING, Opening, PARAMS};
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::{flows, select};
+use crate::{flows, quic, select};
 
 /// Records the flow of this packet; [`Fate::OPEN`] once that is done.
 #[inline(always)]
@@ -52,7 +52,7 @@ impl crate::Then for Prepare {
         let Some(service) = &select::service(flow) else {
             return Fate::refused(0, Verdict::PassNoService);
         };
-        match choose(packet, flow, service) {
+        match choose(packet, headers, flow, service) {
             Ok(()) => Fate::OPEN,
             Err(verdict) => Fate::refused(service.id, verdict),
         }
@@ -60,9 +60,21 @@ impl crate::Then for Prepare {
 }
 
 #[inline(always)]
-fn choose(packet: &Packet, flow: &FlowKey, service: &Service) -> Result<(), Verdict> {
+fn choose<const V6: bool>(
+    packet: &Packet,
+    headers: &Headers<V6>,
+    flow: &FlowKey,
+    service: &Service,
+) -> Result<(), Verdict> {
     let slot = select::slot(service, select::hash(service, flow)).ok_or(Verdict::DropNoBackend)?;
-    let backend = select::for_new(slot.current()).ok_or(Verdict::DropNoBackend)?;
+    let named = quic::backend(packet, headers, service);
+    let (index, backend) = match select::backend(named) {
+        Some(backend) => (named, backend),
+        None => {
+            let index = slot.current();
+            (index, select::for_new(index).ok_or(Verdict::DropNoBackend)?)
+        }
+    };
     let is_nat = service.forwarding == Forwarding::Nat as u8;
     if is_nat && backend.source_index == 0 {
         return Err(Verdict::DropNoNeighbor);
@@ -71,7 +83,7 @@ fn choose(packet: &Packet, flow: &FlowKey, service: &Service) -> Result<(), Verd
     opening.way_back = nat::way_back(packet).ok_or(Verdict::DropMalformed)?;
     opening.key = *flow;
     opening.tick = now()?;
-    opening.backend = slot.current();
+    opening.backend = index;
     opening.service = service.id;
     opening.is_nat = is_nat as u16;
     Ok(())

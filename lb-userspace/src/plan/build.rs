@@ -135,6 +135,7 @@ impl Builder {
                     Backend {
                         service: id,
                         address,
+                        server_id: backend.server_id,
                         state: duty.state,
                         path,
                     },
@@ -153,6 +154,7 @@ impl Builder {
                 protocol: service.protocol,
                 forwarding: service.forwarding,
                 affinity: service.affinity,
+                server_id_length: service.server_id_length,
                 slots,
             };
             next.services.insert(id, entry);

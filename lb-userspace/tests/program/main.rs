@@ -22,4 +22,6 @@ mod maps;
 mod nat;
 mod packets;
 mod pass;
+mod quic;
+mod ranges;
 mod tunnel;
