@@ -3,7 +3,7 @@
 
 /// Changes whenever a map's key, value, size class or meaning changes. An agent refuses to adopt
 /// pinned maps of another layout.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Capacity of the service table, service number 0 included (it means "none").
 pub const MAX_SERVICES: u32 = 1024;
@@ -79,11 +79,55 @@ pub struct ServiceKey {
 }
 
 impl ServiceKey {
+    /// Bit of [`Self::word`] that tells a service with a range of ports, which `port` is the first
+    /// of, from one with a single port.
+    pub const RANGE: u32 = 1 << 8;
+
     /// The key's second part in one word, which is never 0.
     #[inline(always)]
     pub const fn word(&self) -> u32 {
         (self.port as u32) << 16 | self.protocol as u32
     }
+}
+
+/// Ranges of ports that one address and protocol may have, twice as many as the configuration
+/// allows: while a change is carried out both old and new ones stand.
+pub const MAX_RANGES: usize = 32;
+
+/// What the ranges of ports of a VIP are found by.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct RangeKey {
+    pub addr: Addr,
+    /// IANA protocol number.
+    pub protocol: u32,
+    pub pad: u32,
+}
+
+/// Ports that a service has, and where its entry is.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Range {
+    /// In host order, as `last`; the range of a free place is port 0, which no service has.
+    pub first: u16,
+    pub last: u16,
+    /// Place in the service table. The entry there is this service's only if it says the same.
+    pub place: u32,
+}
+
+/// The ranges of ports of a VIP; of those that a port is in, the first counts.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Ranges(pub [Range; MAX_RANGES]);
+
+/// What a QUIC connection ID's server ID is looked up by.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct ServerIdKey {
+    /// Number of the service.
+    pub service: u64,
+    /// The server ID's octets as a number.
+    pub id: u64,
 }
 
 /// Length of an IPv4 header without options (RFC 791, section 3.1).
@@ -144,14 +188,20 @@ pub enum Affinity {
     Flow = 0,
     /// The client's address.
     Client = 1,
+    /// The 5-tuple; but a QUIC packet whose connection ID names a server goes to that one.
+    Quic = 2,
 }
 
 impl Affinity {
+    /// Every affinity, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Flow, Self::Client, Self::Quic];
+
     /// Name in configuration and JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Flow => "flow",
             Self::Client => "client",
+            Self::Quic => "quic",
         }
     }
 }
@@ -170,7 +220,9 @@ pub struct Service {
     pub table_class: u8,
     /// Bits of [`service_flag`].
     pub flags: u8,
-    pub pad: [u8; 2],
+    /// Octets of the server ID in QUIC connection IDs; 0 unless the affinity is [`Affinity::Quic`].
+    pub server_id_length: u8,
+    pub pad: u8,
 }
 
 impl Service {
@@ -207,7 +259,9 @@ pub struct ServiceEntry {
     pub addr: Addr,
     /// [`ServiceKey::word`]; 0 in a free place. Written last and removed first.
     pub word: u32,
-    pub pad: u32,
+    /// Last port of a range, in host order; 0 where there is none.
+    pub last: u16,
+    pub pad: u16,
     pub service: Service,
 }
 
@@ -248,7 +302,7 @@ pub struct Backend {
     pub family: u8,
     /// Number of the balancer's own address on the way to this backend; 0 while that is unknown.
     pub source_index: SourceIndex,
-    /// Port in network order.
+    /// Port in network order; 0: packets keep the port that the client sends to.
     pub port: u16,
     /// Number of its service.
     pub service: u16,
@@ -264,8 +318,12 @@ pub struct Backend {
     pub source_bits: u32,
     /// UDP port of GUE, in network order; 0 for IP-in-IP.
     pub gue_port: u16,
-    pub pad3: [u16; 3],
-    pub pad4: [u64; 2],
+    /// Whether it has a `server_id`. Both are for the agent: the program asks its own map.
+    pub has_server_id: u16,
+    pub pad3: [u16; 2],
+    /// The octets of its server ID in QUIC connection IDs as a number.
+    pub server_id: u64,
+    pub pad4: u64,
 }
 
 /// Number of an address in the source array; 0 means none.
@@ -431,6 +489,9 @@ const _: () = {
     assert!(size_of::<Addr>() == 16);
     assert!(size_of::<ServiceEntry>() == 32);
     assert!(size_of::<Service>() == 8);
+    assert!(size_of::<RangeKey>() == 24);
+    assert!(size_of::<Range>() == 8);
+    assert!(size_of::<ServerIdKey>() == 16);
     assert!(size_of::<Hop>() == 16);
     assert!(size_of::<Backend>() == 128);
     assert!(core::mem::offset_of!(Backend, addr) == 64);

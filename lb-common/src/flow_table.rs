@@ -144,13 +144,14 @@ impl Flow {
         }
     }
 
-    /// Replies as they arrive, from this backend to this source address.
+    /// Replies as they arrive, from this backend to this source address. A `port` of 0 stands for
+    /// the one that the client sends to.
     #[inline(always)]
     pub const fn reply_key(&self, backend: Addr, port: u16, source: Addr) -> FlowKey {
         FlowKey {
             src: backend,
             dst: source,
-            sport: port,
+            sport: if port == 0 { self.vip_port } else { port },
             dport: self.nat_port,
             protocol: self.protocol as u32,
         }

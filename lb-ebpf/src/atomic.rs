@@ -53,13 +53,39 @@ pub fn get(place: *const u32) -> u32 {
     unsafe { place.read_volatile() }
 }
 
+/// All ones if the two are equal, else 0. Without a branch, of which the verifier would have to go
+/// both ways for each place that is looked at.
+#[inline(always)]
+pub fn equal(a: u32, b: u32) -> u32 {
+    below((a ^ b) as u64, 1)
+}
+
+/// All ones if `a` is less than `b`, else 0, without a branch. Both must be less than 2^63.
+#[inline(always)]
+pub fn below(a: u64, b: u64) -> u32 {
+    // The difference itself: of the shifted one the compiler would make a comparison and a branch.
+    ((opaque_long(a.wrapping_sub(b)) >> 63) as u32).wrapping_neg()
+}
+
+/// `a` where the mask has ones, else `b`.
+#[inline(always)]
+pub fn choose(mask: u32, a: u32, b: u32) -> u32 {
+    b ^ ((a ^ b) & mask)
+}
+
 /// A value that the compiler knows nothing of, so that it keeps the checks that the verifier wants
 /// to see.
 #[inline(always)]
 pub fn opaque(value: u32) -> u32 {
-    let mut value = u64::from(value);
+    opaque_long(value.into()) as u32
+}
+
+/// The same of a double word.
+#[inline(always)]
+pub fn opaque_long(value: u64) -> u64 {
+    let mut value = value;
     // SAFETY: does nothing. It is an instruction nevertheless, since the kernel wants each entry of
     // the line table at one of its own.
     unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack)) };
-    value as u32
+    value
 }

@@ -12,9 +12,10 @@ use lb_common::flow_table::{Bucket, HELD, Place, REFERENCES, Replies, SAME_TAG, 
 use lb_common::hash;
 use lb_common::verdict::Verdict;
 
-use crate::atomic::{get, opaque, put32, put64, swap_if};
+use crate::atomic::{choose, equal, get, opaque, put32, put64, swap_if};
 use crate::maps::{BACKENDS, FLOWS, OPENING, PARAMS, REPLIES, SOURCES};
 use crate::parse::TCP;
+use crate::select;
 
 /// Ports tried before a flow is refused: with 80 % of a backend's ports taken, 16 tries fail for
 /// one flow in 36.
@@ -110,20 +111,6 @@ pub extern "C" fn lb_flow_away(index: u32, wanted: u32, key: *const FlowKey) -> 
     NONE
 }
 
-/// All ones if the two are equal, else 0. Without a branch, of which the verifier would have to go
-/// both ways for each place that is looked at.
-#[inline(always)]
-fn equal(a: u32, b: u32) -> u32 {
-    let difference = (a ^ b) as u64;
-    opaque((difference.wrapping_sub(1) >> 63) as u32).wrapping_neg()
-}
-
-/// `a` where the mask has ones, else `b`.
-#[inline(always)]
-fn choose(mask: u32, a: u32, b: u32) -> u32 {
-    b ^ ((a ^ b) & mask)
-}
-
 /// The record of a NAT flow, by its backend's packets.
 #[inline(always)]
 pub fn find_reply(key: &FlowKey) -> Option<&'static mut Flow> {
@@ -214,7 +201,8 @@ fn is_answered_by(number: u32, key: &FlowKey) -> bool {
     ) else {
         return false;
     };
-    backend.port == key.sport && backend.addr == key.src && *source == key.dst
+    let port = select::port(backend, flow.vip_port);
+    port == key.sport && backend.addr == key.src && *source == key.dst
 }
 
 /// Whether a flow may lose its place to a new one: it is over, or was never answered or carried
@@ -375,7 +363,7 @@ pub extern "C" fn lb_flow_insert() -> u32 {
             source = entry.source_index;
             copy(&raw const entry.addr, &raw mut opening.reply.src);
             copy(address, &raw mut opening.reply.dst);
-            opening.reply.sport = entry.port;
+            opening.reply.sport = select::port(entry, key.dport);
             opening.reply.protocol = key.protocol;
             opening.bucket = index;
             opening.way = way;

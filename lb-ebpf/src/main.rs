@@ -18,6 +18,7 @@ mod icmp;
 mod maps;
 mod packet;
 mod parse;
+mod quic;
 mod select;
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};

@@ -7,8 +7,8 @@ use aya_ebpf::btf_maps::{
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Addr, Backend, DEFAULT_FLOW_ENTRIES, FRAGMENT_ENTRIES, Filter, FlowKey, Fragment, FragmentKey,
-    Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES, MAX_SOURCES, Params, SERVICE_PLACES,
-    ServiceEntry, Traffic,
+    Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES, MAX_SOURCES, Params, RangeKey, Ranges,
+    SERVICE_PLACES, ServerIdKey, ServiceEntry, Traffic,
 };
 use lb_common::capture::{Captured, MAX_KEPT, RING_BYTES};
 use lb_common::flow_table::{Bucket, Replies, buckets_for, reply_lines};
@@ -33,6 +33,14 @@ pub static VIPS: HashMap<Addr, u32, SERVICE_COUNT> = HashMap::new();
 
 #[btf_map]
 pub static SERVICES: Array<ServiceEntry, { SERVICE_PLACES as usize }, MMAPABLE> = Array::new();
+
+/// Ranges of ports by VIP and protocol; asked when no service has the very port.
+#[btf_map]
+pub static RANGES: HashMap<RangeKey, Ranges, SERVICE_COUNT> = HashMap::new();
+
+/// Backends by the server ID in QUIC connection IDs.
+#[btf_map]
+pub static QUIC_IDS: HashMap<ServerIdKey, u32, { MAX_BACKENDS as usize }> = HashMap::new();
 
 #[btf_map]
 pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();

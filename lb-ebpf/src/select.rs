@@ -1,17 +1,19 @@
 //! From a service and a flow to a backend.
 
 use lb_common::abi::{
-    Addr, Affinity, Backend, BackendState, FlowKey, SERVICE_PLACES, SERVICE_PROBES, Service,
-    ServiceEntry, ServiceKey,
+    Addr, Affinity, Backend, BackendState, FlowKey, MAX_RANGES, RangeKey, SERVICE_PLACES,
+    SERVICE_PROBES, Service, ServiceEntry, ServiceKey,
 };
 use lb_common::hash;
 use lb_common::rescue;
 use lb_common::slot::{BackendIndex, Slot, TABLE_SIZES};
 
+use crate::atomic::{below, choose, equal, opaque};
 use crate::forward::hop;
-use crate::maps::{BACKENDS, SERVICES, TABLES_L, TABLES_M, TABLES_S};
+use crate::maps::{BACKENDS, RANGES, SERVICES, TABLES_L, TABLES_M, TABLES_S};
 
-/// The service that a client's packet is for.
+/// The service that a client's packet is for. One that has the very port is found first, then one
+/// with a range that the port is in.
 #[inline(always)]
 pub fn service(flow: &FlowKey) -> Option<Service> {
     let key = &ServiceKey {
@@ -43,8 +45,8 @@ fn value(entry: *const ServiceEntry) -> Service {
     unsafe { (&raw const (*entry).service).read_volatile() }
 }
 
-/// The place of a service that is not where its hash says; [`SERVICE_PLACES`] if it is nowhere. A
-/// global function, which the verifier goes through once.
+/// The place of a service that is not where its hash says, or that has a range of ports;
+/// [`SERVICE_PLACES`] if there is none. A global function, which the verifier goes through once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn lb_service_away(first: u32, addr: *const Addr, word: u32) -> u32 {
@@ -63,7 +65,54 @@ pub extern "C" fn lb_service_away(first: u32, addr: *const Addr, word: u32) -> u
         }
         probe += 1;
     }
-    SERVICE_PLACES
+    // SAFETY: the caller's address.
+    let addr = unsafe { &*addr };
+    in_range(addr, word).unwrap_or(SERVICE_PLACES)
+}
+
+/// The place of the service with a range that the port in `word` is in.
+#[inline(always)]
+fn in_range(addr: &Addr, word: u32) -> Option<u32> {
+    let protocol = word & 0xff;
+    let key = RangeKey {
+        addr: *addr,
+        protocol,
+        pad: 0,
+    };
+    // SAFETY: an entry that the agent replaces at this very moment may be torn; what comes of that
+    // is compared with the service's own entry below.
+    let ranges = unsafe { RANGES.get(&key) }?;
+    let port = u16::from_be((word >> 16) as u16) as u64;
+    let mut found = MAX_RANGES as u32;
+    let mut n = MAX_RANGES as u32;
+    while n > 0 {
+        n -= 1;
+        let range = ranges.0.get(n as usize)?;
+        let outside = below(port, range.first as u64) | below(range.last as u64, port);
+        found = choose(!outside, n, found);
+    }
+    let range = ranges.0.get(opaque(found) as usize)?;
+    let wanted = (range.first.to_be() as u32) << 16 | ServiceKey::RANGE | protocol;
+    let entry = SERVICES.get_ptr(range.place)?;
+    // SAFETY: as for `is_at`.
+    let same = unsafe {
+        let known = (&raw const (*entry).word).read_volatile();
+        (*entry).addr.difference(addr)
+            | (known ^ wanted) as u64
+            | ((*entry).last ^ range.last) as u64
+    };
+    (same == 0).then_some(range.place)
+}
+
+/// The port that packets have at a backend, where the client sends to `wanted`.
+#[inline(always)]
+pub fn port(backend: &Backend, wanted: u16) -> u16 {
+    // Not a branch: the verifier would go through all that follows for each of the two.
+    choose(
+        equal(backend.port as u32, 0),
+        wanted as u32,
+        backend.port as u32,
+    ) as u16
 }
 
 /// The hash that picks the flow's slot.

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,10 +15,10 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, Backend, ClientCertificate, DnsProbe, ExecProbe, Forwarding, HealthPolicy, HttpProbe,
-    Match, Model, MysqlProbe, Node, OnDeath, OnExit, Pattern, PostgresProbe, Prefix, ProbeKind,
-    ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange,
-    TcpScript, TlsOptions, XdpMode,
+    Affinity, Backend, ClientCertificate, DnsProbe, Endpoint, ExecProbe, Forwarding, HealthPolicy,
+    HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit, Pattern, Ports, PostgresProbe,
+    Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service,
+    SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -125,12 +126,13 @@ fn the_smallest_file_gets_the_documented_defaults() {
         model.services,
         [Service {
             name: "web".into(),
-            address: "203.0.113.10:80".parse().unwrap(),
+            address: Endpoint::from("203.0.113.10:80".parse::<SocketAddr>().unwrap()),
             protocol: Protocol::Tcp,
             forwarding: Forwarding::Nat,
             affinity: Affinity::Flow,
             on_death: OnDeath::Reset,
             syn_rescue: true,
+            server_id_length: 0,
             panic_threshold: 50,
             drain_deadline: seconds(30),
             slow_start: seconds(0),
@@ -146,6 +148,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             backends: vec![Backend {
                 name: "10.0.0.11:8080".into(),
                 address: target,
+                server_id: None,
                 weight: 100,
                 tier: 0,
                 probe: Some(ProbeSpec {
@@ -583,4 +586,37 @@ fn a_file_that_is_wrong_throughout_is_refused_in_short() {
     assert_eq!(errors.len(), 200);
     assert!(more > 39_000, "{more}");
     assert!(errors.is_sorted_by_key(|error| error.line));
+}
+
+#[test]
+fn ports_and_server_ids_are_read() {
+    let model = config::parse(&good("ranges.toml"), "lb.toml").unwrap();
+    let of = |name: &str| model.service(name).unwrap();
+    let addresses = |name| -> Vec<String> {
+        let backends = of(name).backends.iter();
+        backends
+            .map(|backend| backend.address.to_string())
+            .collect()
+    };
+    let ftp = of("passive-ftp");
+    assert_eq!(ftp.address.ports, Ports::Range(8000, 8099));
+    assert_eq!(ftp.address.to_string(), "203.0.113.10:8000-8099");
+    assert_eq!(addresses("passive-ftp"), ["10.0.0.11:0", "10.0.0.12:0"]);
+    let names: Vec<&str> = ftp.backends.iter().map(|backend| &*backend.name).collect();
+    assert_eq!(names, ["10.0.0.11:*", "10.0.0.12:*"]);
+    let target = |backend: &Backend| backend.probe.as_ref().unwrap().target.port();
+    assert!(ftp.backends.iter().all(|backend| target(backend) == 8080));
+    // A service with one port has no other to keep.
+    assert_eq!(addresses("one-port"), ["10.0.0.11:8050", "10.0.0.12:8050"]);
+    assert_eq!(target(&of("one-port").backends[1]), 8050);
+    assert_eq!(of("rest").address.ports, Ports::Any);
+    let quic = of("http3");
+    assert_eq!((quic.affinity, quic.server_id_length), (Affinity::Quic, 2));
+    let ids: Vec<_> = quic
+        .backends
+        .iter()
+        .map(|backend| backend.server_id)
+        .collect();
+    assert_eq!(ids, [Some(0x010b), Some(0x0a1b)]);
+    assert_eq!(ftp.backends[0].server_id, None);
 }

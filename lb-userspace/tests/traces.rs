@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use lb_userspace::health::{Change, Engine, Health, Restored};
 use lb_userspace::model::{
-    Affinity, Backend, BackendKey, Forwarding, HealthPolicy, ProbeKind, ProbeSpec, Protocol,
-    Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, ProbeKind, ProbeSpec,
+    Protocol, Service,
 };
 use lb_userspace::probe::{Class, Outcome, Verdict};
 use lb_userspace::routing::{Input, RoutingState, decide};
@@ -41,12 +41,13 @@ fn policy(unhealthy: u64, healthy: u64) -> HealthPolicy {
 fn service(policy: HealthPolicy, backends: Vec<Backend>) -> Service {
     Service {
         name: "web".into(),
-        address: "203.0.113.10:80".parse().unwrap(),
+        address: Endpoint::from("203.0.113.10:80".parse::<SocketAddr>().unwrap()),
         protocol: Protocol::Tcp,
         forwarding: Forwarding::Dsr,
         affinity: Affinity::Flow,
         on_death: lb_userspace::model::OnDeath::Reset,
         syn_rescue: true,
+        server_id_length: 0,
         panic_threshold: 50,
         drain_deadline: Duration::from_secs(30),
         slow_start: Duration::ZERO,
@@ -60,6 +61,7 @@ fn backend(n: u16, tier: u8) -> Backend {
     Backend {
         name: format!("b{n}").into(),
         address,
+        server_id: None,
         weight: 1,
         tier,
         probe: Some(ProbeSpec {

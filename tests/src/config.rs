@@ -26,6 +26,9 @@ pub struct Service {
     pub name: String,
     /// VIP and port.
     pub address: SocketAddr,
+    /// Ports as they are written, such as `8000-8099` or `*`, where it has several; its backends
+    /// then keep them.
+    pub ports: Option<&'static str>,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
     /// `nat`, `dsr`, `ipip` or `gue`.
@@ -66,6 +69,7 @@ impl Service {
         Self {
             name: name.into(),
             address,
+            ports: None,
             protocol: "tcp",
             forwarding: "nat",
             options: "drain_deadline = \"20s\"".into(),
@@ -128,6 +132,14 @@ impl Service {
         }
     }
 
+    /// The same with several ports.
+    pub fn ports(self, ports: &'static str) -> Self {
+        Self {
+            ports: Some(ports),
+            ..self
+        }
+    }
+
     /// The same with only these backends of the laboratory.
     pub fn only(mut self, names: &[&str]) -> Self {
         self.backends
@@ -143,6 +155,14 @@ fn backends(hosts: &[Host], like: IpAddr, port: u16) -> Vec<Backend> {
         options: String::new(),
     };
     hosts.iter().map(backend).collect()
+}
+
+fn written(address: SocketAddr, ports: Option<&str>) -> String {
+    match (address, ports) {
+        (_, None) => address.to_string(),
+        (SocketAddr::V4(v4), Some(ports)) => format!("{}:{ports}", v4.ip()),
+        (SocketAddr::V6(v6), Some(ports)) => format!("[{}]:{ports}", v6.ip()),
+    }
 }
 
 impl Config {
@@ -173,7 +193,7 @@ impl Config {
                 "\n[[service]]\nname = \"{}\"\naddress = \"{}\"\nprotocol = \"{}\"\n\
                  forwarding = \"{}\"\n{}\n\n[service.health]\n{}\n",
                 service.name,
-                service.address,
+                written(service.address, service.ports),
                 service.protocol,
                 service.forwarding,
                 service.options,
@@ -183,7 +203,9 @@ impl Config {
                 let _ = write!(
                     text,
                     "\n[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\n{}\n",
-                    backend.name, backend.address, backend.options
+                    backend.name,
+                    written(backend.address, service.ports.map(|_| "*")),
+                    backend.options
                 );
             }
         }

@@ -20,7 +20,7 @@ use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::{OPENING, PARAMS};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
-use crate::{Look, flows, select};
+use crate::{Look, flows, quic, select};
 
 /// Sends a packet for the VIP to its backend, or says into which tunnel it goes.
 #[inline(always)]
@@ -33,8 +33,9 @@ pub fn request<const V6: bool>(
 ) -> Result<Fate, Verdict> {
     let hash = select::hash(service, flow);
     let slot = select::slot(service, hash).ok_or(Verdict::DropNoBackend)?;
-    let mut known = None;
-    if slot.in_transition() || service.has(SYN_RESCUE) {
+    let named = quic::backend(packet, headers, service);
+    let mut known = select::backend(named).map(|backend| (named, backend, Kind::Ordinary));
+    if known.is_none() && (slot.in_transition() || service.has(SYN_RESCUE)) {
         if headers.is_syn() && look == Look::First {
             return Ok(Fate::OPEN);
         }

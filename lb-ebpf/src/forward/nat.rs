@@ -35,7 +35,7 @@ impl Ends {
             src: SOURCES.get(record.source as u32)?,
             dst: &backend.addr,
             sport: record.nat_port,
-            dport: backend.port,
+            dport: select::port(backend, record.vip_port),
         })
     }
 

@@ -14,7 +14,7 @@ use crate::forward::nat;
 use crate::maps::{OPENING, Opening, PARAMS};
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::{count, flows, select};
+use crate::{count, flows, quic, select};
 
 /// Records the flow of this packet; [`Fate::OPEN`] once that is done, [`Fate::KEEP`] if it is to
 /// stay as it is recorded.
@@ -61,7 +61,7 @@ impl crate::Then for Prepare {
         let Some(service) = &select::service(flow) else {
             return Fate::refused(0, Verdict::PassNoService);
         };
-        match choose(packet, flow, service) {
+        match choose(packet, headers, flow, service) {
             Ok(fate) => fate,
             Err(verdict) => Fate::refused(service.id, verdict),
         }
@@ -69,13 +69,20 @@ impl crate::Then for Prepare {
 }
 
 #[inline(always)]
-fn choose(packet: &Packet, flow: &FlowKey, service: &Service) -> Result<Fate, Verdict> {
+fn choose<const V6: bool>(
+    packet: &Packet,
+    headers: &Headers<V6>,
+    flow: &FlowKey,
+    service: &Service,
+) -> Result<Fate, Verdict> {
     let hash = select::hash(service, flow);
     let owner = select::slot(service, hash)
         .ok_or(Verdict::DropNoBackend)?
         .current();
+    let named = quic::backend(packet, headers, service);
     let is_nat = service.forwarding == Forwarding::Nat as u8;
     let (index, forward) = match unanswered(service, flow, is_nat) {
+        _ if named != 0 => (named, 0),
         None => (owner, 0),
         Some(record) => {
             let times = policy::rescues(record.forward);
@@ -89,7 +96,12 @@ fn choose(packet: &Packet, flow: &FlowKey, service: &Service) -> Result<Fate, Ve
             (index, forward)
         }
     };
-    let backend = select::for_new(index).ok_or(Verdict::DropNoBackend)?;
+    let backend = if named == 0 {
+        select::for_new(index)
+    } else {
+        select::for_established(index)
+    }
+    .ok_or(Verdict::DropNoBackend)?;
     if is_nat && backend.source_index == 0 {
         return Err(Verdict::DropNoNeighbor);
     }

@@ -11,7 +11,7 @@ use super::run::Agent;
 use crate::api::explain::{Answer, BackendFacts, Explained, FlowEntry};
 use crate::api::{ApiError, ErrorKind, Reply, Responder};
 use crate::datapath::{self, Command, DatapathError};
-use crate::model::{Model, Service};
+use crate::model::{Endpoint, Model, Service, backend_text};
 use crate::plan::explain::{Decision, Fate, Tuple};
 
 /// Asks the datapath. Answered beside the loop: the datapath may be busy with a table.
@@ -32,8 +32,9 @@ pub fn explain(agent: &Agent, tuple: Tuple, responder: Responder) {
 }
 
 fn at(model: &Model, tuple: Tuple) -> Option<&Service> {
-    let mut services = model.services.iter();
-    services.find(|service| (service.address, service.protocol) == (tuple.dst, tuple.protocol))
+    let services = model.services.iter();
+    let candidates = services.filter(|service| service.protocol == tuple.protocol);
+    Endpoint::of(tuple.dst, candidates, |service| service.address)
 }
 
 fn no_service(model: &Model, tuple: Tuple) -> ApiError {
@@ -51,7 +52,7 @@ fn no_service(model: &Model, tuple: Tuple) -> ApiError {
         .iter()
         .map(|s| format!("{} ({} {})", s.name, s.protocol.name(), s.address))
         .collect();
-    let other = model.services.iter().find(|s| s.address == dst);
+    let other = Endpoint::of(dst, &model.services, |service| service.address);
     let mend = match (other, known.len()) {
         (Some(other), _) => format!(
             "{} is there for {}: add --protocol {1}",
@@ -79,7 +80,7 @@ fn name(model: &Model, tuple: Tuple, explained: &datapath::Explained) -> Explain
         let mut known = service.iter().flat_map(|service| &service.backends);
         let name = known
             .find(|known| known.address == address)
-            .map_or_else(|| address.to_string(), |known| known.name.to_string());
+            .map_or_else(|| backend_text(address), |known| known.name.to_string());
         let state = match backend.state {
             BackendState::Active => "active",
             BackendState::Draining => "draining",

@@ -12,7 +12,7 @@ use crate::api::status::{
     self, BackendStatus, FlowTable, Interface, LastProbe, Mode, Node, Prober, ServiceStatus, Status,
 };
 use crate::health::{Health, TargetView};
-use crate::model::{Backend, Service};
+use crate::model::{Backend, Service, backend_text};
 use crate::probe;
 use crate::routing::Routing;
 use crate::table::count_current;
@@ -144,7 +144,7 @@ impl Core {
         let routing = decision.map_or(Routing::Out, |decision| decision.routing);
         BackendStatus {
             name: backend.name.to_string(),
-            address: backend.address.to_string(),
+            address: backend_text(backend.address),
             weight: weight.unwrap_or(backend.weight),
             tier: backend.tier,
             health: view.map_or(Health::Unknown, |view| view.health),

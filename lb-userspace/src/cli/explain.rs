@@ -2,13 +2,17 @@
 
 use super::output::{Palette, tame};
 use crate::api::explain::{Answer, Explained};
-use crate::model::Protocol;
+use crate::model::{Protocol, backend_text};
 
 /// A line a fact, from the packet to the answer.
 pub fn render(found: &Explained, palette: Palette) -> String {
     let protocol = found.protocol.name();
     let covers = match found.affinity.as_str() {
         "client" => "of the client's address (affinity = \"client\")",
+        "quic" => {
+            "of addresses, ports and protocol (affinity = \"quic\"): a packet whose connection ID names \
+             another backend goes to that one, unless the flow table has its flow (nat)"
+        }
         _ => "of addresses, ports and protocol (affinity = \"flow\")",
     };
     let phase = if found.in_transition {
@@ -54,8 +58,8 @@ pub fn render(found: &Explained, palette: Palette) -> String {
 fn backend(found: &Explained, name: &str) -> String {
     let shown = tame(name);
     match found.backends.get(name) {
-        Some(facts) if facts.address.to_string() == name => format!("{shown} ({})", facts.state),
-        Some(facts) => format!("{shown} ({}, {})", facts.address, facts.state),
+        Some(facts) if backend_text(facts.address) == name => format!("{shown} ({})", facts.state),
+        Some(facts) => format!("{shown} ({}, {})", backend_text(facts.address), facts.state),
         None => format!("{shown} (no longer there)"),
     }
 }

@@ -98,6 +98,11 @@ impl Checks {
         matches!(self.question, Question::Same(ProbeKind::Exec(_)))
     }
 
+    /// Whether there is a port to probe where the backend has none of its own.
+    pub const fn has_port(&self) -> bool {
+        self.port.is_some()
+    }
+
     /// The probe of the backend `name` at `address`.
     pub fn of(&self, address: SocketAddr, service: &Arc<str>, name: &Arc<str>) -> ProbeSpec {
         let target = SocketAddr::new(address.ip(), self.port.unwrap_or(address.port()));

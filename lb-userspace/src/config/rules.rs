@@ -3,16 +3,22 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use lb_common::abi::{MAX_BACKENDS, MAX_SERVICES};
+use lb_common::abi::{MAX_BACKENDS, MAX_RANGES, MAX_SERVICES};
 
 use super::reader::Errors;
 use super::service::{BackendDraft, Draft};
-use crate::model::{Forwarding, Node, OnDeath, Protocol, host_text};
+use crate::model::{
+    Affinity, Endpoint, Forwarding, Node, OnDeath, Ports, Protocol, backend_text, host_text,
+};
 
 /// Most services: the first number of the table means "none".
 const MOST_SERVICES: usize = MAX_SERVICES as usize - 1;
 /// Most backends of all services together.
 const MOST_BACKENDS: usize = MAX_BACKENDS as usize - 1;
+
+/// Most services of one VIP and protocol with several ports: while a change is carried out, both the
+/// old and the new ones stand.
+const MOST_RANGES: usize = MAX_RANGES / 2;
 
 /// Checks one service.
 pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
@@ -52,15 +58,113 @@ pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
         let Some(address) = &backend.address else {
             continue;
         };
-        if addresses.insert(address.value, ()).is_some() {
+        let at = match &service.address {
+            Some(vip) => backend.at(vip.value).unwrap_or(address.value),
+            None => address.value,
+        };
+        if addresses.insert(at, ()).is_some() {
             errors.add(
                 address.span.clone(),
-                format!("the service has two backends at {}", address.value),
+                format!("the service has two backends at {}", backend_text(at)),
                 "remove one of the two; for a larger share raise `weight`",
             );
         }
         if let Some(vip) = &service.address {
-            against_vip(service, backend, vip.value, address.value, errors);
+            against_vip(service, backend, vip.value, at, errors);
+        }
+    }
+    probe_ports(service, errors);
+    server_ids(service, errors);
+}
+
+/// Reports the first backend that is probed and has no port to be asked at.
+fn probe_ports(service: &Draft, errors: &mut Errors<'_>) {
+    let (Some(Some(checks)), Some(vip)) = (&service.checks, &service.address) else {
+        return;
+    };
+    if checks.has_port() {
+        return;
+    }
+    let without = |backend: &&BackendDraft| backend.at(vip.value).is_some_and(|at| at.port() == 0);
+    if let Some(backend) = service.backends.iter().find(without)
+        && let Some(address) = &backend.address
+    {
+        errors.add(
+            address.span.clone(),
+            "the backend has no port of its own that could be probed",
+            "add `port` to [service.health], or write probe = \"none\"",
+        );
+    }
+}
+
+/// Checks what is said of server IDs in QUIC connection IDs.
+fn server_ids(service: &Draft, errors: &mut Errors<'_>) {
+    let Some(affinity) = service.affinity else {
+        return;
+    };
+    let place = |key: &str| service.places.keys.get(key).cloned();
+    if affinity != Affinity::Quic {
+        let length = place("quic_server_id_length").map(|span| (span, "quic_server_id_length"));
+        let ids = service.backends.iter().filter_map(|backend| {
+            let written = backend.server_id.as_ref()?;
+            Some((written.span.clone(), "quic_server_id"))
+        });
+        for (span, key) in length.into_iter().chain(ids) {
+            errors.add(
+                span,
+                format!(
+                    "`{key}` has no meaning with affinity = \"{}\"",
+                    affinity.name()
+                ),
+                "remove it, or write affinity = \"quic\"",
+            );
+        }
+        return;
+    }
+    if service.protocol == Some(Protocol::Tcp) {
+        errors.add(
+            place("affinity").unwrap_or_else(|| service.places.header.clone()),
+            "`affinity` is \"quic\" and the service is of TCP: QUIC runs over UDP",
+            "write protocol = \"udp\", or affinity = \"client\"",
+        );
+    }
+    let Some(length) = service.server_id_length else {
+        return;
+    };
+    let mut ids = BTreeMap::new();
+    for (number, backend) in service.backends.iter().enumerate() {
+        let (Some(address), false) = (&backend.address, backend.bad_server_id) else {
+            continue;
+        };
+        let span = match &backend.server_id {
+            Some(written) if written.value.0 != length => {
+                errors.add(
+                    written.span.clone(),
+                    format!(
+                        "`quic_server_id` has {} octets where `quic_server_id_length` is {length}",
+                        written.value.0
+                    ),
+                    "write as many octets, two digits each, or change the length",
+                );
+                continue;
+            }
+            Some(written) => written.span.clone(),
+            None => address.span.clone(),
+        };
+        let Some(id) = backend.server_id(length) else {
+            continue;
+        };
+        let name = match &backend.name {
+            Some(name) => name.value.clone(),
+            None => format!("number {}", number + 1),
+        };
+        if let Some(other) = ids.insert(id, name) {
+            let width = 2 * usize::from(length);
+            errors.add(
+                span,
+                format!("the server ID {id:0width$x} is also that of backend {other}"),
+                "give one of the two another quic_server_id",
+            );
         }
     }
 }
@@ -99,7 +203,7 @@ fn tcp_flows(service: &Draft, errors: &mut Errors<'_>) {
 fn against_vip(
     service: &Draft,
     backend: &BackendDraft,
-    vip: SocketAddr,
+    vip: Endpoint,
     address: SocketAddr,
     errors: &mut Errors<'_>,
 ) {
@@ -109,8 +213,8 @@ fn against_vip(
         Forwarding::Nat | Forwarding::Dsr => false,
         Forwarding::Ipip | Forwarding::Gue => true,
     };
-    if address.is_ipv4() != vip.is_ipv4() && !wraps {
-        let (wanted, found) = if vip.is_ipv4() {
+    if address.is_ipv4() != vip.ip().is_ipv4() && !wraps {
+        let (wanted, found) = if vip.ip().is_ipv4() {
             ("IPv4", "IPv6")
         } else {
             ("IPv6", "IPv4")
@@ -140,15 +244,31 @@ fn against_vip(
         Forwarding::Dsr => "only MAC addresses are rewritten",
         Forwarding::Ipip | Forwarding::Gue => "the packet inside the tunnel is not rewritten",
     };
-    if address.port() != vip.port() {
-        let mended = SocketAddr::new(address.ip(), vip.port());
+    let Some(port) = vip.port() else {
+        if address.port() != 0 {
+            errors.add(
+                span,
+                format!(
+                    "with forwarding = \"{}\" packets keep the port that the client sends to, one of {vip}, and {rewritten}",
+                    forwarding.name()
+                ),
+                format!(
+                    "write \"{}\", or use forwarding = \"nat\"",
+                    backend_text(SocketAddr::new(address.ip(), 0))
+                ),
+            );
+        }
+        return;
+    };
+    if address.port() != port {
+        let mended = SocketAddr::new(address.ip(), port);
         errors.add(
             span,
             format!(
                 "with forwarding = \"{}\" the backend's port must be the service's: {} is not {}, and {rewritten}",
                 forwarding.name(),
                 address.port(),
-                vip.port()
+                port
             ),
             format!("write \"{mended}\" and let the server listen there, or use forwarding = \"nat\""),
         );
@@ -218,6 +338,7 @@ pub fn across_services(services: &[Draft], errors: &mut Errors<'_>) {
             );
         }
     }
+    among_ranges(services, errors);
     for service in services {
         let Some(protocol) = service.protocol else {
             continue;
@@ -227,8 +348,18 @@ pub fn across_services(services: &[Draft], errors: &mut Errors<'_>) {
                 continue;
             };
             let own = service.address.as_ref().map(|vip| vip.value.ip());
-            let other = vips.get(&(address.value, protocol));
-            if let (Some(other), true) = (other, own != Some(address.value.ip())) {
+            if own == Some(address.value.ip()) {
+                continue;
+            }
+            let first = Endpoint {
+                ip: address.value.ip(),
+                ports: Ports::One(0),
+            };
+            let others = vips.range((first, protocol)..);
+            let mut others = others.take_while(|((vip, _), _)| vip.ip == first.ip);
+            let is_there = |vip: &Endpoint| address.value.port() == 0 || vip.has(address.value);
+            let other = others.find(|((vip, of), _)| *of == protocol && is_there(vip));
+            if let Some((_, other)) = other {
                 errors.add(
                     address.span.clone(),
                     format!("the backend is the VIP of service \"{other}\": packets are not balanced twice"),
@@ -239,5 +370,51 @@ pub fn across_services(services: &[Draft], errors: &mut Errors<'_>) {
                 );
             }
         }
+    }
+}
+
+/// Checks the services with several ports of each VIP and protocol against each other.
+fn among_ranges(services: &[Draft], errors: &mut Errors<'_>) {
+    let mut ranges: BTreeMap<_, Vec<(Ports, &str)>> = BTreeMap::new();
+    for service in services {
+        let (Some(vip), Some(protocol)) = (&service.address, service.protocol) else {
+            continue;
+        };
+        let ports = vip.value.ports;
+        if let Ports::One(_) = ports {
+            continue;
+        }
+        let name = service.name.as_ref().map_or("?", |name| &name.value);
+        let others = ranges.entry((vip.value.ip, protocol)).or_default();
+        if let Some((other, known)) = others
+            .iter()
+            .find(|(other, _)| other.clash(ports) && *other != ports)
+        {
+            let other = Endpoint {
+                ip: vip.value.ip,
+                ports: *other,
+            };
+            errors.add(
+                vip.span.clone(),
+                format!(
+                    "services \"{name}\" and \"{known}\" have ports in common: {} {} and {other}",
+                    protocol.name(),
+                    vip.value
+                ),
+                "let the ranges end before each other begins; a single port or `*` may overlap with a range",
+            );
+        }
+        if others.len() == MOST_RANGES {
+            errors.add(
+                vip.span.clone(),
+                format!(
+                    "{} has more than {MOST_RANGES} {} services with several ports",
+                    host_text(vip.value.ip),
+                    protocol.name()
+                ),
+                "put neighbouring ranges into one service, or use another VIP",
+            );
+        }
+        others.push((ports, name));
     }
 }

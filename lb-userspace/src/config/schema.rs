@@ -34,6 +34,12 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `IP:port`.
     Address,
+    /// `IP:port`, `IP:first-last` or `IP:*`.
+    Endpoint,
+    /// `IP:port`, `IP:*` or `IP`.
+    Server,
+    /// Octets in hexadecimal.
+    Hex,
     Path,
     /// `"16384-32767"`.
     PortRange,
@@ -84,6 +90,9 @@ impl Kind {
                 .collect::<Vec<_>>()
                 .join(", "),
             Self::Address => "address with port".into(),
+            Self::Endpoint => "address with port, ports (`8000-8099`) or `*`".into(),
+            Self::Server => "address, with port or `*`".into(),
+            Self::Hex => "octets in hexadecimal".into(),
             Self::Path => "path".into(),
             Self::PortRange => "port range".into(),
             Self::Prefix4 => "IPv4 network".into(),
@@ -105,7 +114,8 @@ impl Kind {
             Self::Boolean => "true or false",
             Self::Integer(..) => "a whole number",
             Self::Duration => "a duration",
-            Self::Address => "an address with a port, as text",
+            Self::Address | Self::Endpoint | Self::Server => "an address with a port, as text",
+            Self::Hex => "octets in hexadecimal, as text",
             Self::Path => "a path, as text",
             Self::PortRange => "a range of ports, as text",
             Self::Prefix4 => "an IPv4 network, as text",
@@ -128,7 +138,10 @@ impl Kind {
             Self::Integer(..) => "a whole number without quotes",
             Self::Duration => "\"5s\", \"500ms\" or \"1m30s\"",
             Self::Choice(_) => "one of its words in quotes",
-            Self::Address => "\"203.0.113.10:80\" or \"[2001:db8::10]:80\"",
+            Self::Address | Self::Endpoint | Self::Server => {
+                "\"203.0.113.10:80\" or \"[2001:db8::10]:80\""
+            }
+            Self::Hex => "\"0a00000b\"",
             Self::Path => "\"/some/path\"",
             Self::PortRange => "\"16384-32767\"",
             Self::Prefix4 => "\"172.16.0.0/16\"",
@@ -287,9 +300,9 @@ pub const SERVICE: Section = Section {
         ),
         key(
             "address",
-            Kind::Address,
+            Kind::Endpoint,
             Required,
-            "The VIP and port clients connect to; IPv6 in brackets.",
+            "The VIP and port clients connect to; IPv6 in brackets. `203.0.113.10:8000-8099`: a range of ports; `203.0.113.10:*`: all that no other service has.",
         ),
         key(
             "protocol",
@@ -305,9 +318,15 @@ pub const SERVICE: Section = Section {
         ),
         key(
             "affinity",
-            Kind::Choice(&["flow", "client"]),
+            Kind::Choice(&["flow", "client", "quic"]),
             Value("\"flow\""),
-            "`flow` hashes the 5-tuple; `client` hashes the client's address, so that a client stays on one backend.",
+            "`flow` hashes the 5-tuple; `client` hashes the client's address, so that a client stays on one backend; `quic` (UDP) is `flow`, but a QUIC packet whose connection ID names a backend goes to that one.",
+        ),
+        key(
+            "quic_server_id_length",
+            Kind::Integer(1, 8),
+            Value("4"),
+            "`affinity = \"quic\"`: octets of the server ID in connection IDs.",
         ),
         key(
             "on_death",
@@ -356,9 +375,15 @@ pub const BACKEND: Section = Section {
         ),
         key(
             "address",
-            Kind::Address,
+            Kind::Server,
             Required,
-            "The backend's address and port; of the same family as the VIP unless packets go through a tunnel.",
+            "The backend's address and port; of the same family as the VIP unless packets go through a tunnel. Without a port or with `*`: the port that the client sends to.",
+        ),
+        key(
+            "quic_server_id",
+            Kind::Hex,
+            Derived("the last octets of its IP address, behind zeros if that is shorter"),
+            "`affinity = \"quic\"`: the server ID in the connection IDs that it chooses, unique in its service.",
         ),
         key(
             "weight",

@@ -1,6 +1,6 @@
 //! `[[service]]` and its backends.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use super::places::ServicePlaces;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
 use super::{rules, syntax, value};
-use crate::model::{Affinity, Backend, Forwarding, OnDeath, Protocol, Service};
+use crate::model::{
+    Affinity, Backend, Endpoint, Forwarding, OnDeath, Protocol, Service, backend_text,
+};
 
 /// Longest name, in bytes. Names stand in tables, metrics and events.
 const LONGEST_NAME: usize = 64;
@@ -19,18 +21,19 @@ const LONGEST_NAME: usize = 64;
 #[derive(Debug)]
 pub struct Draft {
     pub name: Option<At<String>>,
-    pub address: Option<At<SocketAddr>>,
+    pub address: Option<At<Endpoint>>,
     pub protocol: Option<Protocol>,
     pub forwarding: Option<Forwarding>,
-    affinity: Option<Affinity>,
+    pub affinity: Option<Affinity>,
     /// As written, if it is.
     pub on_death: Option<At<OnDeath>>,
     /// As written, if it is.
     pub syn_rescue: Option<At<bool>>,
+    pub server_id_length: Option<u8>,
     panic_threshold: Option<u8>,
     drain_deadline: Option<Duration>,
     slow_start: Option<Duration>,
-    checks: Option<Option<Checks>>,
+    pub checks: Option<Option<Checks>>,
     pub backends: Vec<BackendDraft>,
     /// Whether all of `backends` are tables.
     complete: bool,
@@ -45,6 +48,10 @@ pub struct BackendDraft {
     /// Whether the name is written and wrong.
     bad_name: bool,
     pub address: Option<At<SocketAddr>>,
+    /// How many octets, and as a number. `None` also if it is not written.
+    pub server_id: Option<At<(u8, u64)>>,
+    /// Whether the server ID is written and wrong.
+    pub bad_server_id: bool,
     pub weight: Option<At<u32>>,
     tier: Option<u8>,
 }
@@ -81,6 +88,9 @@ pub fn read<'a>(
         affinity: reader.get(errors, "affinity", affinity).map(|at| at.value),
         on_death: reader.get(errors, "on_death", on_death),
         syn_rescue: reader.get(errors, "syn_rescue", value::boolean),
+        server_id_length: reader
+            .get(errors, "quic_server_id_length", value::integer)
+            .map(|at| at.value),
         panic_threshold: reader
             .get(errors, "panic_threshold", value::integer)
             .map(|at| at.value),
@@ -121,7 +131,10 @@ fn health_reader<'a>(
 fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
     reader.refuse_unknown(errors);
     let name = reader.get(errors, "name", name);
+    let server_id = reader.get(errors, "quic_server_id", value::hex);
     BackendDraft {
+        bad_server_id: server_id.is_none() && reader.own("quic_server_id").is_some(),
+        server_id,
         bad_name: name.is_none() && reader.own("name").is_some(),
         name,
         address: reader.get(errors, "address", backend_address),
@@ -168,10 +181,16 @@ impl Draft {
     pub fn finish(self) -> Option<Service> {
         let checks = self.checks?;
         let name: Arc<str> = Arc::from(self.name?.value);
+        let address = self.address.as_ref()?.value;
+        let affinity = self.affinity?;
+        let server_id_length = match affinity {
+            Affinity::Quic => self.server_id_length?,
+            Affinity::Flow | Affinity::Client => 0,
+        };
         let backends = self
             .backends
             .into_iter()
-            .map(|backend| backend.finish(&name, checks.as_ref()))
+            .map(|backend| backend.finish(&name, address, server_id_length, checks.as_ref()))
             .collect::<Option<Vec<_>>>()?;
         self.complete.then_some(())?;
         let (protocol, forwarding) = (self.protocol?, self.forwarding?);
@@ -183,12 +202,13 @@ impl Draft {
         };
         Some(Service {
             name,
-            address: self.address?.value,
+            address,
             protocol,
             forwarding,
-            affinity: self.affinity?,
+            affinity,
             on_death: self.on_death.map_or(on_death, |at| at.value),
             syn_rescue: self.syn_rescue.map_or(is_nat_tcp, |at| at.value),
+            server_id_length,
             panic_threshold: self.panic_threshold?,
             drain_deadline: self.drain_deadline?,
             slow_start: self.slow_start?,
@@ -199,17 +219,51 @@ impl Draft {
 }
 
 impl BackendDraft {
-    fn finish(self, service: &Arc<str>, checks: Option<&Checks>) -> Option<Backend> {
+    /// Its address and port, 0 if packets keep one of several.
+    pub fn at(&self, vip: Endpoint) -> Option<SocketAddr> {
+        let address = self.address.as_ref()?.value;
+        Some(match (address.port(), vip.port()) {
+            // The same, and clearer.
+            (0, Some(port)) => SocketAddr::new(address.ip(), port),
+            _ => address,
+        })
+    }
+
+    /// Its server ID of so many octets: as written, else the last ones of its address.
+    pub fn server_id(&self, length: u8) -> Option<u64> {
+        if let Some(written) = &self.server_id {
+            return Some(written.value.1);
+        }
+        let number = match self.address.as_ref()?.value.ip() {
+            IpAddr::V4(v4) => v4.to_bits().into(),
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
+        let mask = u64::MAX >> (64 - 8 * u32::from(length.clamp(1, 8)));
+        Some(number as u64 & mask)
+    }
+
+    fn finish(
+        self,
+        service: &Arc<str>,
+        vip: Endpoint,
+        server_id_length: u8,
+        checks: Option<&Checks>,
+    ) -> Option<Backend> {
         if self.bad_name {
             return None;
         }
-        let address = self.address?.value;
+        let address = self.at(vip)?;
+        let server_id = match server_id_length {
+            0 => None,
+            length => Some(self.server_id(length)?),
+        };
         let name: Arc<str> = match self.name {
             Some(name) => name.value.into(),
-            None => address.to_string().into(),
+            None => backend_text(address).into(),
         };
         Some(Backend {
             address,
+            server_id,
             weight: self.weight?.value,
             tier: self.tier?,
             probe: checks.map(|checks| checks.of(address, service, &name)),
@@ -237,6 +291,7 @@ fn forwarding(key: &Key, value: &Value<'_>) -> Result<Forwarding, Problem> {
 fn affinity(key: &Key, value: &Value<'_>) -> Result<Affinity, Problem> {
     Ok(match value::choice(key, value)? {
         "client" => Affinity::Client,
+        "quic" => Affinity::Quic,
         _ => Affinity::Flow,
     })
 }
@@ -278,9 +333,11 @@ fn name(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
 }
 
 /// An address clients can connect to from other hosts.
-fn vip(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
-    let address = value::address(key, value)?;
-    match unusable(address).or_else(|| address.ip().is_loopback().then_some("a loopback address")) {
+fn vip(key: &Key, value: &Value<'_>) -> Result<Endpoint, Problem> {
+    let address = value::endpoint(key, value)?;
+    match unusable(address.ip())
+        .or_else(|| address.ip().is_loopback().then_some("a loopback address"))
+    {
         Some(what) => Err(Problem::new(
             format!("the VIP is {what}: {}", address.ip()),
             "write the address clients connect to, for example \"203.0.113.10:80\"",
@@ -290,8 +347,8 @@ fn vip(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
 }
 
 fn backend_address(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
-    let address = value::address(key, value)?;
-    match unusable(address) {
+    let address = value::server(key, value)?;
+    match unusable(address.ip()) {
         Some(what) => Err(Problem::new(
             format!("the backend's address is {what}: {}", address.ip()),
             "write the server's own address, for example \"10.0.0.11:8080\"",
@@ -300,9 +357,8 @@ fn backend_address(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> 
     }
 }
 
-fn unusable(address: SocketAddr) -> Option<&'static str> {
-    let ip = address.ip();
-    let broadcast = matches!(address, SocketAddr::V4(v4) if v4.ip().is_broadcast());
+fn unusable(ip: IpAddr) -> Option<&'static str> {
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
     if ip.is_unspecified() {
         Some("the unspecified address")
     } else if ip.is_multicast() {

@@ -1,7 +1,7 @@
 //! Turns single values into what they mean. Every function here takes the key for its messages and
 //! either gives the value or says what is wrong and how to mend it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::duration;
 use super::reader::{At, Problem, Value};
 use super::schema::{Key, Kind};
 use super::suggest::nearest;
-use crate::model::{Prefix, StatusRange};
+use crate::model::{Endpoint, Ports, Prefix, StatusRange};
 
 /// gRPC status codes by number (https://grpc.io/docs/guides/status-codes/).
 const GRPC_CODES: [&str; 17] = [
@@ -142,10 +142,102 @@ pub fn positive_duration(key: &Key, value: &Value<'_>) -> Result<Duration, Probl
 /// IP address and port. Host names are refused: what resolves today may resolve to another host
 /// tomorrow, and the data plane would not know.
 pub fn address(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
+    plain_address(key, &text(key, value)?)
+}
+
+/// [`address`] of a VIP, where the port may be a range or `*`.
+pub fn endpoint(key: &Key, value: &Value<'_>) -> Result<Endpoint, Problem> {
     let written = text(key, value)?;
+    let Some((host, ports)) = written.rsplit_once(':') else {
+        return Err(bad_address(key, &written));
+    };
+    if ports != "*" && !ports.contains('-') {
+        return plain_address(key, &written).map(Endpoint::from);
+    }
+    let ip = address_without_port(key, host, &written)?;
+    let ports = match ports.split_once('-') {
+        None => Ports::Any,
+        Some((first, last)) => range(key, first, last, &written)?,
+    };
+    Ok(Endpoint { ip, ports })
+}
+
+fn range(key: &Key, first: &str, last: &str, written: &str) -> Result<Ports, Problem> {
+    let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else {
+        return Err(Problem::new(
+            format!(
+                "`{}` is not an address with a range of ports: \"{}\"",
+                key.name,
+                shown(written)
+            ),
+            "write \"ADDRESS:FIRST-LAST\", for example \"203.0.113.10:8000-8099\"",
+        ));
+    };
+    if first == 0 {
+        return Err(Problem::new(
+            format!("`{}` has port 0", key.name),
+            format!("write \"1-{last}\", or `*` for all ports that no other service has"),
+        ));
+    }
+    match first.cmp(&last) {
+        std::cmp::Ordering::Less => Ok(Ports::Range(first, last)),
+        std::cmp::Ordering::Equal => Ok(Ports::One(first)),
+        std::cmp::Ordering::Greater => Err(Problem::new(
+            format!("`{}` has no port: {first} is above {last}", key.name),
+            format!("write \"{last}-{first}\" if that is meant"),
+        )),
+    }
+}
+
+/// [`address`] of a backend, where the port may be left out, 0 or `*`: all are port 0.
+pub fn server(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
+    let written = text(key, value)?;
+    let bare = written
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    let host = match written.rsplit_once(':') {
+        // Without brackets its last group may have been meant as the port.
+        _ if bare.is_some() || written.parse::<Ipv4Addr>().is_ok() => &written,
+        Some((host, "*" | "0")) => host,
+        _ => return plain_address(key, &written),
+    };
+    let ip = address_without_port(key, host, &written)?;
+    Ok(SocketAddr::new(ip, 0))
+}
+
+fn address_without_port(key: &Key, host: &str, written: &str) -> Result<IpAddr, Problem> {
+    match format!("{host}:1").parse::<SocketAddr>() {
+        // Says what may be wrong with any address.
+        Ok(_) => plain_address(key, &format!("{host}:1")).map(|address| address.ip()),
+        Err(_) => Err(bad_address(key, written)),
+    }
+}
+
+/// Octets in hexadecimal, at most eight of them: how many, and as a number.
+pub fn hex(key: &Key, value: &Value<'_>) -> Result<(u8, u64), Problem> {
+    let written = text(key, value)?;
+    let digits = written.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = u64::from_str_radix(&written, 16).ok();
+    match number.filter(|_| digits && written.len().is_multiple_of(2) && written.len() <= 16) {
+        Some(number) => Ok((written.len() as u8 / 2, number)),
+        None => Err(Problem::new(
+            format!(
+                "`{}` is not octets in hexadecimal: \"{}\"",
+                key.name,
+                shown(&written)
+            ),
+            format!(
+                "write two digits for each of one to eight octets, for example {}",
+                key.kind.example()
+            ),
+        )),
+    }
+}
+
+fn plain_address(key: &Key, written: &str) -> Result<SocketAddr, Problem> {
     let read: SocketAddr = match written.parse() {
         Ok(read) => read,
-        Err(_) => return Err(bad_address(key, &written)),
+        Err(_) => return Err(bad_address(key, written)),
     };
     if read.port() == 0 {
         return Err(Problem::new(

@@ -12,8 +12,7 @@ use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use lb_common::abi::{
     self, Addr, Backend, Filter, Forwarding, Hop, LAYOUT_VERSION, MAX_BACKENDS, MAX_SOURCES,
-    Params, SERVICE_PLACES, SERVICE_PROBES, ServiceEntry, ServiceKey, SourceIndex, Traffic,
-    service_flag,
+    Params, SERVICE_PLACES, ServiceEntry, SourceIndex, Traffic, service_flag,
 };
 use lb_common::flow_table::reply_lines;
 use lb_common::hash;
@@ -23,17 +22,21 @@ use thiserror::Error;
 
 use super::chain::Chain;
 use super::flow_table::FlowTable;
+use super::server_ids::ServerIds;
+use super::services::{self, Services};
 use super::sys::{self, Mapped, Plain, Raw};
 use super::tap::Tap;
-use crate::model::{OnDeath, Protocol};
+use crate::model::{Endpoint, OnDeath, Protocol};
 use crate::plan::{self, Contents, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 20] = [
+pub const NAMES: [&str; 22] = [
     "PARAMS",
     "FILTER",
     "VIPS",
     "SERVICES",
+    "RANGES",
+    "QUIC_IDS",
     "BACKENDS",
     "TABLES_S",
     "TABLES_M",
@@ -76,7 +79,8 @@ pub struct Maps {
     params: Mapped<Params>,
     filter: Mapped<Filter>,
     vips: HashMap<MapData, Raw<Addr>, Raw<u32>>,
-    services: Mapped<ServiceEntry>,
+    services: Services,
+    server_ids: ServerIds,
     pub(super) backends: Mapped<Backend>,
     pub(super) sources: Mapped<Addr>,
     tables: [ArrayOfMaps<MapData>; TABLE_SIZES.len()],
@@ -91,7 +95,7 @@ pub struct Maps {
     lost_fd: OwnedFd,
 }
 
-fn map_error(name: &'static str) -> impl FnOnce(MapError) -> AccessError {
+pub(super) fn map_error(name: &'static str) -> impl FnOnce(MapError) -> AccessError {
     move |source| AccessError::Map { name, source }
 }
 
@@ -161,7 +165,15 @@ impl Maps {
             sources,
             filter: mapped(&take("FILTER")?, "FILTER", 1)?,
             vips: take("VIPS")?.try_into().map_err(map_error("VIPS"))?,
-            services: mapped(&take("SERVICES")?, "SERVICES", SERVICE_PLACES)?,
+            services: Services::new(
+                mapped(&take("SERVICES")?, "SERVICES", SERVICE_PLACES)?,
+                take("RANGES")?.try_into().map_err(map_error("RANGES"))?,
+            )?,
+            server_ids: ServerIds::new(
+                take("QUIC_IDS")?
+                    .try_into()
+                    .map_err(map_error("QUIC_IDS"))?,
+            ),
             backends,
             tables: [
                 take("TABLES_S")?
@@ -282,6 +294,9 @@ impl Maps {
             .set(id.into(), zeros, 0)
             .map_err(map_error("TRAFFIC"))?;
         let tunnel = backend.path.map(|path| path.tunnel).unwrap_or_default();
+        if let Some(server_id) = backend.server_id {
+            self.server_ids.set(backend.service, server_id, id)?;
+        }
         self.backends.set(
             id.into(),
             Backend {
@@ -296,6 +311,8 @@ impl Maps {
                 mtu: backend.path.map_or(0, |path| path.mtu),
                 source_bits: tunnel.source_bits,
                 gue_port: tunnel.gue_port.to_be(),
+                has_server_id: backend.server_id.is_some().into(),
+                server_id: backend.server_id.unwrap_or(0),
                 ..Backend::default()
             },
         );
@@ -366,8 +383,33 @@ impl Maps {
             .set_field(id.into(), offset_of!(Backend, state), state as u8);
     }
 
-    pub fn remove_backend(&mut self, id: BackendIndex) {
+    /// Gives a backend another server ID, or none. The new one is there before the old one goes.
+    pub fn set_server_id(
+        &mut self,
+        id: BackendIndex,
+        server_id: Option<u64>,
+    ) -> Result<(), AccessError> {
+        let index = usize::from(id);
+        let known = self.backends.get(index);
+        if let Some(server_id) = server_id {
+            self.server_ids.set(known.service, server_id, id)?;
+        }
+        if known.has_server_id != 0 && server_id != Some(known.server_id) {
+            self.server_ids.remove(known.service, known.server_id, id)?;
+        }
+        let has = u16::from(server_id.is_some());
+        self.backends
+            .set_field(index, offset_of!(Backend, has_server_id), has);
+        let number = server_id.unwrap_or(0);
+        self.backends
+            .set_field(index, offset_of!(Backend, server_id), number);
+        Ok(())
+    }
+
+    pub fn remove_backend(&mut self, id: BackendIndex) -> Result<(), AccessError> {
+        self.set_server_id(id, None)?;
         self.backends.set(id.into(), Backend::default());
+        Ok(())
     }
 
     /// Builds a table aside and swaps it in. Returns when no packet uses the old one any more.
@@ -418,44 +460,14 @@ impl Maps {
             affinity: service.affinity as u8,
             table_class: class_of(service.slots.len())? as u8,
             flags: flags(service),
-            pad: [0; 2],
+            server_id_length: service.server_id_length,
+            pad: 0,
         };
-        let key = service_key(service.address, service.protocol);
-        if let Some(place) = self.place(&key, |entry| is_at(entry, &key)) {
-            self.services
-                .set_field(place, offset_of!(ServiceEntry, service), value);
-            return Ok(());
-        }
-        let free = self.place(&key, |entry| entry.word == 0);
-        let place = free.ok_or_else(|| AccessError::Content {
-            name: "SERVICES",
-            what: format!("other services in every place for {}", service.address),
-        })?;
-        let entry = ServiceEntry {
-            addr: key.addr,
-            service: value,
-            ..ServiceEntry::default()
-        };
-        self.services.set(place, entry);
-        self.services
-            .set_field(place, offset_of!(ServiceEntry, word), key.word());
-        Ok(())
+        self.services.set(service.address, service.protocol, value)
     }
 
-    /// The first place where a service may be whose entry is as asked for.
-    fn place(&self, key: &ServiceKey, is: impl Fn(&ServiceEntry) -> bool) -> Option<usize> {
-        let first = hash::service_place(key);
-        (0..SERVICE_PROBES)
-            .map(|probe| ((first + probe) & (SERVICE_PLACES - 1)) as usize)
-            .find(|place| is(&self.services.get(*place)))
-    }
-
-    pub fn remove_service(&mut self, at: SocketAddr, protocol: Protocol) {
-        let key = service_key(at, protocol);
-        if let Some(place) = self.place(&key, |entry| is_at(entry, &key)) {
-            self.services
-                .set_field(place, offset_of!(ServiceEntry, word), 0u32);
-        }
+    pub fn remove_service(&mut self, at: Endpoint, protocol: Protocol) -> Result<(), AccessError> {
+        self.services.remove(at, protocol)
     }
 
     /// Sets a service's verdict counters to zero.
@@ -516,12 +528,9 @@ impl Maps {
                 count: params.snat_count,
             });
         }
-        for place in 0..self.services.entries() {
-            let entry = self.services.get(place);
-            if entry.word != 0 {
-                let service = self.service(&entry)?;
-                contents.services.insert(entry.service.id, service);
-            }
+        for entry in self.services.iter() {
+            let service = self.service(&entry)?;
+            contents.services.insert(entry.service.id, service);
         }
         for index in 1..self.backends.entries() {
             if let Some(backend) = self.backend(&self.backends.get(index))? {
@@ -542,7 +551,6 @@ impl Maps {
 
     fn service(&self, entry: &ServiceEntry) -> Result<plan::Service, AccessError> {
         let value = entry.service;
-        let [port, protocol_number] = [(entry.word >> 16) as u16, entry.word as u16];
         let content = |what: String| AccessError::Content {
             name: "SERVICES",
             what,
@@ -552,16 +560,14 @@ impl Maps {
             return Err(content(format!("table class {class}")));
         }
         Ok(plan::Service {
-            address: SocketAddr::new(entry.addr.into(), u16::from_be(port)),
-            protocol: [Protocol::Tcp, Protocol::Udp]
-                .into_iter()
-                .find(|protocol| u16::from(protocol.number()) == protocol_number)
-                .ok_or_else(|| content(format!("protocol {protocol_number}")))?,
+            address: services::endpoint(entry),
+            protocol: services::protocol(entry)
+                .ok_or_else(|| content(format!("word {:#010x}", entry.word)))?,
             forwarding: Forwarding::ALL
                 .into_iter()
                 .find(|forwarding| *forwarding as u8 == value.forwarding)
                 .ok_or_else(|| content(format!("forwarding {}", value.forwarding)))?,
-            affinity: [abi::Affinity::Flow, abi::Affinity::Client]
+            affinity: abi::Affinity::ALL
                 .into_iter()
                 .find(|affinity| *affinity as u8 == value.affinity)
                 .ok_or_else(|| content(format!("affinity {}", value.affinity)))?,
@@ -571,6 +577,7 @@ impl Maps {
                 OnDeath::Rehash
             },
             syn_rescue: value.has(service_flag::SYN_RESCUE),
+            server_id_length: value.server_id_length,
             slots: Arc::new(self.table(value.id, class)?),
         })
     }
@@ -600,6 +607,7 @@ impl Maps {
         Ok(Some(plan::Backend {
             service: entry.service,
             address: SocketAddr::new(entry.addr.into(), u16::from_be(entry.port)),
+            server_id: (entry.has_server_id != 0).then_some(entry.server_id),
             state,
             path,
         }))
@@ -626,14 +634,6 @@ fn class_of(size: usize) -> Result<usize, AccessError> {
     })
 }
 
-fn service_key(at: SocketAddr, protocol: Protocol) -> ServiceKey {
-    ServiceKey {
-        addr: at.ip().into(),
-        port: at.port().to_be(),
-        protocol: protocol.number(),
-    }
-}
-
 fn flags(service: &plan::Service) -> u8 {
     let reset = match service.on_death {
         OnDeath::Reset => service_flag::RESET_DEAD,
@@ -645,10 +645,6 @@ fn flags(service: &plan::Service) -> u8 {
         0
     };
     reset | rescue
-}
-
-fn is_at(entry: &ServiceEntry, key: &ServiceKey) -> bool {
-    entry.word == key.word() && entry.addr == key.addr
 }
 
 fn per_cpu<T: Plain>(name: &'static str, value: T) -> Result<PerCpuValues<Raw<T>>, AccessError> {

@@ -23,6 +23,8 @@ mod flows;
 pub mod interface;
 mod maps;
 mod pin;
+mod server_ids;
+mod services;
 pub mod sys;
 pub mod tap;
 mod writer;
@@ -236,15 +238,16 @@ impl Datapath {
             Op::Ports(ports) => maps.set_ports(*ports),
             Op::AddBackend(id, backend) => maps.add_backend(*id, backend)?,
             Op::Path(id, path) => maps.set_path(*id, *path)?,
+            Op::ServerId(id, server_id) => maps.set_server_id(*id, *server_id)?,
             Op::Table(id, slots) => maps.set_table(*id, slots)?,
             Op::Service(id, service) => maps.set_service(*id, service)?,
             Op::State(id, state) => maps.set_state(*id, *state),
             Op::RemoveService(id, address, protocol) => {
-                maps.remove_service(*address, *protocol);
+                maps.remove_service(*address, *protocol)?;
                 maps.clear_verdicts(*id)?;
             }
             Op::RemoveTable(id, size) => maps.remove_table(*id, *size)?,
-            Op::RemoveBackend(id) => maps.remove_backend(*id),
+            Op::RemoveBackend(id) => maps.remove_backend(*id)?,
             Op::Sources(sources) => maps.retain_sources(sources),
         }
         Ok(())

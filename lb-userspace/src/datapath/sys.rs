@@ -74,6 +74,12 @@ unsafe impl Plain for lb_common::abi::Service {}
 // SAFETY: as above.
 unsafe impl Plain for lb_common::abi::ServiceEntry {}
 // SAFETY: as above.
+unsafe impl Plain for lb_common::abi::RangeKey {}
+// SAFETY: as above.
+unsafe impl Plain for lb_common::abi::Ranges {}
+// SAFETY: as above.
+unsafe impl Plain for lb_common::abi::ServerIdKey {}
+// SAFETY: as above.
 unsafe impl Plain for lb_common::flow_table::Replies {}
 // SAFETY: as above.
 unsafe impl Plain for lb_common::abi::Traffic {}

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use std::net::SocketAddr;
+
 use crate::model::{
-    Affinity, Backend, BackendKey, Forwarding, HealthPolicy, ProbeKind, ProbeSpec, Protocol,
-    Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, ProbeKind, ProbeSpec,
+    Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -35,6 +37,7 @@ fn service(backends: usize, policy: &HealthPolicy) -> Service {
         Backend {
             name: format!("b{n}").into(),
             address,
+            server_id: None,
             weight: 100,
             tier: 0,
             probe: Some(ProbeSpec {
@@ -46,12 +49,13 @@ fn service(backends: usize, policy: &HealthPolicy) -> Service {
     };
     Service {
         name: "web".into(),
-        address: "203.0.113.10:80".parse().unwrap(),
+        address: Endpoint::from("203.0.113.10:80".parse::<SocketAddr>().unwrap()),
         protocol: Protocol::Tcp,
         forwarding: Forwarding::Nat,
         affinity: Affinity::Flow,
         on_death: crate::model::OnDeath::Reset,
         syn_rescue: true,
+        server_id_length: 0,
         panic_threshold: 50,
         drain_deadline: ms(30_000),
         slow_start: Duration::ZERO,

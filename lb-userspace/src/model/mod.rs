@@ -10,9 +10,11 @@ use std::time::Duration;
 pub use lb_common::abi::{Affinity, Forwarding};
 use serde::{Deserialize, Serialize};
 
+mod endpoint;
 mod pattern;
 mod probe;
 mod question;
+pub use endpoint::{Endpoint, Ports, backend_text};
 pub use pattern::Pattern;
 pub use probe::{
     ClientCertificate, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
@@ -183,8 +185,8 @@ impl Protocol {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     pub name: Arc<str>,
-    /// VIP and port.
-    pub address: SocketAddr,
+    /// VIP and port, or ports.
+    pub address: Endpoint,
     pub protocol: Protocol,
     pub forwarding: Forwarding,
     pub affinity: Affinity,
@@ -192,6 +194,8 @@ pub struct Service {
     pub on_death: OnDeath,
     /// Whether a repeated SYN goes to another backend; never for UDP.
     pub syn_rescue: bool,
+    /// Octets of the server ID in QUIC connection IDs; 0 unless the affinity is [`Affinity::Quic`].
+    pub server_id_length: u8,
     /// Percent of healthy weight under which health is ignored; 0: never.
     pub panic_threshold: u8,
     pub drain_deadline: Duration,
@@ -222,7 +226,10 @@ pub struct HealthPolicy {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
     pub name: Arc<str>,
+    /// Port 0: packets keep the port that the client sends to.
     pub address: SocketAddr,
+    /// The octets of its server ID in QUIC connection IDs as a number.
+    pub server_id: Option<u64>,
     /// 0: no new flows.
     pub weight: u32,
     pub tier: u8,

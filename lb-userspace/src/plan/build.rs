@@ -136,6 +136,7 @@ impl Builder {
                     Backend {
                         service: id,
                         address,
+                        server_id: backend.server_id,
                         state: duty.state,
                         path,
                     },
@@ -156,6 +157,7 @@ impl Builder {
                 affinity: service.affinity,
                 on_death: service.on_death,
                 syn_rescue: service.syn_rescue,
+                server_id_length: service.server_id_length,
                 slots,
             };
             next.services.insert(id, entry);

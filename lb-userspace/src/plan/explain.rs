@@ -18,7 +18,7 @@ use lb_common::verdict::Verdict;
 use thiserror::Error;
 
 use super::{Contents, Service, ServiceId};
-use crate::model::{OnDeath, Protocol};
+use crate::model::{Endpoint, OnDeath, Protocol};
 
 /// A flow as the client names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,9 +169,9 @@ pub trait Flows {
 
 /// Explains a flow; `None` if there is no such service.
 pub fn explain(contents: &Contents, tuple: Tuple, flows: &impl Flows) -> Option<Explanation> {
-    let at = (tuple.dst, tuple.protocol);
-    let mut services = contents.services.iter();
-    let (id, service) = services.find(|(_, s)| (s.address, s.protocol) == at)?;
+    let services = contents.services.iter();
+    let candidates = services.filter(|(_, service)| service.protocol == tuple.protocol);
+    let (id, service) = Endpoint::of(tuple.dst, candidates, |(_, service)| service.address)?;
     let key = key(tuple);
     let hash = hash_of(&key, service.affinity);
     let slots = service.slots.len() as u32;
@@ -227,7 +227,9 @@ pub fn explain(contents: &Contents, tuple: Tuple, flows: &impl Flows) -> Option<
 pub fn hash_of(key: &FlowKey, affinity: Affinity) -> u32 {
     match affinity {
         Affinity::Client => hash::client(&key.src),
-        Affinity::Flow => hash::flow(&key.src, &key.dst, key.sport, key.dport, key.protocol as u8),
+        Affinity::Flow | Affinity::Quic => {
+            hash::flow(&key.src, &key.dst, key.sport, key.dport, key.protocol as u8)
+        }
     }
 }
 
@@ -246,7 +248,11 @@ fn entry(contents: &Contents, service: &Service, flow: &Flow, flows: &impl Flows
     let nat = || {
         let source = SocketAddr::new(flows.source(flow), u16::from_be(flow.nat_port));
         let backend = contents.backends.get(&flow.backend)?;
-        Some((source, backend.address))
+        let port = match backend.address.port() {
+            0 => u16::from_be(flow.vip_port),
+            port => port,
+        };
+        Some((source, SocketAddr::new(backend.address.ip(), port)))
     };
     let closing = flow.forward & (tcp_seen::CLIENT_FIN | tcp_seen::RST)
         | flow.reply & (tcp_seen::BACKEND_FIN | tcp_seen::RST);

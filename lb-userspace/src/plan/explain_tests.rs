@@ -33,6 +33,7 @@ fn world(
         let backend = Backend {
             service: 1,
             address: at(&format!("10.0.0.{}:8080", 11 + n)),
+            server_id: None,
             state: *state,
             path: Some(Path {
                 hop: Hop {
@@ -47,12 +48,13 @@ fn world(
         (n as BackendIndex + 1, backend)
     };
     let service = Service {
-        address: at("203.0.113.10:80"),
+        address: at("203.0.113.10:80").into(),
         protocol,
         forwarding,
         affinity: Affinity::Flow,
         on_death: OnDeath::Rehash,
         syn_rescue: false,
+        server_id_length: 0,
         slots: Arc::new(vec![slot; TABLE_SIZES[0] as usize]),
     };
     Contents {

@@ -9,7 +9,7 @@ use lb_common::slot::BackendIndex;
 use thiserror::Error;
 
 use super::{Contents, ServiceId};
-use crate::model::Protocol;
+use crate::model::{Endpoint, Protocol};
 
 /// No number is left.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum Full {
 /// Which numbers are taken, and by whom.
 #[derive(Clone, Debug, Default)]
 pub struct Ids {
-    services: BTreeMap<(SocketAddr, Protocol), ServiceId>,
+    services: BTreeMap<(Endpoint, Protocol), ServiceId>,
     backends: BTreeMap<(ServiceId, SocketAddr), BackendIndex>,
     /// The values of `backends`.
     taken: BTreeSet<BackendIndex>,
@@ -46,7 +46,7 @@ impl Ids {
     }
 
     /// The number of a service, a new one if it has none yet.
-    pub fn service(&mut self, at: SocketAddr, protocol: Protocol) -> Result<ServiceId, Full> {
+    pub fn service(&mut self, at: Endpoint, protocol: Protocol) -> Result<ServiceId, Full> {
         if let Some(id) = self.services.get(&(at, protocol)) {
             return Ok(*id);
         }
@@ -76,7 +76,7 @@ impl Ids {
     }
 
     /// The number of a service that has one.
-    pub fn known_service(&self, at: SocketAddr, protocol: Protocol) -> Option<ServiceId> {
+    pub fn known_service(&self, at: Endpoint, protocol: Protocol) -> Option<ServiceId> {
         self.services.get(&(at, protocol)).copied()
     }
 
@@ -108,10 +108,17 @@ mod tests {
     #[test]
     fn numbers_start_at_one_and_stay() {
         let mut ids = Ids::default();
-        let web = ids.service(at("203.0.113.1:80"), Protocol::Tcp).unwrap();
-        let dns = ids.service(at("203.0.113.1:80"), Protocol::Udp).unwrap();
+        let web = ids
+            .service(at("203.0.113.1:80").into(), Protocol::Tcp)
+            .unwrap();
+        let dns = ids
+            .service(at("203.0.113.1:80").into(), Protocol::Udp)
+            .unwrap();
         assert_eq!((web, dns), (1, 2));
-        assert_eq!(ids.service(at("203.0.113.1:80"), Protocol::Tcp), Ok(1));
+        assert_eq!(
+            ids.service(at("203.0.113.1:80").into(), Protocol::Tcp),
+            Ok(1)
+        );
         assert_eq!(ids.backend(web, at("10.0.0.1:80")), Ok(1));
         assert_eq!(ids.backend(dns, at("10.0.0.1:80")), Ok(2));
         assert_eq!(ids.backend(web, at("10.0.0.1:80")), Ok(1));
@@ -122,12 +129,20 @@ mod tests {
     #[test]
     fn a_service_number_is_not_reused_while_backends_refer_to_it() {
         let mut ids = Ids::default();
-        let first = ids.service(at("203.0.113.1:80"), Protocol::Tcp).unwrap();
+        let first = ids
+            .service(at("203.0.113.1:80").into(), Protocol::Tcp)
+            .unwrap();
         let backend = ids.backend(first, at("10.0.0.1:80")).unwrap();
         ids.release_service(first);
-        assert_eq!(ids.service(at("203.0.113.2:80"), Protocol::Tcp), Ok(2));
+        assert_eq!(
+            ids.service(at("203.0.113.2:80").into(), Protocol::Tcp),
+            Ok(2)
+        );
         ids.release_backend(backend);
-        assert_eq!(ids.service(at("203.0.113.3:80"), Protocol::Tcp), Ok(1));
+        assert_eq!(
+            ids.service(at("203.0.113.3:80").into(), Protocol::Tcp),
+            Ok(1)
+        );
     }
 
     #[test]
@@ -135,10 +150,10 @@ mod tests {
         let mut ids = Ids::default();
         for port in 1..MAX_SERVICES as u16 {
             let at = SocketAddr::new([203, 0, 113, 1].into(), port);
-            assert!(ids.service(at, Protocol::Tcp).is_ok());
+            assert!(ids.service(at.into(), Protocol::Tcp).is_ok());
         }
         assert_eq!(
-            ids.service(at("203.0.113.2:1"), Protocol::Tcp),
+            ids.service(at("203.0.113.2:1").into(), Protocol::Tcp),
             Err(Full::Services)
         );
     }

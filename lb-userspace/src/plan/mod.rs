@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lb_common::abi::{Affinity, BackendState, Forwarding, Hop};
 use lb_common::slot::{BackendIndex, Slot};
 
-use crate::model::{Node, OnDeath, Protocol};
+use crate::model::{Endpoint, Node, OnDeath, Protocol};
 
 mod build;
 pub mod explain;
@@ -49,13 +49,15 @@ pub struct SnatPorts {
 /// A service and its table.
 #[derive(Clone, PartialEq)]
 pub struct Service {
-    pub address: SocketAddr,
+    pub address: Endpoint,
     pub protocol: Protocol,
     pub forwarding: Forwarding,
     pub affinity: Affinity,
     pub on_death: OnDeath,
     /// Whether a repeated SYN goes to another backend.
     pub syn_rescue: bool,
+    /// Octets of the server ID in QUIC connection IDs; 0 where none is looked for.
+    pub server_id_length: u8,
     /// One of the lengths of [`lb_common::slot::TABLE_SIZES`].
     pub slots: Arc<Vec<Slot>>,
 }
@@ -80,7 +82,10 @@ impl fmt::Debug for Service {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
     pub service: ServiceId,
+    /// Port 0: packets keep the port that the client sends to.
     pub address: SocketAddr,
+    /// The octets of its server ID in QUIC connection IDs as a number.
+    pub server_id: Option<u64>,
     pub state: BackendState,
     pub path: Option<Path>,
 }

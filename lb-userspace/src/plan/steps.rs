@@ -4,14 +4,14 @@
 //! to others before it may do less.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_common::abi::BackendState;
 use lb_common::slot::{BackendIndex, Slot};
 
 use super::{Backend, Contents, Path, Service, ServiceId, SnatPorts};
-use crate::model::Protocol;
+use crate::model::{Endpoint, Protocol};
 
 /// One step, atomic for the packet path.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,13 +28,15 @@ pub enum Op {
     AddBackend(BackendIndex, Backend),
     /// A known backend's next hop and source address.
     Path(BackendIndex, Option<Path>),
+    /// A known backend's server ID in QUIC connection IDs.
+    ServerId(BackendIndex, Option<u64>),
     /// A service's table, swapped in whole.
     Table(ServiceId, Arc<Vec<Slot>>),
     /// How a service is found and forwarded; its table of this size stands.
     Service(ServiceId, Service),
     /// A known backend's state.
     State(BackendIndex, BackendState),
-    RemoveService(ServiceId, SocketAddr, Protocol),
+    RemoveService(ServiceId, Endpoint, Protocol),
     /// A table that no service uses any more, by its size.
     RemoveTable(ServiceId, usize),
     RemoveBackend(BackendIndex),
@@ -52,6 +54,7 @@ impl Op {
             Self::AnswerPing(_) => "answer-ping",
             Self::AddBackend(..) => "add-backend",
             Self::Path(..) => "path",
+            Self::ServerId(..) => "server-id",
             Self::Table(..) => "table",
             Self::Service(..) => "service",
             Self::State(..) => "state",
@@ -75,6 +78,11 @@ impl Op {
             Self::Path(id, path) => {
                 if let Some(backend) = contents.backends.get_mut(id) {
                     backend.path = *path;
+                }
+            }
+            Self::ServerId(id, server_id) => {
+                if let Some(backend) = contents.backends.get_mut(id) {
+                    backend.server_id = *server_id;
                 }
             }
             Self::Table(id, slots) => {
@@ -139,8 +147,14 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
                 }
                 ops.push(Op::AddBackend(*id, backend.clone()));
             }
-            Some(known) if known.path != backend.path => ops.push(Op::Path(*id, backend.path)),
-            Some(_) => {}
+            Some(known) => {
+                if known.path != backend.path {
+                    ops.push(Op::Path(*id, backend.path));
+                }
+                if known.server_id != backend.server_id {
+                    ops.push(Op::ServerId(*id, backend.server_id));
+                }
+            }
         }
     }
     let changes = wanted.backends.iter().filter_map(|(id, backend)| {
@@ -213,6 +227,7 @@ fn entry_differs(a: &Service, b: &Service) -> bool {
         a.affinity,
         a.on_death,
         a.syn_rescue,
+        a.server_id_length,
         a.slots.len(),
     ) != (
         b.address,
@@ -221,6 +236,7 @@ fn entry_differs(a: &Service, b: &Service) -> bool {
         b.affinity,
         b.on_death,
         b.syn_rescue,
+        b.server_id_length,
         b.slots.len(),
     )
 }
@@ -229,6 +245,8 @@ fn entry_differs(a: &Service, b: &Service) -> bool {
 mod tests {
     use lb_common::abi::{Affinity, Forwarding, Hop};
     use lb_common::slot::TABLE_SIZES;
+    use std::net::SocketAddr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -237,7 +255,7 @@ mod tests {
     fn service() -> impl Strategy<Value = Service> {
         (0..4u8, any::<bool>(), any::<bool>(), 0..2usize, 0..4u16).prop_map(
             |(vip, udp, dsr, class, owner)| Service {
-                address: SocketAddr::new([203, 0, 113, vip].into(), 80),
+                address: SocketAddr::new([203, 0, 113, vip].into(), 80).into(),
                 protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
                 forwarding: if dsr {
                     Forwarding::Dsr
@@ -247,6 +265,7 @@ mod tests {
                 affinity: Affinity::Flow,
                 on_death: if dsr { OnDeath::Rehash } else { OnDeath::Reset },
                 syn_rescue: class == 1,
+                server_id_length: 0,
                 slots: Arc::new(vec![Slot::settled(owner); TABLE_SIZES[class] as usize]),
             },
         )
@@ -270,9 +289,12 @@ mod tests {
                 source_bits: 0,
             },
         }));
-        (proptest::sample::select(states.to_vec()), path).prop_map(|(state, path)| Backend {
+        let server_id = proptest::option::of(0..3u64);
+        let state = proptest::sample::select(states.to_vec());
+        (state, path, server_id).prop_map(|(state, path, server_id)| Backend {
             service: 1,
             address: SocketAddr::new([10, 0, 0, 9].into(), 80),
+            server_id,
             state,
             path,
         })
@@ -318,6 +340,9 @@ mod tests {
                     self.backends.insert(id, backend);
                 }
                 Op::Path(id, path) => self.backends.get_mut(&id).unwrap().path = path,
+                Op::ServerId(id, server_id) => {
+                    self.backends.get_mut(&id).unwrap().server_id = server_id;
+                }
                 Op::State(id, state) => self.backends.get_mut(&id).unwrap().state = state,
                 Op::RemoveBackend(id) => {
                     self.backends.remove(&id).unwrap();

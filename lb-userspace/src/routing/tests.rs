@@ -5,8 +5,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::health::{Engine, Health};
+use std::net::SocketAddr;
+
 use crate::model::{
-    Affinity, Backend, Forwarding, HealthPolicy, ProbeKind, ProbeSpec, Protocol, Service,
+    Affinity, Backend, Endpoint, Forwarding, HealthPolicy, ProbeKind, ProbeSpec, Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -39,6 +41,7 @@ impl World {
             Backend {
                 name: format!("b{n}").into(),
                 address,
+                server_id: None,
                 weight,
                 tier,
                 probe: Some(ProbeSpec {
@@ -50,12 +53,13 @@ impl World {
         };
         let service = Service {
             name: "web".into(),
-            address: "203.0.113.10:80".parse().unwrap(),
+            address: Endpoint::from("203.0.113.10:80".parse::<SocketAddr>().unwrap()),
             protocol: Protocol::Tcp,
             forwarding: Forwarding::Dsr,
             affinity: Affinity::Flow,
             on_death: crate::model::OnDeath::Reset,
             syn_rescue: true,
+            server_id_length: 0,
             panic_threshold,
             drain_deadline: s(30),
             slow_start: Duration::ZERO,

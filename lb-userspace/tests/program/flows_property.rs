@@ -310,9 +310,8 @@ impl World {
             }
             Event::Toggle(service, backend) => {
                 let members = &mut self.members[usize::from(service)];
-                if members.remove(&backend).is_none() {
-                    members.insert(backend, 100);
-                } else if members.is_empty() {
+                let was_there = members.remove(&backend).is_some();
+                if !was_there || members.is_empty() {
                     members.insert(backend, 100);
                 }
             }

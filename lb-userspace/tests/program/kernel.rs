@@ -14,7 +14,7 @@ use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
 use lb_userspace::datapath::sys::{TestRun, test_run};
 use lb_userspace::datapath::{Datapath, PinDirectory, detach, enter_bpffs};
-use lb_userspace::model::{Node, OnDeath, OnExit, Protocol, XdpMode};
+use lb_userspace::model::{Endpoint, Node, OnDeath, OnExit, Ports, Protocol, XdpMode};
 use lb_userspace::plan::{Backend, Contents, Path, Service, SnatPorts, Tunnel, plan};
 
 pub const DROP: u32 = 1;
@@ -91,6 +91,20 @@ pub fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+/// Like `203.0.113.10:80`, `203.0.113.10:8000-8099` or `203.0.113.10:*`.
+pub fn endpoint(text: &str) -> Endpoint {
+    let (host, ports) = text.rsplit_once(':').unwrap();
+    let ports = match ports.split_once('-') {
+        None if ports == "*" => Ports::Any,
+        None => Ports::One(ports.parse().unwrap()),
+        Some((first, last)) => Ports::Range(first.parse().unwrap(), last.parse().unwrap()),
+    };
+    Endpoint {
+        ip: ip(host.trim_matches(['[', ']'])),
+        ports,
+    }
+}
+
 fn mac(bytes: [u8; 6]) -> [u16; 3] {
     [0, 2, 4].map(|i| u16::from_ne_bytes([bytes[i], bytes[i + 1]]))
 }
@@ -153,7 +167,7 @@ impl Kernel {
     ) -> u16 {
         let mut wanted = self.contents.clone();
         let id = wanted.services.len() as u16 + 1;
-        let address = at(vip);
+        let address = endpoint(vip);
         for (backend, address) in backends {
             let address = at(address);
             let path = path(*backend, address.is_ipv4(), INGRESS).through(forwarding, &node());
@@ -166,6 +180,7 @@ impl Kernel {
                 Backend {
                     service: id,
                     address,
+                    server_id: None,
                     state,
                     path: Some(path),
                 },
@@ -182,6 +197,7 @@ impl Kernel {
                 affinity,
                 on_death: OnDeath::Rehash,
                 syn_rescue: false,
+                server_id_length: 0,
                 slots,
             },
         );

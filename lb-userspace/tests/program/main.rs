@@ -23,4 +23,6 @@ mod maps;
 mod nat;
 mod packets;
 mod pass;
+mod quic;
+mod ranges;
 mod tunnel;

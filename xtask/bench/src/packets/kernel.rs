@@ -130,7 +130,7 @@ impl Kernel {
         for (id, service) in &wanted.services {
             let key = FloorKey {
                 addr: service.address.ip().into(),
-                port: service.address.port().to_be(),
+                port: PORT.to_be(),
                 protocol: service.protocol.number().into(),
                 pad: 0,
             };
@@ -260,7 +260,7 @@ fn contents() -> Contents {
         contents.services.insert(
             id,
             plan::Service {
-                address: SocketAddr::new(vip, PORT),
+                address: SocketAddr::new(vip, PORT).into(),
                 protocol: Protocol::Tcp,
                 forwarding,
                 affinity: Affinity::Flow,
@@ -269,6 +269,7 @@ fn contents() -> Contents {
                     Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => OnDeath::Rehash,
                 },
                 syn_rescue: forwarding == Forwarding::Nat,
+                server_id_length: 0,
                 slots: Arc::new(slots),
             },
         );
@@ -309,6 +310,7 @@ fn backends(
         let backend = plan::Backend {
             service,
             address: SocketAddr::new(address, 8080),
+            server_id: None,
             state: BackendState::Active,
             path: Some(plan::Path {
                 hop,
