@@ -205,8 +205,8 @@ fn is_answered_by(number: u32, key: &FlowKey) -> bool {
     port == key.sport && backend.addr == key.src && *source == key.dst
 }
 
-/// Whether a flow may lose its place to a new one: it is over, or was never answered or carried
-/// on. Only the first is asked for ports that are not short.
+/// Whether a flow may lose its place and its port to a new one: it is over, or was never answered
+/// or carried on.
 #[inline(always)]
 fn can_yield(flow: &Flow, tick: u32) -> bool {
     let is_tcp = flow.protocol == TCP;

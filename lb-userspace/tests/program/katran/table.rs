@@ -61,7 +61,11 @@ pub const CASES: &[Case] = &[
             class: 0x0,
             options: 0,
         },
-        outcome: Outcome::Pending("a service of any port"),
+        outcome: Outcome::Tunnelled {
+            to: V4,
+            protocol: 4,
+            length: 75,
+        },
     },
     Case {
         id: "base_ipip/main/5",
@@ -189,7 +193,7 @@ pub const CASES: &[Case] = &[
             class: 0x0,
             options: 0,
         },
-        outcome: Outcome::Pending("a service of any port; a hash of the port alone is not offered"),
+        outcome: Outcome::NotOffered("a hash of the destination port alone"),
     },
     Case {
         id: "base_ipip/main/20",
@@ -200,7 +204,7 @@ pub const CASES: &[Case] = &[
             class: 0x0,
             options: 0,
         },
-        outcome: Outcome::Pending("a service of any port; a hash of the port alone is not offered"),
+        outcome: Outcome::NotOffered("a hash of the destination port alone"),
     },
     Case {
         id: "base_ipip/main/21",
@@ -482,7 +486,7 @@ pub const CASES: &[Case] = &[
             class: 0x0,
             options: 0,
         },
-        outcome: Outcome::Pending("a service of any port; a hash of the port alone is not offered"),
+        outcome: Outcome::NotOffered("a hash of the destination port alone"),
     },
     Case {
         id: "tpr_ipip/main/16",
