@@ -4,15 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem::offset_of;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use lb_common::abi::{
-    self, Addr, Backend, Filter, Forwarding, Hop, LAYOUT_VERSION, MAX_BACKENDS, MAX_SOURCES,
-    Params, SERVICE_PLACES, ServiceEntry, SourceIndex, Traffic, service_flag,
+    self, Addr, Backend, Filter, Hop, LAYOUT_VERSION, MAX_BACKENDS, MAX_SOURCES, Params,
+    SERVICE_PLACES, SourceIndex, Traffic, service_flag,
 };
 use lb_common::flow_table::reply_lines;
 use lb_common::hash;
@@ -23,11 +22,11 @@ use thiserror::Error;
 use super::chain::Chain;
 use super::flow_table::FlowTable;
 use super::server_ids::ServerIds;
-use super::services::{self, Services};
+use super::services::Services;
 use super::sys::{self, Mapped, Plain, Raw};
 use super::tap::Tap;
 use crate::model::{Endpoint, OnDeath, Protocol};
-use crate::plan::{self, Contents, ServiceId, SnatPorts};
+use crate::plan::{self, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
 pub const NAMES: [&str; 22] = [
@@ -76,10 +75,10 @@ pub enum AccessError {
 
 /// The maps of one data plane.
 pub struct Maps {
-    params: Mapped<Params>,
-    filter: Mapped<Filter>,
-    vips: HashMap<MapData, Raw<Addr>, Raw<u32>>,
-    services: Services,
+    pub(super) params: Mapped<Params>,
+    pub(super) filter: Mapped<Filter>,
+    pub(super) vips: HashMap<MapData, Raw<Addr>, Raw<u32>>,
+    pub(super) services: Services,
     server_ids: ServerIds,
     pub(super) backends: Mapped<Backend>,
     pub(super) sources: Mapped<Addr>,
@@ -428,7 +427,7 @@ impl Maps {
             .map_err(map_error(TABLES[class]))
     }
 
-    fn table(&self, id: ServiceId, class: usize) -> Result<Vec<Slot>, AccessError> {
+    pub(super) fn table(&self, id: ServiceId, class: usize) -> Result<Vec<Slot>, AccessError> {
         let table = self.tables[class]
             .get(&id.into(), 0)
             .map_err(map_error(TABLES[class]))?;
@@ -514,103 +513,6 @@ impl Maps {
             ))
         };
         Verdict::ALL.iter().map(count).collect()
-    }
-
-    /// What the maps hold. Entries that refer to nothing are left out; the next plan covers them.
-    pub fn contents(&self) -> Result<Contents, AccessError> {
-        let mut contents = Contents::default();
-        let params = self.params.get(0);
-        if params.version == LAYOUT_VERSION {
-            contents.answer_ping = params.answer_ping != 0;
-            contents.reset_rate = params.reset_rate;
-            contents.ports = Some(SnatPorts {
-                first: params.snat_first,
-                count: params.snat_count,
-            });
-        }
-        for entry in self.services.iter() {
-            let service = self.service(&entry)?;
-            contents.services.insert(entry.service.id, service);
-        }
-        for index in 1..self.backends.entries() {
-            if let Some(backend) = self.backend(&self.backends.get(index))? {
-                contents.backends.insert(index as BackendIndex, backend);
-            }
-        }
-        let of_others: BTreeSet<IpAddr> = contents.sources_of(|service| !service).collect();
-        contents.sources = (1..self.sources.entries())
-            .map(|index| self.sources.get(index))
-            .filter(|source| *source != Addr::default())
-            .map(IpAddr::from)
-            // What only other services than NAT's send from needs no look at its packets.
-            .filter(|source| !of_others.contains(source))
-            .chain(contents.sources_of(|nat| nat))
-            .collect();
-        Ok(contents)
-    }
-
-    fn service(&self, entry: &ServiceEntry) -> Result<plan::Service, AccessError> {
-        let value = entry.service;
-        let content = |what: String| AccessError::Content {
-            name: "SERVICES",
-            what,
-        };
-        let class = usize::from(value.table_class);
-        if class >= TABLE_SIZES.len() {
-            return Err(content(format!("table class {class}")));
-        }
-        Ok(plan::Service {
-            address: services::endpoint(entry),
-            protocol: services::protocol(entry)
-                .ok_or_else(|| content(format!("word {:#010x}", entry.word)))?,
-            forwarding: Forwarding::ALL
-                .into_iter()
-                .find(|forwarding| *forwarding as u8 == value.forwarding)
-                .ok_or_else(|| content(format!("forwarding {}", value.forwarding)))?,
-            affinity: abi::Affinity::ALL
-                .into_iter()
-                .find(|affinity| *affinity as u8 == value.affinity)
-                .ok_or_else(|| content(format!("affinity {}", value.affinity)))?,
-            on_death: if value.has(service_flag::RESET_DEAD) {
-                OnDeath::Reset
-            } else {
-                OnDeath::Rehash
-            },
-            syn_rescue: value.has(service_flag::SYN_RESCUE),
-            server_id_length: value.server_id_length,
-            slots: Arc::new(self.table(value.id, class)?),
-        })
-    }
-
-    fn backend(&self, entry: &Backend) -> Result<Option<plan::Backend>, AccessError> {
-        use abi::BackendState::{Active, Draining, Out, Unset};
-        let state = [Unset, Active, Draining, Out]
-            .into_iter()
-            .find(|state| *state as u8 == entry.state)
-            .ok_or_else(|| AccessError::Content {
-                name: "BACKENDS",
-                what: format!("state {}", entry.state),
-            })?;
-        if state == Unset {
-            return Ok(None);
-        }
-        let hop = entry.hops[usize::from(entry.hop & 1)];
-        let path = (hop.ifindex != 0).then(|| plan::Path {
-            hop,
-            source: self.sources.get(entry.source_index.into()).into(),
-            mtu: entry.mtu,
-            tunnel: plan::Tunnel {
-                gue_port: u16::from_be(entry.gue_port),
-                source_bits: entry.source_bits,
-            },
-        });
-        Ok(Some(plan::Backend {
-            service: entry.service,
-            address: SocketAddr::new(entry.addr.into(), u16::from_be(entry.port)),
-            server_id: (entry.has_server_id != 0).then_some(entry.server_id),
-            state,
-            path,
-        }))
     }
 }
 

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 mod attach;
 mod chain;
+mod contents;
 pub mod decap;
 mod flow_table;
 mod flows;
