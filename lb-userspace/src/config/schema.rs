@@ -337,7 +337,7 @@ pub const SERVICE: Section = Section {
         key(
             "syn_rescue",
             Kind::Boolean,
-            Derived("`true` for TCP by `nat`, `false` otherwise"),
+            Derived("`true` for TCP by `nat` with `affinity = \"flow\"`, `false` otherwise"),
             "Whether a repeated SYN goes to another backend than the one that has not answered the first, so that a dead backend costs new connections a second until its probes notice. Outside of `nat` every flow is recorded for it.",
         ),
         key(

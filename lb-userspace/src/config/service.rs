@@ -207,7 +207,10 @@ impl Draft {
             forwarding,
             affinity,
             on_death: self.on_death.map_or(on_death, |at| at.value),
-            syn_rescue: self.syn_rescue.map_or(is_nat_tcp, |at| at.value),
+            // Who asks for one backend for each client does not want a connection to go to another.
+            syn_rescue: self
+                .syn_rescue
+                .map_or(is_nat_tcp && affinity == Affinity::Flow, |at| at.value),
             server_id_length,
             panic_threshold: self.panic_threshold?,
             drain_deadline: self.drain_deadline?,
