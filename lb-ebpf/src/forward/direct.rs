@@ -31,9 +31,22 @@ pub fn request<const V6: bool>(
     service: &Service,
     look: Look,
 ) -> Result<Fate, Verdict> {
+    let named = quic::backend(packet, headers, service);
+    send_on(packet, headers, flow, service, look, named)
+}
+
+/// The same where `named` is the backend that the packet itself names, if it does.
+#[inline(always)]
+fn send_on<const V6: bool>(
+    packet: &Packet,
+    headers: &Headers<V6>,
+    flow: &FlowKey,
+    service: &Service,
+    look: Look,
+    named: BackendIndex,
+) -> Result<Fate, Verdict> {
     let hash = select::hash(service, flow);
     let slot = select::slot(service, hash).ok_or(Verdict::DropNoBackend)?;
-    let named = quic::backend(packet, headers, service);
     let mut known = select::backend(named).map(|backend| (named, backend, Kind::Ordinary));
     if known.is_none() && (slot.in_transition() || service.has(SYN_RESCUE)) {
         if headers.is_syn() && look == Look::First {
@@ -97,8 +110,9 @@ fn rarely<const V6: bool>(packet: &Packet, flow: &FlowKey, l3: usize, is_error: 
         protocol: flow.protocol as u8,
         flags: 0,
     };
-    // Recorded flows are looked for, but none is opened.
-    match request(packet, headers, flow, service, Look::First) {
+    // Recorded flows are looked for, but none is opened; and what follows the IP header is no QUIC
+    // packet.
+    match send_on(packet, headers, flow, service, Look::First, 0) {
         Ok(fate) => {
             if is_error {
                 count::verdict(service.id, Verdict::IcmpError);

@@ -10,8 +10,8 @@ use lb_common::verdict::Verdict;
 use lb_userspace::model::Protocol::Udp;
 use lb_userspace::plan::Contents;
 
-use crate::kernel::{Kernel, VIP4, VIP6, kernel};
-use crate::packets::{Frame, parse};
+use crate::kernel::{Kernel, TX, VIP4, VIP6, ip, kernel};
+use crate::packets::{CLIENT_MAC, Frame, Icmp, parse};
 
 const CLIENT: &str = "198.51.100.1:4000";
 const V1: u32 = 1;
@@ -110,6 +110,39 @@ fn the_connection_id_goes_before_the_hash() {
         ..Frame::udp(CLIENT, VIP4).vlans(2)
     };
     kernel.forwards(&tagged.bytes(), 2);
+}
+
+/// Fragments and ICMP errors have no connection ID where a datagram has it, whatever stands there:
+/// they go by the 5-tuple.
+#[test]
+fn what_only_looks_like_a_connection_id_is_none() {
+    let Some(mut kernel) = kernel("what_only_looks_like_a_connection_id_is_none") else {
+        return;
+    };
+    serve(&mut kernel, Dsr, 8, Slot::settled(1));
+    let mut fragment = datagram(CLIENT, VIP4, vec![7; 64]);
+    // More fragments follow.
+    fragment[20] = 0x20;
+    let error = Icmp {
+        src: ip("192.0.2.7"),
+        dst: ip("203.0.113.10"),
+        from: CLIENT_MAC,
+        ttl: 64,
+        vlans: 0,
+        kind: (3, 4, 1400),
+        payload: Frame::udp(VIP4, CLIENT).bytes()[14..].to_vec(),
+    };
+    for frame in [fragment, error.bytes()] {
+        // The IP header, taken for the UDP header: its TTL is the packet's first octet.
+        let octets: [u8; 8] = frame[14 + 10..][..8].try_into().unwrap();
+        let mut wanted = kernel.contents.clone();
+        let backend = wanted.backends.get_mut(&2).unwrap();
+        backend.server_id = Some(u64::from_be_bytes(octets));
+        kernel.want(wanted);
+        let before = kernel.datapath.traffic(1).unwrap().packets;
+        assert_eq!(kernel.run(&frame).action, TX);
+        assert_eq!(kernel.datapath.traffic(1).unwrap().packets, before + 1);
+    }
 }
 
 #[test]
