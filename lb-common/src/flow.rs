@@ -61,10 +61,6 @@ pub const fn rescued(times: u32) -> u8 {
     (if times < 3 { times as u8 } else { 3 }) << tcp_seen::RESCUES_SHIFT
 }
 
-/// Slots that are looked at for another backend when a SYN is repeated. With one backend of two
-/// dead they all belong to it for one flow in 16; that one's next SYN looks at other slots.
-pub const RESCUE_TRIES: u32 = 4;
-
 /// Seconds that a recorded DSR flow may be idle before its record goes. Only the client's side is
 /// seen, so after its FIN or RST the flow is kept as long as a silent UDP flow.
 #[inline(always)]

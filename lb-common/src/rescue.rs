@@ -1,8 +1,11 @@
 //! SYN rescue: whom a flow goes to when the backend of its first SYN did not answer.
 
-use crate::flow::RESCUE_TRIES;
 use crate::hash;
 use crate::slot::BackendIndex;
+
+/// Slots that are looked at for another backend when a SYN is repeated. With one backend of two
+/// dead they all belong to it for one flow in 16; that one's next SYN looks at other slots.
+const TRIES: u32 = 4;
 
 /// A backend other than `present` for a flow that was rescued `times` before; 0 if none was found.
 /// `owner`, who had the flow first, only if there is no third.
@@ -19,8 +22,8 @@ pub fn another(
 ) -> BackendIndex {
     let mut found = 0;
     let mut turn = 0;
-    while turn < RESCUE_TRIES {
-        let index = taker(hash::again(hash, times * RESCUE_TRIES + turn));
+    while turn < TRIES {
+        let index = taker(hash::again(hash, times * TRIES + turn));
         if index != 0 && index != present {
             if index != owner {
                 return index;

@@ -4,7 +4,7 @@
 //! is known, if it is one that was asked for. While nobody captures, that costs one test of a word
 //! that lies beside one in use.
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_ns, bpf_ringbuf_output, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
 };
@@ -113,17 +113,7 @@ pub extern "C" fn lb_capture_tell(ctx: *mut xdp_md, fate: u64) -> u32 {
     }
     held.head.kept = kept as u16;
     held.head.sent_kept = 0;
-    if matches!(
-        fate,
-        Ok(_)
-            | Err(Refusal {
-                verdict: Verdict::ResetBackendOut
-                    | Verdict::ResetNoFlow
-                    | Verdict::TooBig
-                    | Verdict::EchoReply,
-                ..
-            })
-    ) {
+    if fate.is_ok() || held.head.action == xdp_action::XDP_TX {
         sent(ctx, &mut held.head);
     }
     let size = bounded(kept, MAX_KEPT as u64) + size_of::<Captured>() as u64;

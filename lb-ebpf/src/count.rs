@@ -24,6 +24,14 @@ pub enum Kind {
     ByPrevious = 2,
 }
 
+impl Kind {
+    /// Of the first packet of a flow, or of another.
+    #[inline(always)]
+    pub const fn of(opens: bool) -> Self {
+        if opens { Self::Opens } else { Self::Ordinary }
+    }
+}
+
 /// Counts a packet towards a backend.
 #[inline(always)]
 pub fn forwarded(backend: u16, bytes: u64, kind: Kind) {

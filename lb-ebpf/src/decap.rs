@@ -99,12 +99,7 @@ fn outer_ipv6(packet: &Packet, front: usize) -> Option<Outer> {
     if !is_tunnel(protocol) {
         return None;
     }
-    let dst = Addr([
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 4 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 12 }>(),
-    ]);
+    let dst = ip.addr::<{ offset_of!(Ipv6Hdr, dst_addr) }>();
     let class = (u16::from_be(ip.u16::<0>()) >> 4) as u8;
     behind(packet, front, IPV6_LEN as usize, protocol, class, &dst)
 }

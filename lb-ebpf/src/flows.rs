@@ -13,7 +13,7 @@ use lb_common::hash;
 use lb_common::verdict::Verdict;
 
 use crate::atomic::{choose, equal, get, opaque, put32, put64, swap_if};
-use crate::maps::{BACKENDS, FLOWS, OPENING, PARAMS, REPLIES, SOURCES};
+use crate::maps::{BACKENDS, FLOWS, PARAMS, REPLIES, SOURCES, opening};
 use crate::parse::TCP;
 use crate::select;
 
@@ -80,6 +80,16 @@ pub fn find(key: &FlowKey) -> Option<&'static mut Flow> {
     }
 }
 
+/// Notes that a flow is alive. Writes only what changed, so that the record's cache line stays
+/// shared among CPUs.
+#[inline(always)]
+pub fn see(record: &mut Flow) {
+    let tick = PARAMS.get(0).map_or(0, |params| params.tick);
+    if record.last_seen != tick {
+        record.last_seen = tick;
+    }
+}
+
 /// The way that a flow has in a bucket, if it is not at home.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -90,16 +100,8 @@ pub extern "C" fn lb_flow_away(index: u32, wanted: u32, key: *const FlowKey) -> 
     if key.is_null() {
         return NONE;
     }
-    let (mut last, mut before) = (NONE, NONE);
-    let mut way = 0;
-    while way < WAYS as u32 {
-        let same = equal(get(tag(bucket, way)), wanted);
-        before = choose(same, last, before);
-        last = choose(same, way, last);
-        way += 1;
-    }
-    // SAFETY: as above, and the caller's key. That three flows have one tag has a chance of one in
-    // 10^14.
+    let (last, before) = tagged(bucket, wanted);
+    // SAFETY: as above, and the caller's key.
     unsafe {
         if last != NONE && (*record(bucket, last)).is_of(&*key) {
             return last;
@@ -109,6 +111,21 @@ pub extern "C" fn lb_flow_away(index: u32, wanted: u32, key: *const FlowKey) -> 
         }
     }
     NONE
+}
+
+/// The ways with this tag, the last and the one before: that three flows have one tag has a chance
+/// of one in 10^14.
+#[inline(always)]
+fn tagged(bucket: *mut Bucket, wanted: u32) -> (u32, u32) {
+    let (mut last, mut before) = (NONE, NONE);
+    let mut way = 0;
+    while way < WAYS as u32 {
+        let same = equal(get(tag(bucket, way)), wanted);
+        before = choose(same, last, before);
+        last = choose(same, way, last);
+        way += 1;
+    }
+    (last, before)
 }
 
 /// The record of a NAT flow, by its backend's packets.
@@ -256,8 +273,8 @@ pub extern "C" fn lb_flow_claim(index: u32, home: u32, tick: u32) -> u32 {
     NONE
 }
 
-/// Empties a record whose way the caller holds, and gives its port back. The answer says nothing: such
-/// a function must have one.
+/// Empties a record whose way the caller holds, and gives its port back. The answer says nothing:
+/// such a function must have one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn lb_flow_clear(index: u32, way: u32) -> u32 {
@@ -293,7 +310,7 @@ pub extern "C" fn lb_flow_clear(index: u32, way: u32) -> u32 {
     number
 }
 
-/// Removes a flow whose client opens its successor. Another CPU may be quicker.
+/// Removes a flow whose client opens its successor.
 #[inline(always)]
 fn remove(key: &FlowKey, place: Place, index: u32) {
     let Some(bucket) = bucket(index) else {
@@ -306,10 +323,21 @@ fn remove(key: &FlowKey, place: Place, index: u32) {
     } else {
         lb_flow_away(index, place.tag(), key)
     };
-    if way != NONE && swap_if(tag(bucket, way), place.tag(), HELD) {
-        lb_flow_clear(index, way);
-        put32(tag(bucket, way), 0);
+    if way != NONE {
+        free(bucket, index, way, place.tag());
     }
+}
+
+/// Frees a way that has this tag; whether it had. Another CPU may be quicker.
+#[inline(always)]
+fn free(bucket: *mut Bucket, index: u32, way: u32, known: u32) -> bool {
+    let tag = tag(bucket, way);
+    if !swap_if(tag, known, HELD) {
+        return false;
+    }
+    lb_flow_clear(index, way & (WAYS as u32 - 1));
+    put32(tag, 0);
+    true
 }
 
 /// Records the flow in [`OPENING`], in the place of an older one of the same client and port.
@@ -330,11 +358,9 @@ const NO_PLACE: u32 = 2;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn lb_flow_insert() -> u32 {
-    let (Some(params), Some(opening)) = (PARAMS.get(0), OPENING.get_ptr_mut(0)) else {
+    let (Some(params), Some(opening)) = (PARAMS.get(0), opening()) else {
         return NO_PLACE;
     };
-    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
-    let opening = unsafe { &mut *opening };
     let key = &opening.key;
     let place = Place::of(key, params.seed);
     let index = place.index(params.flow_buckets);
@@ -407,10 +433,7 @@ pub extern "C" fn lb_flow_insert() -> u32 {
     if twin != NONE {
         // Another CPU has opened the same flow in this moment. Both keep the same one of the two.
         let later = if twin > way { twin } else { way };
-        if swap_if(tag(bucket, later), place.tag(), HELD) {
-            lb_flow_clear(index, later);
-            put32(tag(bucket, later), 0);
-        }
+        free(bucket, index, later, place.tag());
     }
     RECORDED
 }
@@ -425,13 +448,8 @@ pub extern "C" fn lb_flow_twin(index: u32, wanted: u32, own: u32, key: *const Fl
     if key.is_null() {
         return NONE;
     }
-    let mut found = NONE;
-    let mut way = 0;
-    while way < WAYS as u32 {
-        let same = equal(get(tag(bucket, way)), wanted) & !equal(way, own);
-        found = choose(same, way, found);
-        way += 1;
-    }
+    let (last, before) = tagged(bucket, wanted);
+    let found = if last == own { before } else { last };
     // SAFETY: as above, and the caller's key.
     if found != NONE && unsafe { (*record(bucket, found)).is_of(&*key) } {
         found
@@ -460,11 +478,9 @@ fn reserve_within(tries: u32) {
 /// One try to find a port: draws one and places the reference of the flow's replies. Nonzero ends
 /// the loop.
 extern "C" fn reserve(_turn: u64, _context: *mut c_void) -> u64 {
-    let (Some(opening), Some(params)) = (OPENING.get_ptr_mut(0), PARAMS.get(0)) else {
+    let (Some(opening), Some(params)) = (opening(), PARAMS.get(0)) else {
         return 1;
     };
-    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
-    let opening = unsafe { &mut *opening };
     let key = &mut opening.reply;
     if opening.draw != 0 {
         opening.random = hash::mix(opening.random.wrapping_add(0x9e37_79b9_7f4a_7c15));
@@ -569,14 +585,8 @@ fn evict(number: u32, tick: u32) -> bool {
     let Some(bucket) = bucket(index) else {
         return false;
     };
-    let tag = tag(bucket, number);
-    let known = get(tag);
+    let known = get(tag(bucket, number));
     // SAFETY: as above.
     let yields = known > HELD && can_yield(unsafe { &*record(bucket, number) }, tick);
-    if !yields || !swap_if(tag, known, HELD) {
-        return false;
-    }
-    lb_flow_clear(index, number & (WAYS as u32 - 1));
-    put32(tag, 0);
-    true
+    yields && free(bucket, index, number, known)
 }

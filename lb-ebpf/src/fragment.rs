@@ -8,7 +8,6 @@
 use core::mem::offset_of;
 
 use aya_ebpf::bindings::{BPF_ANY, xdp_md};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{FRAGMENT_LIFETIME, Forwarding, Fragment, FragmentKey};
 use lb_common::verdict::Verdict;
@@ -20,7 +19,7 @@ use crate::fate::Fate;
 use crate::maps::FRAGMENTS;
 use crate::packet::Packet;
 use crate::parse::{self, FRAGMENT, FRAGMENTED_IPV6, Headers, Located, TCP, UDP};
-use crate::{forward, select};
+use crate::{clock, forward, select};
 
 /// What a fragment says of itself.
 struct Part {
@@ -134,8 +133,7 @@ fn headers<const V6: bool>(
         id: part.id,
         protocol: at.protocol as u32,
     };
-    // SAFETY: no arguments.
-    let now = (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32;
+    let now = clock::seconds();
     if part.is_first {
         // What is behind the end that IP tells would be the frame's padding.
         if (part.length as usize) < least {

@@ -102,18 +102,8 @@ fn message<const V6: bool>(packet: &Packet, l3: u32) -> Option<Message<V6>> {
     let (src, dst, protocol, header, end);
     if V6 {
         let ip = packet.window::<{ Ipv6Hdr::LEN }>(l3)?;
-        src = Addr([
-            ip.u32::<8>(),
-            ip.u32::<12>(),
-            ip.u32::<16>(),
-            ip.u32::<20>(),
-        ]);
-        dst = Addr([
-            ip.u32::<24>(),
-            ip.u32::<28>(),
-            ip.u32::<32>(),
-            ip.u32::<36>(),
-        ]);
+        src = ip.addr::<{ offset_of!(Ipv6Hdr, src_addr) }>();
+        dst = ip.addr::<{ offset_of!(Ipv6Hdr, dst_addr) }>();
         protocol = ip.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>();
         header = Ipv6Hdr::LEN;
         let payload = u16::from_be(ip.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>());
@@ -146,10 +136,4 @@ fn message<const V6: bool>(packet: &Packet, l3: u32) -> Option<Message<V6>> {
         kind: packet.window::<HEADER>(l4)?.u8::<0>(),
         length,
     })
-}
-
-/// Not `==`, which makes LLVM 22 crash here.
-#[inline(always)]
-fn is_same(a: &Addr, b: &Addr) -> bool {
-    a.difference(b) == 0
 }

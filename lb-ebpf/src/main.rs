@@ -8,6 +8,7 @@
 
 mod atomic;
 mod capture;
+mod clock;
 mod count;
 mod decap;
 mod fate;

@@ -116,6 +116,15 @@ pub struct Opening {
 #[btf_map]
 pub static OPENING: PerCpuArray<Opening, 1> = PerCpuArray::new();
 
+/// The one of this CPU.
+#[inline(always)]
+pub fn opening() -> Option<&'static mut Opening> {
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    OPENING
+        .get_ptr_mut(0)
+        .map(|opening| unsafe { &mut *opening })
+}
+
 /// When the RSTs that a CPU has sent would be due at the rate that is allowed, in nanoseconds of
 /// the coarse clock.
 #[btf_map]
@@ -136,6 +145,7 @@ pub static DECAP: HashMap<Addr, u32, { MAX_DECAP_ADDRESSES as usize }> = HashMap
 /// `lb decap`: packets and bytes, by [`lb_common::abi::Stripped`].
 #[btf_map]
 pub static STRIPPED: PerCpuArray<[u64; 2], 4> = PerCpuArray::new();
+
 /// Records of captured packets.
 #[btf_map]
 pub static CAPTURE: RingBuf<u8, { RING_BYTES as usize }> = RingBuf::new();

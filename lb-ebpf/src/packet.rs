@@ -1,13 +1,15 @@
 //! The only raw access to packet bytes.
 //!
-//! Places are kept as pointers, not as offsets: the verifier forgets what it knows of a place that is
-//! computed anew. A [`Window`] is a run of bytes that was checked once against the end of the packet; its reads
-//! and writes are at constant offsets that are checked when this compiles. Words are accessed as
-//! words: a byte-wise copy would make LLVM emit memcpy calls, which lose the verifier's bounds.
+//! Places are kept as pointers, not as offsets: the verifier forgets what it knows of a place that
+//! is computed anew. A [`Window`] is a run of bytes that was checked once against the end of the
+//! packet; its reads and writes are at constant offsets that are checked when this compiles. Words
+//! are accessed as words: a byte-wise copy would make LLVM emit memcpy calls, which lose the
+//! verifier's bounds.
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
+use lb_common::abi::Addr;
 
 use crate::maps::OFFSET;
 
@@ -152,6 +154,24 @@ impl<const N: usize> Window<N> {
     pub fn u32<const OFFSET: usize>(self) -> u32 {
         // SAFETY: as above.
         unsafe { *self.at::<u32, OFFSET>() }
+    }
+
+    /// An IPv6 address.
+    #[inline(always)]
+    pub fn addr<const OFFSET: usize>(self) -> Addr {
+        const { assert!(OFFSET + size_of::<Addr>() <= N) };
+        // SAFETY: as above. Word by word.
+        Addr([0, 1, 2, 3].map(|word| unsafe { *self.at::<u32, OFFSET>().add(word) }))
+    }
+
+    /// Writes an IPv6 address.
+    #[inline(always)]
+    pub fn set_addr<const OFFSET: usize>(self, addr: &Addr) {
+        const { assert!(OFFSET + size_of::<Addr>() <= N) };
+        for word in 0..4 {
+            // SAFETY: as above.
+            unsafe { *self.at::<u32, OFFSET>().add(word) = addr.0[word] }
+        }
     }
 
     #[inline(always)]

@@ -146,12 +146,7 @@ pub fn destination(packet: &Packet) -> Option<Addr> {
 
 #[inline(always)]
 fn ipv6_destination(ip: Window<{ Ipv6Hdr::LEN }>) -> Addr {
-    Addr([
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 4 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 8 }>(),
-        ip.u32::<{ offset_of!(Ipv6Hdr, dst_addr) + 12 }>(),
-    ])
+    ip.addr::<{ offset_of!(Ipv6Hdr, dst_addr) }>()
 }
 
 /// Whether some service has this address.
@@ -269,12 +264,7 @@ fn behind_ipv6(
 fn directly_in_ipv6(l3: usize, ip: Window<{ Ipv6Hdr::LEN }>, dst: Addr, protocol: u8) -> Located {
     Located {
         l4: l3 + Ipv6Hdr::LEN,
-        src: Addr([
-            ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) }>(),
-            ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 4 }>(),
-            ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 8 }>(),
-            ip.u32::<{ offset_of!(Ipv6Hdr, src_addr) + 12 }>(),
-        ]),
+        src: ip.addr::<{ offset_of!(Ipv6Hdr, src_addr) }>(),
         dst,
         protocol,
     }

@@ -4,14 +4,12 @@
 //! The generic cell rate algorithm (ITU-T I.371, annex A): one number says until when the RSTs sent
 //! so far would last at the allowed rate. It may lie ahead of the clock by [`BURST`].
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-
+use crate::clock::{self, SECOND};
 use crate::maps::{PARAMS, RESETS};
 
 /// What may be sent at once, as the time in which it would be sent at the allowed rate. Well above
 /// the steps of the coarse clock (1 to 10 ms).
-const BURST: u64 = 1_000_000_000;
-const SECOND: u64 = 1_000_000_000;
+const BURST: u64 = SECOND;
 
 /// Whether one more RST may be sent by this CPU; counts it.
 #[inline(always)]
@@ -30,8 +28,7 @@ pub extern "C" fn lb_reset_allowed() -> u32 {
     if rate == 0 {
         return 0;
     }
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let now = clock::nanoseconds();
     // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
     let due = unsafe { &mut *due };
     let next = (*due).max(now) + SECOND / rate;

@@ -17,7 +17,7 @@ use crate::count::{self, Kind};
 use crate::fate::Fate;
 use crate::forward::tunnel::Order;
 use crate::forward::{decrement_ttl, hop, send};
-use crate::maps::{OPENING, PARAMS};
+use crate::maps::opening;
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
 use crate::{Look, flows, quic, select};
@@ -77,14 +77,11 @@ pub extern "C" fn lb_direct(ctx: *mut xdp_md, what: u32) -> u64 {
     let packet = &Packet::new(&XdpContext::new(ctx));
     // From front to back: what is behind implies it, and the check that the verifier wants to see
     // would be left out.
-    let (Some(opening), Some(_)) = (
-        OPENING.get_ptr(0),
-        packet.window::<{ EthHdr::LEN }>(packet.start()),
-    ) else {
+    let (Some(opening), Some(_)) = (opening(), packet.window::<{ EthHdr::LEN }>(packet.start()))
+    else {
         return Fate::refused(0, Verdict::DropMalformed).bits();
     };
-    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
-    let flow = unsafe { &(*opening).key };
+    let flow = &opening.key;
     let l3 = packet.start() + (what & 0x1f) as usize;
     let is_error = what & 0x200 != 0;
     let fate = if what & 0x100 != 0 {
@@ -140,12 +137,7 @@ fn settled<const V6: bool>(
             Verdict::DropBackendOut
         });
     }
-    let kind = if headers.is_syn() {
-        Kind::Opens
-    } else {
-        Kind::Ordinary
-    };
-    Ok((index, backend, kind))
+    Ok((index, backend, Kind::of(headers.is_syn())))
 }
 
 /// Whether the packet of a flow whose backend is out is answered with a RST.
@@ -179,9 +171,7 @@ fn follow<const V6: bool>(
     let (index, kind) = match record {
         Some(record) => {
             see(record, headers);
-            let opened = look == Look::Opened;
-            let kind = if opened { Kind::Opens } else { Kind::Ordinary };
-            (record.backend, kind)
+            (record.backend, Kind::of(look == Look::Opened))
         }
         None => (slot.previous(), Kind::ByPrevious),
     };
@@ -194,13 +184,10 @@ fn follow<const V6: bool>(
     Ok(None)
 }
 
-/// Keeps a record alive, and notes that the client closes. Writes only what changed.
+/// Keeps a record alive, and notes that the client closes.
 #[inline(always)]
 fn see<const V6: bool>(record: &mut Flow, headers: &Headers<V6>) {
-    let tick = PARAMS.get(0).map_or(0, |params| params.tick);
-    if record.last_seen != tick {
-        record.last_seen = tick;
-    }
+    flows::see(record);
     let closes = headers.is_tcp() && headers.flags & (flag::FIN | flag::RST) != 0;
     let fin = if closes { tcp_seen::CLIENT_FIN } else { 0 };
     let ack = if headers.is_syn() {

@@ -12,7 +12,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::fate::Refusal;
 use crate::forward::reset::Outcome;
-use crate::maps::OPENING;
+use crate::maps::opening;
 use crate::packet::{Packet, Window};
 
 mod budget;
@@ -51,19 +51,30 @@ pub fn answer(ctx: *mut xdp_md, refusal: Refusal) -> Verdict {
     }
 }
 
+/// Destination and source of a frame.
+#[inline(always)]
+pub fn macs<const N: usize>(eth: Window<N>) -> ([u16; 3], [u16; 3]) {
+    (
+        [eth.u16::<0>(), eth.u16::<2>(), eth.u16::<4>()],
+        [eth.u16::<6>(), eth.u16::<8>(), eth.u16::<10>()],
+    )
+}
+
+#[inline(always)]
+pub fn set_macs<const N: usize>(eth: Window<N>, dst: &[u16; 3], src: &[u16; 3]) {
+    eth.set_u16::<0>(dst[0]);
+    eth.set_u16::<2>(dst[1]);
+    eth.set_u16::<4>(dst[2]);
+    eth.set_u16::<6>(src[0]);
+    eth.set_u16::<8>(src[1]);
+    eth.set_u16::<10>(src[2]);
+}
+
 /// Swaps the MAC addresses: the answer goes back the way that the packet came.
 #[inline(always)]
 pub fn turn_round(eth: Window<{ EthHdr::LEN }>) {
-    let (to, from) = (
-        [eth.u16::<0>(), eth.u16::<2>(), eth.u16::<4>()],
-        [eth.u16::<6>(), eth.u16::<8>(), eth.u16::<10>()],
-    );
-    eth.set_u16::<0>(from[0]);
-    eth.set_u16::<2>(from[1]);
-    eth.set_u16::<4>(from[2]);
-    eth.set_u16::<6>(to[0]);
-    eth.set_u16::<8>(to[1]);
-    eth.set_u16::<10>(to[2]);
+    let (to, from) = macs(eth);
+    set_macs(eth, &from, &to);
 }
 
 /// Offset of the addresses in an IPv6 header.
@@ -72,22 +83,14 @@ pub const IPV6_ADDRESSES: usize = offset_of!(Ipv6Hdr, src_addr);
 /// Writes source and destination of an IPv6 header, word by word.
 #[inline(always)]
 pub fn set_ipv6_addresses(addresses: Window<32>, src: &Addr, dst: &Addr) {
-    addresses.set_u32::<0>(src.0[0]);
-    addresses.set_u32::<4>(src.0[1]);
-    addresses.set_u32::<8>(src.0[2]);
-    addresses.set_u32::<12>(src.0[3]);
-    addresses.set_u32::<16>(dst.0[0]);
-    addresses.set_u32::<20>(dst.0[1]);
-    addresses.set_u32::<24>(dst.0[2]);
-    addresses.set_u32::<28>(dst.0[3]);
+    addresses.set_addr::<0>(src);
+    addresses.set_addr::<16>(dst);
 }
 
 /// Keeps a flow for [`direct::lb_direct`].
 #[inline(always)]
 pub fn keep(flow: &FlowKey) -> Result<(), Verdict> {
-    let opening = OPENING.get_ptr_mut(0).ok_or(Verdict::DropFlowTable)?;
-    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
-    unsafe { (*opening).key = *flow };
+    opening().ok_or(Verdict::DropFlowTable)?.key = *flow;
     Ok(())
 }
 
@@ -138,12 +141,7 @@ pub fn send(packet: &Packet, hop: &Hop) -> Result<u32, Verdict> {
     let eth = packet
         .window::<{ EthHdr::LEN }>(packet.start())
         .ok_or(Verdict::DropMalformed)?;
-    eth.set_u16::<0>(hop.dst_mac[0]);
-    eth.set_u16::<2>(hop.dst_mac[1]);
-    eth.set_u16::<4>(hop.dst_mac[2]);
-    eth.set_u16::<6>(hop.src_mac[0]);
-    eth.set_u16::<8>(hop.src_mac[1]);
-    eth.set_u16::<10>(hop.src_mac[2]);
+    set_macs(eth, &hop.dst_mac, &hop.src_mac);
     if hop.ifindex == packet.interface() {
         Ok(xdp_action::XDP_TX)
     } else {

@@ -13,8 +13,8 @@ use network_types::ip::Ipv4Hdr;
 
 use crate::count::{self, Kind};
 use crate::fate::Fate;
-use crate::forward::{IPV6_ADDRESSES, decrement_ttl, hop, send, set_ipv6_addresses};
-use crate::maps::{BACKENDS, PARAMS, SOURCES};
+use crate::forward::{IPV6_ADDRESSES, decrement_ttl, hop, macs, send, set_ipv6_addresses};
+use crate::maps::{BACKENDS, SOURCES};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
 use crate::{Look, flows, select};
@@ -75,7 +75,7 @@ pub fn reply<const V6: bool>(
     {
         return Some(Fate::refused(service, Verdict::ResetToBackend));
     }
-    see(record);
+    flows::see(record);
     let reply = seen(
         record.reply,
         headers,
@@ -98,7 +98,8 @@ pub fn reply<const V6: bool>(
     })
 }
 
-/// Sends a client's packet on to its backend, if its flow is recorded; else [`Fate::OPEN`], if it may be.
+/// Sends a client's packet on to its backend, if its flow is recorded; else [`Fate::OPEN`], if it
+/// may be.
 #[inline(always)]
 pub fn request<const V6: bool>(
     packet: &Packet,
@@ -116,17 +117,13 @@ pub fn request<const V6: bool>(
                 } else {
                     tcp_seen::CLIENT_ACK
                 };
-                see(record);
+                flows::see(record);
                 let seen = seen(record.forward, headers, tcp_seen::CLIENT_FIN, always);
                 if record.forward != seen {
                     record.forward = seen;
                 }
                 follow_client(packet, record);
-                let kind = if look == Look::Opened {
-                    Kind::Opens
-                } else {
-                    Kind::Ordinary
-                };
+                let kind = Kind::of(look == Look::Opened);
                 return forward(packet, headers, record, backend, kind);
             }
         } else if headers.is_tcp() && !headers.is_syn() {
@@ -163,16 +160,6 @@ fn forward<const V6: bool>(
     let action = send(packet, hop(backend))?;
     count::forwarded(index, bytes, kind);
     Ok(Fate::sent(index, action))
-}
-
-/// Notes that the flow is alive. Writes only what changed, so that the record's cache line stays
-/// shared among CPUs.
-#[inline(always)]
-fn see(record: &mut Flow) {
-    let tick = PARAMS.get(0).map_or(0, |params| params.tick);
-    if record.last_seen != tick {
-        record.last_seen = tick;
-    }
 }
 
 /// What is known of one direction after this packet. A packet after a RST shows that the RST was
@@ -218,9 +205,10 @@ fn follow_client(packet: &Packet, record: &mut Flow) {
 #[inline(always)]
 pub fn way_back(packet: &Packet) -> Option<Hop> {
     let eth = packet.window::<{ EthHdr::LEN }>(packet.start())?;
+    let (to, from) = macs(eth);
     Some(Hop {
-        dst_mac: [eth.u16::<6>(), eth.u16::<8>(), eth.u16::<10>()],
-        src_mac: [eth.u16::<0>(), eth.u16::<2>(), eth.u16::<4>()],
+        dst_mac: from,
+        src_mac: to,
         ifindex: packet.interface(),
     })
 }
@@ -241,7 +229,7 @@ fn rewrite<const V6: bool>(
             sum = checksum::replace32(sum, headers.src.0[word], to.src.0[word]);
             sum = checksum::replace32(sum, headers.dst.0[word], to.dst.0[word]);
         }
-        set_ipv6_addresses(addresses, &to.src, &to.dst);
+        set_ipv6_addresses(addresses, to.src, to.dst);
     } else {
         let ip = packet
             .window::<{ Ipv4Hdr::LEN }>(headers.l3)

@@ -3,7 +3,6 @@
 //! there is one: new flows are rarer than packets.
 
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{Flow, FlowKey, Forwarding, Service, service_flag};
 use lb_common::flow as policy;
@@ -11,10 +10,10 @@ use lb_common::verdict::Verdict;
 
 use crate::fate::Fate;
 use crate::forward::nat;
-use crate::maps::{OPENING, Opening, PARAMS};
+use crate::maps::{PARAMS, opening};
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::{count, flows, quic, select};
+use crate::{clock, count, flows, quic, select};
 
 /// Records the flow of this packet; [`Fate::OPEN`] once that is done, [`Fate::KEEP`] if it is to
 /// stay as it is recorded.
@@ -42,14 +41,6 @@ pub fn open(ctx: *mut xdp_md) -> Fate {
 fn prepare(ctx: *mut xdp_md) -> Fate {
     let packet = &Packet::new(&XdpContext::new(ctx));
     crate::read(packet, Prepare)
-}
-
-#[inline(always)]
-fn opening() -> Option<&'static mut Opening> {
-    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
-    OPENING
-        .get_ptr_mut(0)
-        .map(|opening| unsafe { &mut *opening })
 }
 
 struct Prepare;
@@ -137,8 +128,7 @@ fn now() -> Result<u32, Verdict> {
     let params = PARAMS.get_ptr_mut(0).ok_or(Verdict::DropFlowTable)?;
     // SAFETY: the parameter array has one entry; the agent and this write whole words.
     let params = unsafe { &mut *params };
-    // SAFETY: no arguments.
-    let tick = (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32;
+    let tick = clock::seconds();
     if params.tick != tick {
         params.tick = tick;
     }

@@ -105,14 +105,8 @@ fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<Ou
         let payload = (l4_offset + TcpHdr::LEN - l3_offset - Ipv6Hdr::LEN) as u16;
         ip.set_u16::<{ offset_of!(Ipv6Hdr, payload_len) }>(payload.to_be());
         ip.set_u8::<{ offset_of!(Ipv6Hdr, hop_limit) }>(TTL);
-        ip.set_u32::<8>(headers.dst.0[0]);
-        ip.set_u32::<12>(headers.dst.0[1]);
-        ip.set_u32::<16>(headers.dst.0[2]);
-        ip.set_u32::<20>(headers.dst.0[3]);
-        ip.set_u32::<24>(headers.src.0[0]);
-        ip.set_u32::<28>(headers.src.0[1]);
-        ip.set_u32::<32>(headers.src.0[2]);
-        ip.set_u32::<36>(headers.src.0[3]);
+        ip.set_addr::<{ offset_of!(Ipv6Hdr, src_addr) }>(&headers.dst);
+        ip.set_addr::<{ offset_of!(Ipv6Hdr, dst_addr) }>(&headers.src);
     } else {
         let ip = ip4;
         sum += headers.src.0[3] as u64 + headers.dst.0[3] as u64;

@@ -12,7 +12,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::checksum;
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
-use crate::forward::TTL;
+use crate::forward::{TTL, macs, set_macs};
 use crate::packet::{Packet, Window};
 use crate::parse;
 
@@ -45,9 +45,10 @@ fn answer(packet: &Packet, room: u16) -> Option<()> {
     // What the parser allows at the most, for the verifier.
     let offset = (l3 - packet.start()) & 0x1f;
     let front = packet.window::<20>(packet.start())?;
+    let (to, from) = macs(front);
     let link = Link {
-        to: [front.u16::<0>(), front.u16::<2>(), front.u16::<4>()],
-        from: [front.u16::<6>(), front.u16::<8>(), front.u16::<10>()],
+        to,
+        from,
         tags: [front.u32::<12>(), front.u32::<16>()],
     };
     packet.window::<QUOTE>(l3)?;
@@ -66,12 +67,7 @@ const HEADERS6: usize = Ipv6Hdr::LEN + ICMP_LEN;
 #[inline(always)]
 fn back(packet: &Packet, link: &Link) -> Option<()> {
     let front = packet.window::<20>(packet.start())?;
-    front.set_u16::<0>(link.from[0]);
-    front.set_u16::<2>(link.from[1]);
-    front.set_u16::<4>(link.from[2]);
-    front.set_u16::<6>(link.to[0]);
-    front.set_u16::<8>(link.to[1]);
-    front.set_u16::<10>(link.to[2]);
+    set_macs(front, &link.from, &link.to);
     front.set_u32::<12>(link.tags[0]);
     front.set_u32::<16>(link.tags[1]);
     Some(())

@@ -266,7 +266,6 @@ impl Outer<'_> {
         let first = 6 << 28 | (self.inner.class as u32) << 20 | label;
         let [high, low] = payload.to_be_bytes();
         let Addr(src) = &self.backend.source;
-        let Addr(dst) = &self.backend.addr;
         ip.set_u32::<0>(self.inner.tags[0]);
         ip.set_u32::<4>(self.inner.tags[1]);
         ip.set_u16::<8>(IPV6);
@@ -276,10 +275,7 @@ impl Outer<'_> {
         ip.set_u32::<22>(src[1]);
         ip.set_u32::<26>(src[2]);
         ip.set_u32::<30>(self.source());
-        ip.set_u32::<34>(dst[0]);
-        ip.set_u32::<38>(dst[1]);
-        ip.set_u32::<42>(dst[2]);
-        ip.set_u32::<46>(dst[3]);
+        ip.set_addr::<34>(&self.backend.addr);
         Some(packet.start() + self.front + FRONT + Ipv6Hdr::LEN)
     }
 

@@ -12,7 +12,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::fate::Fate;
 use crate::forward::{IPV6_ADDRESSES, TTL, set_ipv6_addresses, turn_round};
-use crate::icmp::{HEADER, LEFT, is_same, message};
+use crate::icmp::{HEADER, LEFT, message};
 use crate::maps::{PARAMS, VIPS};
 use crate::packet::Packet;
 
@@ -38,7 +38,7 @@ fn answer<const V6: bool>(packet: &Packet, l3: u32) -> Option<()> {
         return None;
     }
     let to_a_group = eth.u8::<0>() & 1 != 0;
-    if to_a_group || !is_a_host::<V6>(&at.src) || is_same(&at.src, &at.dst) {
+    if to_a_group || !is_a_host::<V6>(&at.src) || at.src.difference(&at.dst) == 0 {
         return None;
     }
     // Back with the same addresses the other way round, so with the same sums but for what follows.

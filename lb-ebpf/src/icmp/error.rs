@@ -9,7 +9,7 @@ use lb_common::verdict::Verdict;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::fate::Fate;
-use crate::icmp::{HEADER, LEFT, Message, is_same, message};
+use crate::icmp::{HEADER, LEFT, Message, message};
 use crate::packet::{Packet, unknown};
 use crate::parse::{FRAGMENT, FRAGMENTED_IPV6, Headers, TCP, UDP};
 use crate::{count, forward, select};
@@ -72,18 +72,8 @@ fn quoted_ipv6(packet: &Packet, l3: usize, length: usize) -> Option<Quote> {
     if ip.u8::<0>() >> 4 != 6 {
         return None;
     }
-    let sender = Addr([
-        ip.u32::<8>(),
-        ip.u32::<12>(),
-        ip.u32::<16>(),
-        ip.u32::<20>(),
-    ]);
-    let receiver = Addr([
-        ip.u32::<24>(),
-        ip.u32::<28>(),
-        ip.u32::<32>(),
-        ip.u32::<36>(),
-    ]);
+    let sender = ip.addr::<{ offset_of!(Ipv6Hdr, src_addr) }>();
+    let receiver = ip.addr::<{ offset_of!(Ipv6Hdr, dst_addr) }>();
     let mut protocol = ip.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>();
     let mut header = 0;
     // The one extension header that a backend's kernel puts in by itself, into large datagrams.
@@ -133,8 +123,9 @@ fn quoted(
 #[inline(always)]
 fn send_on<const V6: bool>(packet: &Packet, message: &Message<V6>, quote: &Quote) -> Option<Fate> {
     let flow = &quote.flow;
-    // The quoted packet must come from where the error was sent to.
-    if !is_same(&flow.dst, &message.dst) {
+    // The quoted packet must come from where the error was sent to. Not `!=`, which makes LLVM 22
+    // crash here.
+    if flow.dst.difference(&message.dst) != 0 {
         return None;
     }
     let headers = &Headers::<V6> {
