@@ -27,6 +27,7 @@ use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, W
 use crate::model::{Model, OnExit};
 use crate::neighbor::{self, Links, Ways};
 use crate::privileges;
+use crate::probe::Class;
 
 /// How often the status that everybody may read is put together, while anybody may.
 const PUBLISH: Duration = Duration::from_secs(1);
@@ -61,6 +62,8 @@ pub struct Agent {
     /// Who waits for the status.
     asked: Vec<Responder>,
     targets: watch::Sender<Arc<BTreeSet<IpAddr>>>,
+    /// Backends whose probes get no answer.
+    silent: mpsc::UnboundedSender<IpAddr>,
     snapshot: watch::Sender<Arc<Status>>,
     /// The generation that the datapath was last told.
     told: u64,
@@ -109,6 +112,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     let followers = journal.followers();
     let core = Core::new(clock, model.clone(), journal, saver, saved, contents);
     let (targets, watched) = watch::channel(Arc::new(addresses(&model)));
+    let (silent, doubted) = mpsc::unbounded_channel();
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
     let (probes, finished) = Probes::new();
     inbox.probes = finished;
@@ -124,6 +128,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         captures: Captures::default(),
         asked: Vec::new(),
         targets,
+        silent,
         snapshot,
         told: 0,
     };
@@ -138,7 +143,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     if let Some(http) = http {
         tasks.spawn(api::http::serve(http, published));
     }
-    tasks.spawn(neighbor::keep_watching(watched, senders.paths));
+    tasks.spawn(neighbor::keep_watching(watched, doubted, senders.paths));
     tasks.spawn(neighbor::keep_watching_links(senders.links));
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
@@ -218,11 +223,9 @@ impl Agent {
             let wake = self.core.wake(self.probes.room());
             tokio::select! {
                 Some(finished) = inbox.probes.recv() => {
-                    self.probes.ended();
-                    self.core.finished(&finished);
+                    self.finished(&finished);
                     while let Ok(finished) = inbox.probes.try_recv() {
-                        self.probes.ended();
-                        self.core.finished(&finished);
+                        self.finished(&finished);
                     }
                 }
                 Some(notice) = inbox.notices.recv() => self.noticed(notice),
@@ -254,6 +257,18 @@ impl Agent {
                 () = sleep_until(self.core.clock.instant(wake)) => {}
             }
         }
+    }
+
+    /// A probe has ended.
+    fn finished(&mut self, finished: &Finished) {
+        self.probes.ended();
+        if finished.outcome.class == Class::Timeout
+            && let Some((_, backend)) = self.core.model.backend(&finished.key)
+        {
+            // The watcher ends only with the agent.
+            let _ = self.silent.send(backend.address.ip());
+        }
+        self.core.finished(finished);
     }
 
     /// Starts the probes that are due, and tells the datapath what has changed.

@@ -95,21 +95,25 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// Reports the ways to `targets` whenever they change. When the kernel cannot be asked, it is asked
+/// Reports the ways to `targets` whenever they change, and has the next hops of those that are
+/// `silent` confirmed. When the kernel cannot be asked, it is asked
 /// again after a second; meanwhile the ways last reported stay in use.
 pub async fn keep_watching(
     targets: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    mut silent: mpsc::UnboundedReceiver<IpAddr>,
     report: mpsc::UnboundedSender<Arc<Ways>>,
 ) {
-    while let Err(error) = watch(targets.clone(), report.clone()).await {
+    while let Err(error) = watch(targets.clone(), &mut silent, report.clone()).await {
         warn!("watching neighbours: {error}; trying again");
         tokio::time::sleep(RETRY).await;
     }
 }
 
-/// Reports the ways to `targets` whenever they change, until nobody listens.
+/// Reports the ways to `targets` whenever they change, until nobody listens. The next hops of those
+/// that are `silent` are confirmed.
 pub async fn watch(
     mut targets: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    silent: &mut mpsc::UnboundedReceiver<IpAddr>,
     report: mpsc::UnboundedSender<Arc<Ways>>,
 ) -> Result<(), NeighborError> {
     let groups = [
@@ -125,6 +129,8 @@ pub async fn watch(
     let mut resolver = Resolver::new(handle);
     let mut known: Option<Arc<Ways>> = None;
     let mut wake = Instant::now();
+    let mut doubted = BTreeSet::new();
+    let mut confirm = wake;
     let result = loop {
         tokio::select! {
             changed = targets.changed() => {
@@ -137,6 +143,17 @@ pub async fn watch(
                 let Some((message, _)) = message else { break Err(NeighborError::Ended) };
                 if matters(&message.payload, &resolver) {
                     wake = wake.min(Instant::now() + SETTLE);
+                }
+            }
+            Some(target) = silent.recv() => {
+                if doubted.is_empty() {
+                    confirm = Instant::now() + SETTLE;
+                }
+                doubted.insert(target);
+            }
+            () = sleep_until(confirm), if !doubted.is_empty() => {
+                if let Err(error) = resolver.confirm(&std::mem::take(&mut doubted)).await {
+                    break Err(error);
                 }
             }
             () = sleep_until(wake) => {

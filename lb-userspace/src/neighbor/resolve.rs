@@ -13,7 +13,7 @@ use rtnetlink::packet_route::neighbour::{
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType,
 };
-use rtnetlink::{Handle, RouteMessageBuilder};
+use rtnetlink::{Handle, NeighbourAddRequest, RouteMessageBuilder};
 use tracing::debug;
 
 use super::{NeighborError, Paths, Problem, Ways};
@@ -48,6 +48,8 @@ pub struct Neighbour {
     mac: Option<Mac>,
     /// Whether the kernel has confirmed it lately, or never needs to.
     fresh: bool,
+    /// Whether the kernel can be asked to confirm it at once.
+    can_be_doubted: bool,
 }
 
 /// What matters of an interface.
@@ -134,6 +136,8 @@ fn interface(link: &LinkMessage) -> Interface {
 pub struct Resolver {
     handle: Handle,
     next_hops: BTreeMap<NextHop, Option<Mac>>,
+    /// Each target's.
+    hops: BTreeMap<IpAddr, NextHop>,
     last: Paths,
 }
 
@@ -142,14 +146,17 @@ impl Resolver {
         Self {
             handle,
             next_hops: BTreeMap::new(),
+            hops: BTreeMap::new(),
             last: Paths::new(),
         }
     }
 
-    /// Whether a neighbour's news is about a next hop in use, and new.
+    /// Whether a neighbour's news is about a next hop in use, and new: another address, or none any
+    /// more, so that it is to be asked for.
     pub fn differs(&self, found: &Neighbour) -> bool {
         match self.next_hops.get(&found.hop) {
-            Some(known) => found.mac.is_some() && *known != found.mac,
+            Some(known) if found.mac.is_some() => *known != found.mac,
+            Some(known) => known.is_some() && !found.fresh,
             None => false,
         }
     }
@@ -161,6 +168,7 @@ impl Resolver {
         let neighbours = self.neighbours().await?;
         let mut ways = Ways::default();
         self.next_hops.clear();
+        self.hops.clear();
         for target in targets {
             let Route { hop, source, mtu } = match self.route(*target).await? {
                 Ok(found) => found,
@@ -175,6 +183,7 @@ impl Resolver {
             let neighbour = neighbours.get(&hop);
             let mac = neighbour.and_then(|neighbour| neighbour.mac);
             self.next_hops.insert(hop, mac);
+            self.hops.insert(*target, hop);
             if neighbour.is_none_or(|neighbour| !neighbour.fresh) {
                 self.ask_for(hop).await;
             }
@@ -297,18 +306,35 @@ impl Resolver {
         Ok(Err(Problem::NoRoute(why)))
     }
 
-    /// Has the kernel resolve a neighbour, or confirm it.
-    async fn ask_for(&self, hop: NextHop) {
-        let request = self
-            .handle
-            .neighbours()
-            .add(hop.ifindex, hop.address)
-            .state(NeighbourState::None)
-            .flags(NeighbourFlags::Use)
-            .replace();
-        if let Err(error) = request.execute().await {
-            debug!(address = %hop.address, "asking for a neighbour: {error}");
+    /// Has the kernel confirm the next hops of targets that are silent. It believes an entry for up
+    /// to 45 seconds (base_reachable_time, RFC 4861, section 6.3.2), also where another machine has
+    /// taken the address over and did not announce it.
+    pub async fn confirm(&self, targets: &BTreeSet<IpAddr>) -> Result<(), NeighborError> {
+        let neighbours = self.neighbours().await?;
+        let hops: BTreeSet<&NextHop> = targets.iter().filter_map(|t| self.hops.get(t)).collect();
+        for hop in hops {
+            if neighbours
+                .get(hop)
+                .is_some_and(|found| found.can_be_doubted)
+            {
+                let request = self.handle.neighbours().add(hop.ifindex, hop.address);
+                tell(hop, request.state(NeighbourState::Probe)).await;
+            }
         }
+        Ok(())
+    }
+
+    /// Has the kernel resolve a neighbour, or confirm it when it has not done so for long.
+    async fn ask_for(&self, hop: NextHop) {
+        let request = self.handle.neighbours().add(hop.ifindex, hop.address);
+        let request = request.state(NeighbourState::None);
+        tell(&hop, request.flags(NeighbourFlags::Use)).await;
+    }
+}
+
+async fn tell(hop: &NextHop, request: NeighbourAddRequest) {
+    if let Err(error) = request.replace().execute().await {
+        debug!(address = %hop.address, "asking for a neighbour: {error}");
     }
 }
 
@@ -350,6 +376,10 @@ pub fn neighbour_of(message: &NeighbourMessage) -> Option<Neighbour> {
         },
         mac: mac.filter(|_| usable),
         fresh,
+        can_be_doubted: matches!(
+            message.header.state,
+            NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay
+        ),
     })
 }
 

@@ -14,6 +14,8 @@ use super::http::connect;
 use super::lock;
 use crate::lab::Host;
 
+/// How long a connection may be silent before it counts as broken: TCP itself bears with minutes.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a connection is used.
 const PERIOD: Duration = Duration::from_millis(50);
 
@@ -123,6 +125,10 @@ fn greeted(to: SocketAddr) -> Result<(String, BufReader<std::net::TcpStream>)> {
 
 fn talk(mut stream: BufReader<std::net::TcpStream>, flow: &Mutex<Flow>, stop: &AtomicBool) {
     let mut number = 0_u64;
+    if let Err(error) = stream.get_ref().set_read_timeout(Some(PATIENCE)) {
+        lock(flow).broken = Some(error.to_string());
+        return;
+    }
     while !stop.load(Ordering::SeqCst) {
         number += 1;
         match exchange(&mut stream, number) {
