@@ -3,7 +3,7 @@
 
 /// Changes whenever a map's key, value, size class or meaning changes. An agent refuses to adopt
 /// pinned maps of another layout.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Capacity of the service table, service number 0 included (it means "none").
 pub const MAX_SERVICES: u32 = 1024;
@@ -307,7 +307,9 @@ pub struct Backend {
     /// Number of its service.
     pub service: u16,
     pub hops: [Hop; 2],
-    pub pad2: [u64; 3],
+    /// Whether the program reads the statuses of its HTTP answers: 1 or 0.
+    pub watches_http: u64,
+    pub pad2: [u64; 2],
     pub addr: Addr,
     /// Source address of outer headers: the balancer's own, on the way to this backend, or one out
     /// of the prefix that outer sources vary in.
@@ -464,8 +466,20 @@ pub struct Traffic {
     /// Packets that went to the previous owner of a slot because no record named another: while it
     /// moves, a transition must stay open.
     pub by_previous: u64,
-    /// Flows opened.
+    /// Flows opened: in NAT those that were recorded, in the other modes SYNs, repeated ones too.
     pub flows: u64,
+    /// NAT: flows that the backend has answered, in whatever way.
+    pub answered: u64,
+    /// NAT: flows whose first answer was a RST.
+    pub refused: u64,
+    /// NAT: SYNs that came again before the backend had answered.
+    pub repeated: u64,
+    /// NAT: ICMP errors from the backend's side that say that it, or its port, cannot be reached.
+    pub unreachable: u64,
+    /// NAT with [`Backend::watches_http`]: answers of HTTP/1 with a status below 500.
+    pub http_ok: u64,
+    /// The same with one of 500 and above.
+    pub http_errors: u64,
 }
 
 /// What `lb decap` counts: an index of its counters, each of packets and bytes.

@@ -1,5 +1,6 @@
 //! Counters: per CPU, so plain additions.
 
+use lb_common::slot::BackendIndex;
 use lb_common::verdict::{VERDICT_STRIDE, Verdict};
 
 use crate::maps::{TRAFFIC, VERDICTS};
@@ -29,6 +30,55 @@ impl Kind {
     #[inline(always)]
     pub const fn of(opens: bool) -> Self {
         if opens { Self::Opens } else { Self::Ordinary }
+    }
+}
+
+/// What a backend tells of itself by the packets of its flows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// The first answer in a flow.
+    Answered,
+    /// The same, a RST.
+    Refused,
+    /// A SYN that comes again before any answer.
+    Repeated,
+    /// An ICMP error: it, or its port, cannot be reached.
+    Unreachable,
+    /// An HTTP answer with a status below 500.
+    HttpOk,
+    /// The same with another one.
+    HttpError,
+}
+
+impl Sign {
+    #[inline(always)]
+    pub const fn of_first_reply(refuses: bool) -> Self {
+        if refuses {
+            Self::Refused
+        } else {
+            Self::Answered
+        }
+    }
+}
+
+/// Counts a sign that a backend gives.
+#[inline(always)]
+pub fn sign(backend: BackendIndex, sign: Sign) {
+    if let Some(traffic) = TRAFFIC.get_ptr_mut(backend as u32) {
+        // SAFETY: as above.
+        let traffic = unsafe { &mut *traffic };
+        let counter = match sign {
+            Sign::Answered => &mut traffic.answered,
+            Sign::Refused => {
+                traffic.answered = traffic.answered.wrapping_add(1);
+                &mut traffic.refused
+            }
+            Sign::Repeated => &mut traffic.repeated,
+            Sign::Unreachable => &mut traffic.unreachable,
+            Sign::HttpOk => &mut traffic.http_ok,
+            Sign::HttpError => &mut traffic.http_errors,
+        };
+        *counter = counter.wrapping_add(1);
     }
 }
 

@@ -88,8 +88,22 @@ struct Message<const V6: bool> {
     src: Addr,
     dst: Addr,
     kind: u8,
+    code: u8,
     /// In bytes from the ICMP header on, that many at the least.
     length: usize,
+}
+
+impl<const V6: bool> Message<V6> {
+    /// Whether it says that a host or its port cannot be reached, for whatever reason but the length
+    /// of the packet.
+    #[inline(always)]
+    fn is_unreachable(&self) -> bool {
+        if V6 {
+            self.kind == 1
+        } else {
+            self.kind == 3 && self.code != 4
+        }
+    }
 }
 
 /// `None` for another protocol, and for what claims to be longer than the frame or is too short.
@@ -128,12 +142,14 @@ fn message<const V6: bool>(packet: &Packet, l3: u32) -> Option<Message<V6>> {
         return None;
     }
     let l4 = l3 + header;
+    let icmp = packet.window::<HEADER>(l4)?;
     Some(Message {
         l3,
         l4,
         src,
         dst,
-        kind: packet.window::<HEADER>(l4)?.u8::<0>(),
+        kind: icmp.u8::<0>(),
+        code: icmp.u8::<1>(),
         length,
     })
 }

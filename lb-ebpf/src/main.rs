@@ -15,6 +15,7 @@ mod fate;
 mod flows;
 mod forward;
 mod fragment;
+mod http;
 mod icmp;
 mod maps;
 mod packet;

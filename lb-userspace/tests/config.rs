@@ -16,9 +16,9 @@ use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
     Affinity, Backend, ClientCertificate, DnsProbe, Endpoint, ExecProbe, Forwarding, HealthPolicy,
-    HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit, Pattern, Ports, PostgresProbe,
-    Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service,
-    SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
+    HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit, PassiveHttp, PassiveRules, Pattern,
+    Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse,
+    ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -136,6 +136,10 @@ fn the_smallest_file_gets_the_documented_defaults() {
             panic_threshold: 50,
             drain_deadline: seconds(30),
             slow_start: seconds(0),
+            passive: PassiveRules {
+                connections: true,
+                http: PassiveHttp::Off,
+            },
             health: Some(HealthPolicy {
                 interval: seconds(5),
                 timeout: seconds(2),

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use lb_userspace::health::{Change, Engine, Health, Restored};
 use lb_userspace::model::{
-    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, ProbeKind, ProbeSpec,
-    Protocol, Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, PassiveRules, ProbeKind,
+    ProbeSpec, Protocol, Service,
 };
 use lb_userspace::probe::{Class, Outcome, Verdict};
 use lb_userspace::routing::{Input, RoutingState, decide};
@@ -47,6 +47,7 @@ fn service(policy: HealthPolicy, backends: Vec<Backend>) -> Service {
         affinity: Affinity::Flow,
         on_death: lb_userspace::model::OnDeath::Reset,
         syn_rescue: true,
+        passive: PassiveRules::default(),
         server_id_length: 0,
         panic_threshold: 50,
         drain_deadline: Duration::from_secs(30),

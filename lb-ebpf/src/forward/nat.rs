@@ -11,13 +11,13 @@ use lb_common::verdict::Verdict;
 use network_types::eth::EthHdr;
 use network_types::ip::Ipv4Hdr;
 
-use crate::count::{self, Kind};
+use crate::count::{self, Kind, Sign};
 use crate::fate::Fate;
 use crate::forward::{IPV6_ADDRESSES, decrement_ttl, hop, macs, send, set_ipv6_addresses};
 use crate::maps::{BACKENDS, SOURCES};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
-use crate::{Look, flows, select};
+use crate::{Look, flows, http, select};
 
 /// What a packet leaves with.
 pub struct Ends {
@@ -67,7 +67,8 @@ pub fn reply<const V6: bool>(
     flow: &FlowKey,
 ) -> Option<Fate> {
     let record = flows::find_reply(flow)?;
-    let service = BACKENDS.get(record.backend as u32)?.service;
+    let backend = BACKENDS.get(record.backend as u32)?;
+    let service = backend.service;
     if record.forward & tcp_seen::RST != 0
         && headers.is_tcp()
         && headers.flags & flag::RST == 0
@@ -83,7 +84,14 @@ pub fn reply<const V6: bool>(
         tcp_seen::REPLY,
     );
     if record.reply != reply {
+        if record.reply & tcp_seen::REPLY == 0 {
+            let refuses = headers.flags & flag::RST != 0;
+            count::sign(record.backend, Sign::of_first_reply(refuses));
+        }
         record.reply = reply;
+    }
+    if backend.watches_http != 0 && headers.is_tcp() {
+        http::watch(packet, headers, record.backend);
     }
     let ends = Ends::of_reply(record);
     let sent = decrement_ttl::<V6>(packet, headers.l3)
@@ -112,6 +120,9 @@ pub fn request<const V6: bool>(
     if let Some(record) = flows::find(flow).filter(|record| record.source != 0) {
         if let Some(backend) = select::for_established(record.backend) {
             if !headers.is_syn() || (is_repeated(record) && !is_rescued(record, service, look)) {
+                if headers.is_syn() && record.reply & tcp_seen::REPLY == 0 && look == Look::First {
+                    count::sign(record.backend, Sign::Repeated);
+                }
                 let always = if headers.is_syn() {
                     0
                 } else {

@@ -8,7 +8,7 @@ use lb_common::checksum::{apply, replace16, replace32};
 use lb_common::verdict::Verdict;
 use network_types::ip::Ipv4Hdr;
 
-use crate::count::{self, Kind};
+use crate::count::{self, Kind, Sign};
 use crate::fate::Fate;
 use crate::forward::nat::{self, Ends};
 use crate::forward::{IPV6_ADDRESSES, decrement_ttl, hop, send, set_ipv6_addresses};
@@ -33,6 +33,14 @@ impl Known {
     #[inline(always)]
     pub fn service(&self) -> u16 {
         self.backend.service
+    }
+
+    /// Notes that the other end of the flow cannot be reached, if it is the backend.
+    #[inline(always)]
+    pub fn unreachable(&self) {
+        if self.to_client {
+            count::sign(self.record.backend, Sign::Unreachable);
+        }
     }
 }
 

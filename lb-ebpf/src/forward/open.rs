@@ -8,6 +8,7 @@ use lb_common::abi::{Flow, FlowKey, Forwarding, Service, service_flag};
 use lb_common::flow as policy;
 use lb_common::verdict::Verdict;
 
+use crate::count::Sign;
 use crate::fate::Fate;
 use crate::forward::nat;
 use crate::maps::{PARAMS, opening};
@@ -76,6 +77,7 @@ fn choose<const V6: bool>(
         _ if named != 0 => (named, 0),
         None => (owner, 0),
         Some(record) => {
+            count::sign(record.backend, Sign::Repeated);
             let times = policy::rescues(record.forward);
             let index = select::another(service, hash, times, record.backend, owner);
             // Each SYN looks elsewhere, also if this one finds nobody.

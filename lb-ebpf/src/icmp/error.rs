@@ -151,6 +151,9 @@ fn send_on<const V6: bool>(packet: &Packet, message: &Message<V6>, quote: &Quote
     let Some(known) = forward::nat_icmp::known(flow) else {
         return service.map(|service| Fate::refused(service.id, Verdict::DropIcmpNoFlow));
     };
+    if message.is_unreachable() {
+        known.unreachable();
+    }
     let sent = forward::nat_icmp::error(packet, headers, quote, &known);
     let id = known.service();
     Some(match sent {

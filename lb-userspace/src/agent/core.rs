@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lb_common::abi::{BackendState, Forwarding};
+use lb_common::abi::{BackendState, Forwarding, Traffic};
 use lb_common::flow::TCP_IDLE;
 use lb_common::slot::BackendIndex;
 use tracing::{error, info, warn};
@@ -21,6 +21,7 @@ use crate::api::event::{Change, Evidence, Kind, Origin};
 use crate::api::status::{ProbeCounts, Prober};
 use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
+use crate::health::passive::Passive;
 use crate::health::{Engine, Health, Start};
 use crate::model::{BackendKey, Model, Service};
 use crate::neighbor::{Problem, Ways};
@@ -42,6 +43,9 @@ pub struct Core {
     pub(super) journal: Journal,
     pub(super) saver: Saver,
     pub(super) engine: Engine,
+    pub(super) passive: Passive,
+    /// Each backend's counters when they last changed.
+    pub(super) signs_seen: BTreeMap<BackendIndex, Traffic>,
     pub(super) routing: RoutingState,
     pub(super) words: BTreeMap<BackendKey, Word>,
     /// The services with the operator's weights.
@@ -115,6 +119,8 @@ impl Core {
             journal,
             saver,
             engine: Engine::new(agent_id),
+            passive: Passive::default(),
+            signs_seen: BTreeMap::new(),
             routing: RoutingState::default(),
             words,
             weighed: Vec::new(),
@@ -143,6 +149,7 @@ impl Core {
         };
         core.engine
             .configure(&model.services, &restored, clock.now());
+        core.passive.configure(&model.services);
         core.forget_words();
         core
     }
@@ -172,6 +179,7 @@ impl Core {
     /// A probe has ended.
     pub fn finished(&mut self, finished: &Finished) {
         let Finished { key, seq, outcome } = finished;
+        self.observe(key, outcome);
         let counts = self.counts.entry(key.clone()).or_default();
         let (own, all) = match outcome.verdict {
             Verdict::Success => (&mut counts.success, &mut self.prober.success),
@@ -310,6 +318,7 @@ impl Core {
             &Input {
                 services: &self.weighed,
                 health: &|key| engine.get(key),
+                passive: self.passive.doubts(),
                 admin: &self.admin,
                 removed: &BTreeMap::new(),
             },
@@ -416,6 +425,7 @@ impl Core {
         let known = restore(&self.model, self.builder.contents(), BTreeMap::new());
         self.engine
             .configure(&self.model.services, &known, self.clock.now());
+        self.passive.configure(&self.model.services);
         self.forget_words();
         self.dirty = true;
         let (added, removed): (Vec<_>, Vec<_>) = (

@@ -57,6 +57,8 @@ impl Core {
         let (from, to) = (name(before), name(&self.routing));
         let origin = if by_operator {
             Origin::Agent
+        } else if self.passive.doubts().contains_key(&key) {
+            Origin::Traffic
         } else {
             Origin::Probe
         };

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::passive::{Burst, Questions};
 use crate::health::Start;
+use crate::health::passive::Suspicion;
 use crate::model::BackendKey;
 use crate::probe::{Outcome, Prober};
 
@@ -23,24 +25,42 @@ pub struct Probes {
     prober: Arc<Prober>,
     report: mpsc::UnboundedSender<Finished>,
     in_flight: usize,
+    bursts: mpsc::UnboundedSender<Burst>,
 }
 
 impl Probes {
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Finished>) {
+    /// Also gives where ended probes and ended bursts are told.
+    pub fn new() -> (
+        Self,
+        mpsc::UnboundedReceiver<Finished>,
+        mpsc::UnboundedReceiver<Burst>,
+    ) {
         let (report, finished) = mpsc::unbounded_channel();
+        let (bursts, ended) = mpsc::unbounded_channel();
         (
             Self {
                 prober: Arc::new(Prober::new()),
                 report,
                 in_flight: 0,
+                bursts,
             },
             finished,
+            ended,
         )
     }
 
     /// How many more may be started.
     pub const fn room(&self) -> usize {
         IN_FLIGHT.saturating_sub(self.in_flight)
+    }
+
+    /// Starts what a suspicion asks. Suspicions are few: they do not count among those in flight.
+    pub fn start_burst(&self, questions: Questions, suspicion: Suspicion) {
+        let (prober, ended) = (self.prober.clone(), self.bursts.clone());
+        tokio::spawn(async move {
+            // Nobody listens any more when the agent ends.
+            let _ = ended.send(questions.ask(&prober, suspicion).await);
+        });
     }
 
     pub fn start(&mut self, start: Start) {

@@ -16,6 +16,7 @@ use super::attach::attach;
 use super::capture::Captures;
 use super::clock::Clock;
 use super::core::Core;
+use super::passive::Burst;
 use super::probes::{Finished, Probes};
 use super::saved::{self, Saved};
 use super::saver::Saver;
@@ -24,6 +25,7 @@ use crate::api::event::{Change, Kind, Origin};
 use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server};
 use crate::config;
 use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer};
+use crate::health::passive;
 use crate::model::{Model, OnExit};
 use crate::neighbor::{self, Links, Ways};
 use crate::privileges;
@@ -39,6 +41,7 @@ struct Inbox {
     calls: mpsc::Receiver<Call>,
     notices: mpsc::UnboundedReceiver<Notice>,
     probes: mpsc::UnboundedReceiver<Finished>,
+    bursts: mpsc::UnboundedReceiver<Burst>,
     paths: mpsc::UnboundedReceiver<Arc<Ways>>,
     links: mpsc::UnboundedReceiver<Arc<Links>>,
     hangup: Signal,
@@ -114,8 +117,8 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     let (targets, watched) = watch::channel(Arc::new(addresses(&model)));
     let (silent, doubted) = mpsc::unbounded_channel();
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
-    let (probes, finished) = Probes::new();
-    inbox.probes = finished;
+    let (probes, finished, bursts) = Probes::new();
+    (inbox.probes, inbox.bursts) = (finished, bursts);
     let mut agent = Agent {
         options: options.clone(),
         core,
@@ -180,6 +183,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
         calls: call_receiver,
         notices: notice_receiver,
         probes: mpsc::unbounded_channel().1,
+        bursts: mpsc::unbounded_channel().1,
         paths: path_receiver,
         links: link_receiver,
         hangup: listen(SignalKind::hangup())?,
@@ -216,6 +220,9 @@ impl Agent {
         inbox: &mut Inbox,
         tasks: &mut tokio::task::JoinSet<()>,
     ) -> Result<End, RunError> {
+        let mut signs = self.writer.ask(Command::Signs).await?;
+        let mut watch = tokio::time::interval(passive::PERIOD);
+        watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut publish = tokio::time::interval(PUBLISH);
         publish.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -228,6 +235,8 @@ impl Agent {
                         self.finished(&finished);
                     }
                 }
+                Some(burst) = inbox.bursts.recv() => self.core.probed(&burst),
+                _ = watch.tick(), if self.core.watches_signs() => self.watch_signs(&mut signs),
                 Some(notice) = inbox.notices.recv() => self.noticed(notice),
                 Some(paths) = inbox.paths.recv() => {
                     let native = self.attached.iter().any(|on| on.native);

@@ -61,6 +61,8 @@ pub enum Kind {
     Admin,
     Reload,
     ReloadRefused,
+    /// The packets say something else of a backend than its probes.
+    Suspected,
     /// The next hop of a backend was found, changed or lost.
     Neighbor,
     /// The data plane could not be written, or can be again.
@@ -91,6 +93,7 @@ impl Kind {
             Self::Admin => "admin",
             Self::Reload => "reload",
             Self::ReloadRefused => "reload_refused",
+            Self::Suspected => "suspected",
             Self::Neighbor => "neighbor",
             Self::Datapath => "datapath",
             Self::Attached => "attached",
@@ -104,6 +107,8 @@ impl Kind {
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Origin {
     Probe,
+    /// What the packets of the flows say.
+    Traffic,
     Config,
     Agent,
     Operator {

@@ -40,9 +40,12 @@ fn paint(palette: Palette, kind: Kind) -> String {
         | Kind::ReloadRefused
         | Kind::Detached => palette.bad(&name),
         Kind::Readmitted | Kind::PanicLeft | Kind::Attached => palette.good(&name),
-        Kind::Draining | Kind::Drained | Kind::Admin | Kind::Tier | Kind::Datapath => {
-            palette.soft(&name)
-        }
+        Kind::Draining
+        | Kind::Drained
+        | Kind::Admin
+        | Kind::Tier
+        | Kind::Suspected
+        | Kind::Datapath => palette.soft(&name),
         Kind::Started
         | Kind::Stopped
         | Kind::Added
@@ -97,6 +100,7 @@ fn evidence(evidence: &Evidence) -> Option<String> {
 fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Probe => "probe".to_owned(),
+        Origin::Traffic => "traffic".to_owned(),
         Origin::Config => "config".to_owned(),
         Origin::Agent => "agent".to_owned(),
         Origin::Operator { uid, pid, command } => {

@@ -8,7 +8,8 @@ use lb_common::abi::{MAX_BACKENDS, MAX_RANGES, MAX_SERVICES};
 use super::reader::Errors;
 use super::service::{BackendDraft, Draft};
 use crate::model::{
-    Affinity, Endpoint, Forwarding, Node, OnDeath, Ports, Protocol, backend_text, host_text,
+    Affinity, Endpoint, Forwarding, Node, OnDeath, PassiveHttp, Ports, Protocol, backend_text,
+    host_text,
 };
 
 /// Most services: the first number of the table means "none".
@@ -187,6 +188,35 @@ fn tcp_flows(service: &Draft, errors: &mut Errors<'_>) {
             "remove it, or write on_death = \"reset\"",
         ),
         _ => {}
+    }
+    if let (Some(at), Protocol::Udp) = (&service.passive, protocol)
+        && at.value
+    {
+        errors.add(
+            at.span.clone(),
+            "`passive = \"probe\"` on a UDP service: datagrams need no answer",
+            "remove it",
+        );
+    }
+    if let (Some(at), Some(None)) = (&service.passive, &service.checks)
+        && at.value
+    {
+        errors.add(
+            at.span.clone(),
+            "`passive = \"probe\"` with `probe = \"none\"`: nothing would let a backend back in",
+            "give the service a probe, or remove it",
+        );
+    }
+    if let Some(at) = &service.passive_http
+        && at.value != PassiveHttp::Off
+        && (protocol, forwarding) != (Protocol::Tcp, Forwarding::Nat)
+    {
+        errors.add(
+            at.span.clone(),
+            "`passive_http` without TCP by `forwarding = \"nat\"`: the backends' answers do not come \
+             by this host",
+            "remove it",
+        );
     }
     if let (Some(at), Protocol::Udp) = (&service.syn_rescue, protocol)
         && at.value

@@ -353,6 +353,18 @@ pub const SERVICE: Section = Section {
             "How long a draining backend keeps its established flows.",
         ),
         key(
+            "passive",
+            Kind::Choice(&["probe", "off"]),
+            Derived("`\"probe\"` for TCP with probes, `\"off\"` otherwise"),
+            "What the packet path sees of connections. `probe`: a backend that refuses new connections or leaves them without an answer, while others do not, is probed at once, and ejected for 30 s or more if these probes fail too; `off`: nothing.",
+        ),
+        key(
+            "passive_http",
+            Kind::Choice(&["off", "report", "eject"]),
+            Value("\"off\""),
+            "TCP by `nat`, plain HTTP/1: answers with a status of 500 and above. `report`: a backend that gives far more of them than the others is shown; `eject`: it is drained for 30 s or more, whatever its probes say.",
+        ),
+        key(
             "slow_start",
             Kind::Duration,
             Value("\"0s\""),

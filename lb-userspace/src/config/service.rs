@@ -10,7 +10,8 @@ use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
 use super::{rules, syntax, value};
 use crate::model::{
-    Affinity, Backend, Endpoint, Forwarding, OnDeath, Protocol, Service, backend_text,
+    Affinity, Backend, Endpoint, Forwarding, OnDeath, PassiveHttp, PassiveRules, Protocol, Service,
+    backend_text,
 };
 
 /// Longest name, in bytes. Names stand in tables, metrics and events.
@@ -33,6 +34,9 @@ pub struct Draft {
     panic_threshold: Option<u8>,
     drain_deadline: Option<Duration>,
     slow_start: Option<Duration>,
+    /// As written, if it is.
+    pub passive: Option<At<bool>>,
+    pub passive_http: Option<At<PassiveHttp>>,
     pub checks: Option<Option<Checks>>,
     pub backends: Vec<BackendDraft>,
     /// Whether all of `backends` are tables.
@@ -100,6 +104,8 @@ pub fn read<'a>(
         slow_start: reader
             .get(errors, "slow_start", value::duration)
             .map(|at| at.value),
+        passive: reader.get(errors, "passive", passive),
+        passive_http: reader.get(errors, "passive_http", passive_http),
         checks,
         places: places(reader, health.as_ref(), &backends),
         backends,
@@ -215,6 +221,12 @@ impl Draft {
             panic_threshold: self.panic_threshold?,
             drain_deadline: self.drain_deadline?,
             slow_start: self.slow_start?,
+            passive: PassiveRules {
+                connections: self
+                    .passive
+                    .map_or(protocol == Protocol::Tcp && checks.is_some(), |at| at.value),
+                http: self.passive_http?.value,
+            },
             health: checks.map(|checks| checks.policy),
             backends,
         })
@@ -296,6 +308,18 @@ fn affinity(key: &Key, value: &Value<'_>) -> Result<Affinity, Problem> {
         "client" => Affinity::Client,
         "quic" => Affinity::Quic,
         _ => Affinity::Flow,
+    })
+}
+
+fn passive(key: &Key, value: &Value<'_>) -> Result<bool, Problem> {
+    Ok(value::choice(key, value)? == "probe")
+}
+
+fn passive_http(key: &Key, value: &Value<'_>) -> Result<PassiveHttp, Problem> {
+    Ok(match value::choice(key, value)? {
+        "report" => PassiveHttp::Report,
+        "eject" => PassiveHttp::Eject,
+        _ => PassiveHttp::Off,
     })
 }
 

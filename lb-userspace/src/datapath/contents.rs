@@ -105,6 +105,7 @@ impl Maps {
             service: entry.service,
             address: SocketAddr::new(entry.addr.into(), u16::from_be(entry.port)),
             server_id: (entry.has_server_id != 0).then_some(entry.server_id),
+            watches_http: entry.watches_http != 0,
             state,
             path,
         }))

@@ -23,6 +23,7 @@ use super::chain::Chain;
 use super::flow_table::FlowTable;
 use super::server_ids::ServerIds;
 use super::services::Services;
+use super::signs::{self, Signs};
 use super::sys::{self, Mapped, Plain, Raw};
 use super::tap::Tap;
 use crate::model::{Endpoint, OnDeath, Protocol};
@@ -87,6 +88,7 @@ pub struct Maps {
     pub(super) flows: FlowTable,
     pub(super) chain: Chain,
     traffic: PerCpuArray<MapData, Raw<Traffic>>,
+    traffic_fd: OwnedFd,
     verdicts: PerCpuArray<MapData, Raw<u64>>,
     /// What a [`Tap`] is made of.
     params_fd: OwnedFd,
@@ -140,6 +142,7 @@ impl Maps {
         let table_fds = fds.try_into().map_err(|_| AccessError::Missing("TABLES"))?;
         let mut take = |name| ebpf.take_map(name).ok_or(AccessError::Missing(name));
         let params_map = take("PARAMS")?;
+        let traffic = take("TRAFFIC")?;
         let mut params = mapped::<Params>(&params_map, "PARAMS", 1)?;
         let (flows, replies) = (take("FLOWS")?, take("REPLIES")?);
         let buckets = entries(&flows, "FLOWS")?;
@@ -187,11 +190,22 @@ impl Maps {
             ],
             table_fds,
             chain: Chain::new(descriptor(&take("CHAIN")?, "CHAIN")?),
-            traffic: take("TRAFFIC")?.try_into().map_err(map_error("TRAFFIC"))?,
+            traffic_fd: descriptor(&traffic, "TRAFFIC")?,
+            traffic: traffic.try_into().map_err(map_error("TRAFFIC"))?,
             verdicts: take("VERDICTS")?
                 .try_into()
                 .map_err(map_error("VERDICTS"))?,
         })
+    }
+
+    /// A reader of the backends' counters.
+    pub fn signs(&self) -> Result<Signs, AccessError> {
+        let map = self
+            .traffic_fd
+            .try_clone()
+            .map_err(system_error("TRAFFIC"))?;
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| system_error("TRAFFIC")(source))?;
+        Ok(Signs::new(map, cpus))
     }
 
     /// A place to capture packets from.
@@ -312,6 +326,7 @@ impl Maps {
                 gue_port: tunnel.gue_port.to_be(),
                 has_server_id: backend.server_id.is_some().into(),
                 server_id: backend.server_id.unwrap_or(0),
+                watches_http: backend.watches_http.into(),
                 ..Backend::default()
             },
         );
@@ -405,6 +420,14 @@ impl Maps {
         Ok(())
     }
 
+    pub fn watch_http(&mut self, id: BackendIndex, watches: bool) {
+        self.backends.set_field(
+            id.into(),
+            offset_of!(Backend, watches_http),
+            u64::from(watches),
+        );
+    }
+
     pub fn remove_backend(&mut self, id: BackendIndex) -> Result<(), AccessError> {
         self.set_server_id(id, None)?;
         self.backends.set(id.into(), Backend::default());
@@ -489,12 +512,7 @@ impl Maps {
             .map_err(map_error("TRAFFIC"))?;
         Ok(values
             .iter()
-            .fold(Traffic::default(), |sum, Raw(cpu)| Traffic {
-                packets: sum.packets.wrapping_add(cpu.packets),
-                bytes: sum.bytes.wrapping_add(cpu.bytes),
-                by_previous: sum.by_previous.wrapping_add(cpu.by_previous),
-                flows: sum.flows.wrapping_add(cpu.flows),
-            }))
+            .fold(Traffic::default(), |sum, Raw(cpu)| signs::sum(sum, cpu)))
     }
 
     /// A service's counters by verdict, summed over the CPUs; service 0 counts what is for none.

@@ -26,6 +26,7 @@ mod maps;
 mod pin;
 mod server_ids;
 mod services;
+mod signs;
 pub mod sys;
 pub mod tap;
 mod writer;
@@ -36,6 +37,7 @@ pub use flow_table::Inconsistency;
 pub use flows::Sweep;
 pub use maps::AccessError;
 pub use pin::{PinDirectory, PinError};
+pub use signs::Signs;
 pub use tap::Tap;
 pub use writer::{Command, Counters, Explained, Notice, Want, Writer};
 
@@ -240,6 +242,7 @@ impl Datapath {
             Op::AddBackend(id, backend) => maps.add_backend(*id, backend)?,
             Op::Path(id, path) => maps.set_path(*id, *path)?,
             Op::ServerId(id, server_id) => maps.set_server_id(*id, *server_id)?,
+            Op::WatchHttp(id, watches) => maps.watch_http(*id, *watches),
             Op::Table(id, slots) => maps.set_table(*id, slots)?,
             Op::Service(id, service) => maps.set_service(*id, service)?,
             Op::State(id, state) => maps.set_state(*id, *state),
@@ -300,6 +303,11 @@ impl Datapath {
     /// A place to capture packets from; at most one may be in use at a time.
     pub fn tap(&self) -> Result<Tap, DatapathError> {
         Ok(self.maps.tap()?)
+    }
+
+    /// A reader of the backends' counters that needs nothing else of this.
+    pub fn signs(&self) -> Result<Signs, DatapathError> {
+        Ok(self.maps.signs()?)
     }
 
     /// Whether the program captures packets.

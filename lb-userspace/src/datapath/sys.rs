@@ -20,6 +20,7 @@ const BPF_OBJ_GET: u32 = 7;
 const BPF_PROG_TEST_RUN: u32 = 10;
 const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
 const BPF_LINK_GET_FD_BY_ID: u32 = 30;
@@ -266,6 +267,44 @@ impl ElemAttr {
             value: value as u64,
             flags: 0,
         }
+    }
+}
+
+/// `struct { … } batch` of `union bpf_attr`.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Reads the first entries of an array map, as many as there are keys, each of as many bytes as the
+/// kernel gives for it: of a per-CPU map one value for each possible CPU (Linux 5.13).
+pub fn lookup_first<T: Plain>(
+    map: BorrowedFd<'_>,
+    keys: &mut [u32],
+    values: &mut [T],
+) -> io::Result<()> {
+    let mut last = 0u32;
+    let mut attr = BatchAttr {
+        in_batch: 0,
+        out_batch: &raw mut last as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        // The last entry was among them.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map(drop),
     }
 }
 

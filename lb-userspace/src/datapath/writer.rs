@@ -13,7 +13,9 @@ use lb_common::verdict::Verdict;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
-use super::{Attached, Datapath, DatapathError, PinDirectory, Place, Sweep, Tap, enter_bpffs};
+use super::{
+    Attached, Datapath, DatapathError, PinDirectory, Place, Signs, Sweep, Tap, enter_bpffs,
+};
 use crate::model::XdpMode;
 use crate::plan::explain::{Explanation, Tuple};
 use crate::plan::{Backend, Contents, Op, ServiceId, plan};
@@ -52,6 +54,8 @@ pub enum Command {
     },
     /// Give a place to capture packets from.
     Tap(oneshot::Sender<Result<Tap, DatapathError>>),
+    /// Give a reader of the backends' counters.
+    Signs(oneshot::Sender<Result<Signs, DatapathError>>),
     /// Read the counters, and report them.
     Count,
     /// Take everything off the interfaces and end.
@@ -276,6 +280,10 @@ impl Thread {
             Command::Tap(reply) => {
                 // As above; a tap that nobody takes is closed again.
                 let _ = reply.send(self.datapath.tap());
+            }
+            Command::Signs(reply) => {
+                // As above.
+                let _ = reply.send(self.datapath.signs());
             }
             Command::Count => self.notify(Notice::Counted(self.count())),
             Command::Detach(reply) => {

@@ -26,6 +26,7 @@
 pub mod agent;
 mod budget;
 mod engine;
+pub mod passive;
 pub mod schedule;
 mod target;
 

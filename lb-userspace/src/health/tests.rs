@@ -8,8 +8,8 @@ use super::*;
 use std::net::SocketAddr;
 
 use crate::model::{
-    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, ProbeKind, ProbeSpec,
-    Protocol, Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, PassiveRules, ProbeKind,
+    ProbeSpec, Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -17,7 +17,7 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-fn policy() -> HealthPolicy {
+pub(super) fn policy() -> HealthPolicy {
     HealthPolicy {
         interval: ms(1000),
         timeout: ms(300),
@@ -29,7 +29,7 @@ fn policy() -> HealthPolicy {
     }
 }
 
-fn service(backends: usize, policy: &HealthPolicy) -> Service {
+pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
     let backend = |n: usize| {
         let address = format!("10.0.{}.{}:80", n / 250, n % 250 + 1)
             .parse()
@@ -55,6 +55,7 @@ fn service(backends: usize, policy: &HealthPolicy) -> Service {
         affinity: Affinity::Flow,
         on_death: crate::model::OnDeath::Reset,
         syn_rescue: true,
+        passive: PassiveRules::default(),
         server_id_length: 0,
         panic_threshold: 50,
         drain_deadline: ms(30_000),

@@ -155,6 +155,27 @@ impl OnDeath {
     }
 }
 
+/// What the packets of a service's flows may say of its backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassiveRules {
+    /// Connections that a backend does not answer or refuses provoke probes at once, which may
+    /// eject it.
+    pub connections: bool,
+    pub http: PassiveHttp,
+}
+
+/// What HTTP answers with a status of 500 and above lead to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PassiveHttp {
+    /// They are not looked for.
+    #[default]
+    Off,
+    /// They are shown.
+    Report,
+    /// A backend that gives far more of them than the others is ejected for a time.
+    Eject,
+}
+
 /// Transport protocol of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -200,6 +221,7 @@ pub struct Service {
     pub panic_threshold: u8,
     pub drain_deadline: Duration,
     pub slow_start: Duration,
+    pub passive: PassiveRules,
     /// Thresholds and rhythm; `None` for `probe = "none"`: its backends count as healthy.
     pub health: Option<HealthPolicy>,
     pub backends: Vec<Backend>,

@@ -9,7 +9,7 @@ use lb_common::abi::{BackendState, Forwarding};
 use lb_common::slot::{BackendIndex, Slot};
 
 use super::{Backend, Contents, Full, Ids, Path, Service, ServiceId, SnatPorts};
-use crate::model::{self, BackendKey, Model, OnDeath, Protocol};
+use crate::model::{self, BackendKey, Model, OnDeath, PassiveHttp, Protocol};
 use crate::table::{self, Base, Member};
 
 /// What the data plane is to do with a backend, as routing and the operator have it.
@@ -137,6 +137,7 @@ impl Builder {
                         service: id,
                         address,
                         server_id: backend.server_id,
+                        watches_http: service.passive.http != PassiveHttp::Off,
                         state: duty.state,
                         path,
                     },

@@ -34,6 +34,7 @@ fn world(
             service: 1,
             address: at(&format!("10.0.0.{}:8080", 11 + n)),
             server_id: None,
+            watches_http: false,
             state: *state,
             path: Some(Path {
                 hop: Hop {

@@ -86,6 +86,8 @@ pub struct Backend {
     pub address: SocketAddr,
     /// The octets of its server ID in QUIC connection IDs as a number.
     pub server_id: Option<u64>,
+    /// Whether the statuses of its HTTP answers are counted.
+    pub watches_http: bool,
     pub state: BackendState,
     pub path: Option<Path>,
 }

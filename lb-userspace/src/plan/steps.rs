@@ -30,6 +30,8 @@ pub enum Op {
     Path(BackendIndex, Option<Path>),
     /// A known backend's server ID in QUIC connection IDs.
     ServerId(BackendIndex, Option<u64>),
+    /// Whether the statuses of a known backend's HTTP answers are counted.
+    WatchHttp(BackendIndex, bool),
     /// A service's table, swapped in whole.
     Table(ServiceId, Arc<Vec<Slot>>),
     /// How a service is found and forwarded; its table of this size stands.
@@ -55,6 +57,7 @@ impl Op {
             Self::AddBackend(..) => "add-backend",
             Self::Path(..) => "path",
             Self::ServerId(..) => "server-id",
+            Self::WatchHttp(..) => "watch-http",
             Self::Table(..) => "table",
             Self::Service(..) => "service",
             Self::State(..) => "state",
@@ -83,6 +86,11 @@ impl Op {
             Self::ServerId(id, server_id) => {
                 if let Some(backend) = contents.backends.get_mut(id) {
                     backend.server_id = *server_id;
+                }
+            }
+            Self::WatchHttp(id, watches) => {
+                if let Some(backend) = contents.backends.get_mut(id) {
+                    backend.watches_http = *watches;
                 }
             }
             Self::Table(id, slots) => {
@@ -153,6 +161,9 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
                 }
                 if known.server_id != backend.server_id {
                     ops.push(Op::ServerId(*id, backend.server_id));
+                }
+                if known.watches_http != backend.watches_http {
+                    ops.push(Op::WatchHttp(*id, backend.watches_http));
                 }
             }
         }
@@ -291,7 +302,8 @@ mod tests {
         }));
         let server_id = proptest::option::of(0..3u64);
         let state = proptest::sample::select(states.to_vec());
-        (state, path, server_id).prop_map(|(state, path, server_id)| Backend {
+        (state, path, server_id, any::<bool>()).prop_map(|(state, path, server_id, http)| Backend {
+            watches_http: http,
             service: 1,
             address: SocketAddr::new([10, 0, 0, 9].into(), 80),
             server_id,
@@ -340,6 +352,9 @@ mod tests {
                     self.backends.insert(id, backend);
                 }
                 Op::Path(id, path) => self.backends.get_mut(&id).unwrap().path = path,
+                Op::WatchHttp(id, watches) => {
+                    self.backends.get_mut(&id).unwrap().watches_http = watches;
+                }
                 Op::ServerId(id, server_id) => {
                     self.backends.get_mut(&id).unwrap().server_id = server_id;
                 }

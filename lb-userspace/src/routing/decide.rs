@@ -9,6 +9,7 @@ use super::slow_start;
 use super::tiers::{Share, in_service, one_is_whole};
 use super::{Admin, Cause, Decided, Decision, Event, EventKind, Routing, RoutingState};
 use super::{RoutingState as Previous, ServiceRouting};
+use crate::health::passive::Doubt;
 use crate::health::{Health, TargetView};
 use crate::model::{Backend, BackendKey, Service};
 
@@ -17,6 +18,8 @@ pub struct Input<'a> {
     pub services: &'a [Service],
     /// The probes' verdict: `&|key| engine.get(key)`. None for a backend: unknown.
     pub health: &'a dyn Fn(&BackendKey) -> Option<&'a TargetView>,
+    /// What the packets say, where that ejects.
+    pub passive: &'a BTreeMap<BackendKey, Doubt>,
     /// Backends without an entry are enabled.
     pub admin: &'a BTreeMap<BackendKey, Admin>,
     /// Backends no longer in the configuration, and until when their established flows may stay.
@@ -91,12 +94,31 @@ struct Subject<'a> {
     key: BackendKey,
     backend: &'a Backend,
     view: Option<&'a TargetView>,
+    /// Only of one that the probes call healthy.
+    doubt: Option<&'a Doubt>,
     admin: Admin,
 }
 
 impl Subject<'_> {
     fn health(&self) -> Health {
-        self.view.map_or(Health::Unknown, |view| view.health)
+        match (self.doubt, self.view) {
+            (Some(_), _) => Health::Unhealthy,
+            (None, view) => view.map_or(Health::Unknown, |view| view.health),
+        }
+    }
+
+    fn reason(&self) -> &str {
+        match (self.doubt, self.view) {
+            (Some(doubt), _) => &doubt.reason,
+            (None, view) => view.map_or("not yet probed", |view| &view.reason),
+        }
+    }
+
+    fn gone(&self) -> bool {
+        match (self.doubt, self.view) {
+            (Some(doubt), _) => doubt.gone,
+            (None, view) => view.is_some_and(|view| view.gone),
+        }
     }
 
     /// Whether it counts in percentages.
@@ -117,8 +139,11 @@ fn decide_service(
         .iter()
         .map(|backend| {
             let key = service.key(backend);
+            let view = (input.health)(&key);
+            let healthy = view.is_some_and(|view| view.health == Health::Healthy);
             Subject {
-                view: (input.health)(&key),
+                view,
+                doubt: input.passive.get(&key).filter(|_| healthy),
                 admin: input.admin.get(&key).copied().unwrap_or_default(),
                 key,
                 backend,
@@ -219,8 +244,7 @@ fn decide_backend(
     now: Duration,
     next: &mut Earliest,
 ) -> Decision {
-    let said = subject.view.map_or("not yet probed", |view| &view.reason);
-    let gone = subject.view.is_some_and(|view| view.gone);
+    let (said, gone) = (subject.reason(), subject.gone());
     // Whoever got traffic undecided keeps it until its own verdict: the first verdict on another
     // must not cut its flows.
     let fail_open = rules.fail_open || before.is_some_and(|b| b.cause == Cause::FailOpen);

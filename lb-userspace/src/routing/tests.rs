@@ -7,8 +7,10 @@ use super::*;
 use crate::health::{Engine, Health};
 use std::net::SocketAddr;
 
+use crate::health::passive::Doubt;
 use crate::model::{
-    Affinity, Backend, Endpoint, Forwarding, HealthPolicy, ProbeKind, ProbeSpec, Protocol, Service,
+    Affinity, Backend, Endpoint, Forwarding, HealthPolicy, PassiveRules, ProbeKind, ProbeSpec,
+    Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -22,6 +24,7 @@ struct World {
     service: Service,
     engine: Engine,
     admin: BTreeMap<BackendKey, Admin>,
+    passive: BTreeMap<BackendKey, Doubt>,
     removed: BTreeMap<BackendKey, Duration>,
     state: RoutingState,
     now: Duration,
@@ -59,6 +62,7 @@ impl World {
             affinity: Affinity::Flow,
             on_death: crate::model::OnDeath::Reset,
             syn_rescue: true,
+            passive: PassiveRules::default(),
             server_id_length: 0,
             panic_threshold,
             drain_deadline: s(30),
@@ -80,6 +84,7 @@ impl World {
             service,
             engine,
             admin: BTreeMap::new(),
+            passive: BTreeMap::new(),
             removed: BTreeMap::new(),
             state: RoutingState::default(),
             now: s(100),
@@ -147,6 +152,7 @@ impl World {
         let input = Input {
             services: std::slice::from_ref(&self.service),
             health: &|key| engine.get(key),
+            passive: &self.passive,
             admin: &self.admin,
             removed: &self.removed,
         };
@@ -537,4 +543,39 @@ proptest! {
             prop_assert!(!world.panic());
         }
     }
+}
+
+#[test]
+fn what_the_packets_say_ejects_too() {
+    let mut world = World::healthy(50, &[(100, 0), (100, 0), (100, 0)]);
+    let doubt = |gone| Doubt {
+        gone,
+        reason: "passive: refused".to_owned(),
+        until: s(999),
+    };
+    world.passive.insert(key(0), doubt(true));
+    world.passive.insert(key(1), doubt(false));
+    world.admin(2, Admin::Enabled);
+    let decision = |world: &World, n| world.state.get(&key(n)).unwrap().clone();
+    // One of three is left: panic.
+    assert_eq!(decision(&world, 0).routing, Routing::Panic);
+    world.service.panic_threshold = 0;
+    world.decide();
+    assert_eq!(decision(&world, 0).routing, Routing::Out);
+    assert_eq!(decision(&world, 0).cause, Cause::Gone);
+    assert!(decision(&world, 0).reason.contains("passive: refused"));
+    assert!(matches!(
+        decision(&world, 1).routing,
+        Routing::Draining { .. }
+    ));
+    assert_eq!(decision(&world, 2).routing, Routing::Active);
+    // The operator goes before, and so do the probes.
+    world.admin(0, Admin::Disabled);
+    assert_eq!(decision(&world, 0).cause, Cause::Disabled);
+    world.probe(1, Class::Refused);
+    assert!(decision(&world, 1).reason.contains("refused"));
+    world.passive.clear();
+    world.admin(0, Admin::Enabled);
+    assert_eq!(decision(&world, 0).routing, Routing::Active);
+    assert_eq!(decision(&world, 1).cause, Cause::Gone);
 }

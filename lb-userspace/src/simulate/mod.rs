@@ -96,6 +96,7 @@ impl<'m> Replay<'m> {
             &Input {
                 services: &self.model.services,
                 health: &|key| engine.get(key),
+                passive: &BTreeMap::new(),
                 admin: &BTreeMap::new(),
                 removed: &BTreeMap::new(),
             },

@@ -181,6 +181,7 @@ impl Kernel {
                     service: id,
                     address,
                     server_id: None,
+                    watches_http: false,
                     state,
                     path: Some(path),
                 },

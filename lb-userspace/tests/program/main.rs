@@ -25,4 +25,5 @@ mod packets;
 mod pass;
 mod quic;
 mod ranges;
+mod signs;
 mod tunnel;

@@ -1,0 +1,209 @@
+//! Passive detection at work: reads the counters, and runs the probes that a suspicion provokes.
+
+use std::time::Duration;
+
+use lb_common::abi::Traffic;
+use tracing::{info, warn};
+
+use super::core::Core;
+use super::run::Agent;
+use crate::api::event::{Change, Kind, Origin};
+use crate::datapath::Signs;
+use crate::health::TargetView;
+use crate::health::passive::{Reading, Suspicion};
+use crate::model::{BackendKey, ProbeKind, ProbeSpec};
+use crate::probe::{Outcome, Prober, Verdict};
+
+/// Connections tried to the address of the traffic.
+const CONNECTS: u32 = 2;
+/// Time between them.
+const BETWEEN: Duration = Duration::from_millis(50);
+/// How long each may take at the least.
+const LEAST: Duration = Duration::from_millis(150);
+/// How many times the time that its last successful probe took a backend is given to answer.
+const TIMES: u32 = 3;
+
+/// What the probes of a suspicion have found.
+pub struct Burst {
+    suspicion: Suspicion,
+    connects: Vec<Outcome>,
+    /// Of the configured probe.
+    probe: Option<Outcome>,
+}
+
+/// What a suspicion has probed.
+#[derive(Clone)]
+pub struct Questions {
+    connect: Option<ProbeSpec>,
+    probe: Option<ProbeSpec>,
+}
+
+impl Questions {
+    /// Asks them; the configured probe first and the connections beside it.
+    pub async fn ask(self, prober: &Prober, suspicion: Suspicion) -> Burst {
+        let connects = async {
+            let Some(spec) = &self.connect else {
+                return Vec::new();
+            };
+            let tries = (0..CONNECTS).map(|n| async move {
+                tokio::time::sleep(BETWEEN * n).await;
+                prober.run(spec).await
+            });
+            futures::future::join_all(tries).await
+        };
+        let probe = async {
+            match &self.probe {
+                Some(spec) => Some(prober.run(spec).await),
+                None => None,
+            }
+        };
+        let (connects, probe) = tokio::join!(connects, probe);
+        Burst {
+            suspicion,
+            connects,
+            probe,
+        }
+    }
+}
+
+impl Agent {
+    /// Reads the counters of all backends, and acts on what they say.
+    pub fn watch_signs(&mut self, signs: &mut Signs) {
+        if let Err(error) = self.core.read_signs(signs) {
+            warn!("passive detection: {error}");
+            return;
+        }
+        for suspicion in self.core.suspicions() {
+            if let Some(questions) = self.core.questions(&suspicion) {
+                info!(backend = %suspicion.key, "{}; probing it at once", suspicion.what);
+                self.probes.start_burst(questions, suspicion);
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Whether counters are to be read.
+    pub fn watches_signs(&self) -> bool {
+        self.passive.watches()
+    }
+
+    fn read_signs(&mut self, signs: &mut Signs) -> Result<(), crate::datapath::AccessError> {
+        let Some((last, _)) = self.builder.contents().backends.last_key_value() else {
+            return Ok(());
+        };
+        signs.read(*last)?;
+        let now = self.clock.now();
+        for service in &self.model.services {
+            for backend in &service.backends {
+                let Some(index) = self.builder.index(service, backend) else {
+                    continue;
+                };
+                let traffic = signs.get(index);
+                let seen = self.signs_seen.entry(index).or_default();
+                // Most backends have no news most of the time.
+                if *seen == traffic {
+                    continue;
+                }
+                *seen = traffic;
+                let key = service.key(backend);
+                let patience = 2 * last_latency(self.engine.get(&key));
+                self.passive.read(&key, reading(&traffic), patience, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn suspicions(&mut self) -> Vec<Suspicion> {
+        let judged = self.passive.judge(self.clock.now());
+        self.dirty |= judged.changed;
+        judged.suspicions
+    }
+
+    /// What a suspicion has asked: connections to where the traffic goes, and the configured probe.
+    fn questions(&self, suspicion: &Suspicion) -> Option<Questions> {
+        let (_, backend) = self.model.backend(&suspicion.key)?;
+        let probe = backend.probe.as_ref()?;
+        let timeout = LEAST.max(TIMES * last_latency(self.engine.get(&suspicion.key)));
+        let timeout = timeout.min(probe.timeout);
+        let connect = ProbeSpec {
+            target: backend.address,
+            timeout,
+            kind: ProbeKind::Tcp,
+        };
+        let is_command = matches!(probe.kind, ProbeKind::Exec(_));
+        Some(Questions {
+            // Of several ports, none is known to be in use.
+            connect: (backend.address.port() != 0).then_some(connect),
+            probe: (!is_command).then(|| ProbeSpec {
+                timeout,
+                ..probe.clone()
+            }),
+        })
+    }
+
+    /// The probes of a suspicion have ended.
+    pub fn probed(&mut self, burst: &Burst) {
+        let Burst {
+            suspicion,
+            connects,
+            probe,
+        } = burst;
+        let now = self.clock.now();
+        let deciding = if connects.is_empty() {
+            probe.as_slice()
+        } else {
+            connects
+        };
+        // What this host could not ask says nothing of the backend.
+        let reached = deciding.iter().any(|o| o.verdict != Verdict::Failure) || deciding.is_empty();
+        let detail = deciding.last().map_or("", |outcome| &outcome.detail);
+        let of_probe = probe
+            .as_ref()
+            .map(|outcome| outcome.verdict == Verdict::Success);
+        let key = &suspicion.key;
+        if self
+            .passive
+            .probed(suspicion, reached, of_probe, detail, now)
+        {
+            info!(backend = %key, "{}; {detail}: ejected", suspicion.what);
+            self.turns.insert(key.clone(), suspicion.since);
+            self.dirty = true;
+        } else {
+            let what = format!("{}, yet its probes succeed", suspicion.what);
+            info!(backend = %key, "{what}");
+            self.record(Change::backend(Kind::Suspected, key, Origin::Traffic, what));
+        }
+    }
+
+    /// The configured probe of a backend has ended.
+    pub(super) fn observe(&mut self, key: &BackendKey, outcome: &Outcome) {
+        let success = match outcome.verdict {
+            Verdict::Success => true,
+            Verdict::Failure => false,
+            Verdict::Internal => return,
+        };
+        self.dirty |= self.passive.observe(key, success, self.clock.now());
+    }
+}
+
+/// How long the last successful probe took.
+fn last_latency(view: Option<&TargetView>) -> Duration {
+    let history = view.into_iter().flat_map(|view| view.history.iter().rev());
+    let mut successes = history.filter(|record| record.verdict == Verdict::Success);
+    successes
+        .next()
+        .map_or(Duration::ZERO, |record| record.latency)
+}
+
+const fn reading(traffic: &Traffic) -> Reading {
+    Reading {
+        packets: traffic.packets,
+        opened: traffic.flows,
+        answered: traffic.answered,
+        refused: traffic.refused,
+        unreachable: traffic.unreachable,
+        http_ok: traffic.http_ok,
+        http_errors: traffic.http_errors,
+    }
+}

@@ -1,0 +1,181 @@
+//! What the program counts of the backends' behaviour, for passive detection.
+
+use lb_common::abi::Forwarding::Nat;
+use lb_common::abi::Traffic;
+use lb_common::verdict::Verdict;
+use lb_userspace::model::Protocol;
+
+use crate::kernel::{Kernel, VIP4, VIP6, kernel};
+use crate::packets::{Frame, Icmp, ROUTER_MAC, Seen, parse};
+
+const CLIENTS: [(&str, &str, &str); 2] = [
+    (VIP4, "198.51.100.1:4000", "10.0.0.11:8080"),
+    (VIP6, "[2001:db8::1]:4000", "[fd00::11]:8080"),
+];
+
+/// The counters that signs add to.
+fn signs(kernel: &Kernel) -> Traffic {
+    let traffic = kernel.datapath.traffic(1).unwrap();
+    let signs = kernel.datapath.signs();
+    let mut signs = signs.unwrap();
+    signs.read(3).unwrap();
+    assert_eq!(signs.get(1), traffic, "the two ways of reading");
+    Traffic {
+        packets: 0,
+        bytes: 0,
+        by_previous: 0,
+        ..traffic
+    }
+}
+
+fn serve(name: &str, vip: &str, server: &str) -> Option<Kernel> {
+    let mut kernel = kernel(name)?;
+    kernel.serve_one(vip, Protocol::Tcp, Nat, (1, server));
+    Some(kernel)
+}
+
+/// Opens a flow; what its backend sees.
+fn open(kernel: &mut Kernel, client: &str, vip: &str) -> Seen {
+    parse(&kernel.forwards(&Frame::tcp(client, vip, "S").bytes(), 1))
+}
+
+fn answer(kernel: &mut Kernel, to: &Seen, flags: &'static str, payload: &[u8]) {
+    let frame = Frame {
+        payload: payload.to_vec(),
+        ..Frame::tcp(&to.dst.to_string(), &to.src.to_string(), flags)
+    };
+    kernel.expect(&frame.bytes(), Verdict::NatReply);
+}
+
+#[test]
+fn first_answers_are_told_from_refusals() {
+    for (vip, client, server) in CLIENTS {
+        let Some(mut kernel) = serve("first_answers_are_told_from_refusals", vip, server) else {
+            return;
+        };
+        let mut expected = Traffic::default();
+        let first = open(&mut kernel, client, vip);
+        expected.flows += 1;
+        assert_eq!(signs(&kernel), expected);
+        // Two more SYNs before any answer.
+        for _ in 0..2 {
+            open(&mut kernel, client, vip);
+            expected.repeated += 1;
+            assert_eq!(signs(&kernel), expected);
+        }
+        answer(&mut kernel, &first, "SA", b"");
+        expected.answered += 1;
+        assert_eq!(signs(&kernel), expected);
+        // What follows in the flow says nothing new, a RST and a late SYN neither.
+        answer(&mut kernel, &first, "A", b"");
+        open(&mut kernel, client, vip);
+        answer(&mut kernel, &first, "RA", b"");
+        assert_eq!(signs(&kernel), expected);
+
+        let second = client.replace("4000", "4001");
+        let second = open(&mut kernel, &second, vip);
+        answer(&mut kernel, &second, "RA", b"");
+        expected.flows += 1;
+        expected.answered += 1;
+        expected.refused += 1;
+        assert_eq!(signs(&kernel), expected);
+    }
+}
+
+#[test]
+fn only_what_cannot_be_reached_counts_as_unreachable() {
+    for (vip, client, server) in CLIENTS {
+        let name = "only_what_cannot_be_reached_counts_as_unreachable";
+        let Some(mut kernel) = serve(name, vip, server) else {
+            return;
+        };
+        let sent = kernel.forwards(&Frame::tcp(client, vip, "S").bytes(), 1);
+        let seen = parse(&sent);
+        let error = |kind| Icmp {
+            src: seen.dst.ip(),
+            dst: seen.src.ip(),
+            from: ROUTER_MAC,
+            ttl: 60,
+            vlans: 0,
+            kind,
+            payload: sent[14..].to_vec(),
+        };
+        // Too long, time exceeded; host and port unreachable, administratively prohibited.
+        let (others, unreachable) = if seen.dst.is_ipv4() {
+            (
+                [(3, 4, 1400), (11, 0, 0)],
+                [(3, 1, 0), (3, 3, 0), (3, 13, 0)],
+            )
+        } else {
+            ([(2, 0, 1400), (3, 0, 0)], [(1, 3, 0), (1, 4, 0), (1, 1, 0)])
+        };
+        for kind in others {
+            kernel.expect(&error(kind).bytes(), Verdict::IcmpError);
+        }
+        assert_eq!(signs(&kernel).unreachable, 0);
+        for (n, kind) in unreachable.into_iter().enumerate() {
+            kernel.expect(&error(kind).bytes(), Verdict::IcmpError);
+            assert_eq!(signs(&kernel).unreachable, n as u64 + 1);
+        }
+        // The same from the client's side says nothing of the backend.
+        let client_error = Icmp {
+            src: client.parse::<std::net::SocketAddr>().unwrap().ip(),
+            dst: vip.parse::<std::net::SocketAddr>().unwrap().ip(),
+            payload: Frame::tcp(vip, client, "SA").bytes()[14..].to_vec(),
+            ..error(unreachable[0])
+        };
+        kernel.expect(&client_error.bytes(), Verdict::IcmpError);
+        assert_eq!(signs(&kernel).unreachable, unreachable.len() as u64);
+    }
+}
+
+#[test]
+fn statuses_are_read_where_that_is_wanted() {
+    for (vip, client, server) in CLIENTS {
+        let name = "statuses_are_read_where_that_is_wanted";
+        let Some(mut kernel) = serve(name, vip, server) else {
+            return;
+        };
+        let seen = open(&mut kernel, client, vip);
+        let said = |kernel: &mut Kernel, text: &str| {
+            let before = signs(kernel);
+            answer(kernel, &seen, "A", text.as_bytes());
+            let after = signs(kernel);
+            (
+                after.http_ok - before.http_ok,
+                after.http_errors - before.http_errors,
+            )
+        };
+        answer(&mut kernel, &seen, "SA", b"");
+        assert_eq!(
+            said(&mut kernel, "HTTP/1.1 500 oh\r\n\r\n"),
+            (0, 0),
+            "not wanted"
+        );
+        let mut wanted = kernel.contents.clone();
+        wanted.backends.get_mut(&1).unwrap().watches_http = true;
+        kernel.want(wanted);
+        for (text, expected) in [
+            ("HTTP/1.1 200 OK\r\n\r\n", (1, 0)),
+            ("HTTP/1.0 404 no\r\n\r\n", (1, 0)),
+            ("HTTP/1.1 503 oh\r\n\r\n", (0, 1)),
+            ("HTTP/1.1 500", (0, 1)),
+            ("HTTP/1.1 5", (0, 1)),
+            ("HTTP/1.1 ", (0, 0)),
+            ("HTTP/1.1 x00 oh\r\n\r\n", (0, 0)),
+            ("HTTP/2.0 500 oh\r\n\r\n", (0, 0)),
+            ("http/1.1 500 oh\r\n\r\n", (0, 0)),
+            ("the rest of HTTP/1.1 500", (0, 0)),
+            ("", (0, 0)),
+        ] {
+            assert_eq!(said(&mut kernel, text), expected, "{text:?}");
+        }
+        // Taken over by the next agent, and switched off by it.
+        kernel.reopen();
+        assert!(kernel.datapath.contents().unwrap().backends[&1].watches_http);
+        let mut wanted = kernel.contents.clone();
+        wanted.backends.get_mut(&1).unwrap().watches_http = false;
+        kernel.want(wanted);
+        assert_eq!(said(&mut kernel, "HTTP/1.1 503 oh\r\n\r\n"), (0, 0));
+    }
+}
