@@ -347,6 +347,7 @@ fn priority(trace: &Value) -> Result<(), &'static str> {
     let input = Input {
         services: std::slice::from_ref(&service),
         health: &|key| engine.get(key),
+        passive: &BTreeMap::new(),
         admin: &admin,
         removed: &removed,
     };

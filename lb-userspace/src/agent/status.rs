@@ -9,7 +9,8 @@ use super::core::Core;
 use super::run::Agent;
 use super::saved;
 use crate::api::status::{
-    self, BackendStatus, FlowTable, Interface, LastProbe, Mode, Node, Prober, ServiceStatus, Status,
+    self, BackendStatus, FlowTable, Interface, LastProbe, Mode, Node, Prober, ServiceStatus, Signs,
+    Status,
 };
 use crate::health::{Health, TargetView};
 use crate::model::{Backend, Service, backend_text};
@@ -195,6 +196,18 @@ impl Core {
                 .then(|| self.ways.problems.get(&backend.address.ip()))
                 .flatten()
                 .map(ToString::to_string),
+            disagreement: self
+                .passive
+                .disagreement(&key, self.clock.now())
+                .map(str::to_owned),
+            signs: Signs {
+                answered: traffic.answered,
+                refused: traffic.refused,
+                repeated: traffic.repeated,
+                unreachable: traffic.unreachable,
+                http_ok: traffic.http_ok,
+                http_errors: traffic.http_errors,
+            },
             probes: self.counts.get(&key).copied().unwrap_or_default(),
         }
     }

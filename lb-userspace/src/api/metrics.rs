@@ -202,6 +202,48 @@ const BACKEND_METRICS: &[BackendMetric] = &[
         "1 while its next hop is not resolved.",
         |b| f64::from(u8::from(b.unresolved)),
     ),
+    (
+        "lb_backend_disagreement",
+        GAUGE,
+        "1 while the packets of its flows say of it what its probes do not.",
+        |b| f64::from(u8::from(b.disagreement.is_some())),
+    ),
+    (
+        "lb_backend_answered_total",
+        COUNTER,
+        "New flows that it has answered (NAT).",
+        |b| count(b.signs.answered),
+    ),
+    (
+        "lb_backend_refused_total",
+        COUNTER,
+        "New flows that it has answered with a RST (NAT).",
+        |b| count(b.signs.refused),
+    ),
+    (
+        "lb_backend_repeated_syns_total",
+        COUNTER,
+        "SYNs that came again before it had answered (NAT).",
+        |b| count(b.signs.repeated),
+    ),
+    (
+        "lb_backend_unreachable_total",
+        COUNTER,
+        "ICMP errors that say that it cannot be reached (NAT).",
+        |b| count(b.signs.unreachable),
+    ),
+    (
+        "lb_backend_http_ok_total",
+        COUNTER,
+        "HTTP answers with a status below 500 (passive_http).",
+        |b| count(b.signs.http_ok),
+    ),
+    (
+        "lb_backend_http_errors_total",
+        COUNTER,
+        "HTTP answers with a status of 500 and above (passive_http).",
+        |b| count(b.signs.http_errors),
+    ),
 ];
 
 /// Prometheus has no integers; above 2^53 the last digits go.

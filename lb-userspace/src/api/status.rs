@@ -166,8 +166,31 @@ pub struct BackendStatus {
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unresolved_reason: Option<String>,
+    /// What the packets of its flows say of it that its probes do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disagreement: Option<String>,
+    /// What the packet path has counted of its behaviour.
+    #[serde(default)]
+    pub signs: Signs,
     #[serde(default)]
     pub probes: ProbeCounts,
+}
+
+/// Signs of how a backend does, counted in the packet path; by NAT only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signs {
+    /// Flows that it has answered.
+    pub answered: u64,
+    /// Those of them whose first answer was a RST.
+    pub refused: u64,
+    /// SYNs that came again before any answer.
+    pub repeated: u64,
+    /// ICMP errors that say that it, or its port, cannot be reached.
+    pub unreachable: u64,
+    /// HTTP answers with a status below 500, where they are watched.
+    pub http_ok: u64,
+    /// Those with another one.
+    pub http_errors: u64,
 }
 
 /// Probes of one backend.
@@ -322,6 +345,8 @@ pub(crate) mod tests {
             configured_weight: None,
             unresolved: false,
             unresolved_reason: None,
+            disagreement: None,
+            signs: Signs::default(),
             probes: ProbeCounts {
                 success: 20,
                 failure: 1,

@@ -228,6 +228,9 @@ fn row(backend: &BackendStatus, now: Timestamp) -> [String; 12] {
             reason.push_str(&format!(" ({})", tame(why)));
         }
     }
+    if let Some(what) = &backend.disagreement {
+        reason.push_str(&format!("; BUT ITS TRAFFIC SAYS: {}", tame(what)));
+    }
     [
         tame(&backend.name),
         tame(&backend.address),

@@ -1,5 +1,6 @@
 //! Load from the client: threads in its namespace that send requests and count what came back.
 
+pub mod arrivals;
 pub mod download;
 pub mod flows;
 pub mod grpc;

@@ -41,6 +41,7 @@ pub async fn serve(listener: TcpListener, state: Arc<State>) {
 
 async fn answer(request: &Request<Incoming>, state: &State) -> Answer {
     match request.uri().path() {
+        "/" if state.fails() => text(StatusCode::INTERNAL_SERVER_ERROR, &state.name),
         "/" => text(StatusCode::OK, &state.name),
         "/slow" => {
             tokio::time::sleep(Duration::from_secs(1)).await;

@@ -72,6 +72,10 @@ pub enum Order {
     Unready,
     /// Nothing: the request is left hanging.
     Hang,
+    /// `/` answers with 500, whatever `/readyz` says.
+    Fail,
+    /// It no longer does.
+    Work,
     /// gRPC health says SERVING.
     Serving,
     /// gRPC health says NOT_SERVING.
@@ -79,7 +83,9 @@ pub enum Order {
 }
 
 impl Order {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
+        Self::Fail,
+        Self::Work,
         Self::Ready,
         Self::Unready,
         Self::Hang,
@@ -93,6 +99,8 @@ impl Order {
             Self::Ready => "ready",
             Self::Unready => "unready",
             Self::Hang => "hang",
+            Self::Fail => "fail",
+            Self::Work => "work",
             Self::Serving => "serving",
             Self::NotServing => "not-serving",
         }
@@ -105,6 +113,7 @@ struct State {
     name: String,
     readiness: AtomicU8,
     serving: AtomicBool,
+    failing: AtomicBool,
 }
 
 impl State {
@@ -113,6 +122,8 @@ impl State {
             Order::Ready | Order::Unready | Order::Hang => {
                 self.readiness.store(order as u8, Ordering::SeqCst);
             }
+            Order::Fail => self.failing.store(true, Ordering::SeqCst),
+            Order::Work => self.failing.store(false, Ordering::SeqCst),
             Order::Serving => self.serving.store(true, Ordering::SeqCst),
             Order::NotServing => self.serving.store(false, Ordering::SeqCst),
         }
@@ -120,6 +131,10 @@ impl State {
 
     fn is(&self, readiness: Order) -> bool {
         self.readiness.load(Ordering::SeqCst) == readiness as u8
+    }
+
+    fn fails(&self) -> bool {
+        self.failing.load(Ordering::SeqCst)
     }
 
     fn serving(&self) -> bool {
@@ -141,6 +156,7 @@ async fn serve(options: Options) -> Result<()> {
         name: options.name,
         readiness: AtomicU8::new(Order::Ready as u8),
         serving: AtomicBool::new(true),
+        failing: AtomicBool::new(false),
     });
     for address in options.http {
         tokio::spawn(http::serve(listen(address)?, Arc::clone(&state)));

@@ -316,6 +316,7 @@ fn backend_row(backend: &BackendStatus, rates: Rates, now: Timestamp) -> Row {
     row.cells[3] = backend.slots.to_string();
     row.cells[8] = match &backend.last_probe {
         _ if backend.unresolved => "NO NEXT HOP: packets to it are dropped".to_owned(),
+        _ if let Some(what) = &backend.disagreement => format!("but its traffic: {}", tame(what)),
         None => "none yet".to_owned(),
         Some(probe) => format!(
             "{} in {:.1} ms, {} ago",
@@ -334,7 +335,7 @@ fn backend_row(backend: &BackendStatus, rates: Rates, now: Timestamp) -> Row {
         Health::Unknown => Style::Soft,
         Health::Unhealthy => Style::Bad,
     };
-    if backend.unresolved {
+    if backend.unresolved || backend.disagreement.is_some() {
         row.styles[8] = Style::Bad;
     }
     row

@@ -1,0 +1,213 @@
+//! Passive detection: a backend that dies under load is out long before its probes could say so, and
+//! nobody is ejected for losses.
+//!
+//! `LB_DEATHS=20 cargo test -p lb-tests --test passive -- --nocapture` kills more often.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+use lb_tests::agent::SOON;
+use lb_tests::lab::{DSR_VIP, NAT_VIP};
+use lb_tests::load::arrivals::Arrivals;
+use lb_tests::server::Order;
+use lb_tests::server_handle::{HTTP, Server};
+use lb_tests::{Agent, Config, Lab, Service, skip, wait_for};
+
+/// New connections for all three backends in a second.
+const LOAD: u32 = 150;
+/// The probes that would have taken 5 s x 3 + 2 s.
+const PROBES: &str = "probe = \"http\"\npath = \"/readyz\"\nport = 8080\n\
+                      interval = \"5s\"\ntimeout = \"2s\"\nunhealthy_threshold = 3";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Death {
+    ProcessKilled,
+    HostGone,
+    PortFiltered,
+    AcceptQueueFull,
+    Errors500,
+}
+
+impl Death {
+    /// Strikes b1.
+    fn strike(self, lab: &Lab, server: &mut Server) -> Result<()> {
+        let b1 = lab.backend(1);
+        match self {
+            Self::ProcessKilled => server.kill(),
+            Self::HostGone => lab.plug(b1, false),
+            Self::PortFiltered => {
+                let rules = format!(
+                    "table inet death {{ chain in {{ type filter hook input priority 0; \
+                     tcp dport {HTTP} drop; }} }}"
+                );
+                b1.namespace.run("nft", &[&rules]).map(drop)
+            }
+            Self::AcceptQueueFull => server.freeze(),
+            Self::Errors500 => server.order(Order::Fail),
+        }
+    }
+
+    /// Undoes it.
+    fn mend(self, lab: &Lab, server: &mut Server) -> Result<()> {
+        let b1 = lab.backend(1);
+        match self {
+            Self::ProcessKilled => {
+                *server = Server::start(b1)?;
+                Ok(())
+            }
+            Self::HostGone => lab.plug(b1, true),
+            Self::PortFiltered => b1
+                .namespace
+                .run("nft", &["delete table inet death"])
+                .map(drop),
+            Self::AcceptQueueFull => server.thaw(),
+            Self::Errors500 => server.order(Order::Work),
+        }
+    }
+}
+
+/// A laboratory whose servers have short accept queues.
+fn laboratory() -> Result<(Lab, Vec<Server>)> {
+    let lab = Lab::new(3)?;
+    for host in &lab.backends {
+        host.namespace
+            .run("sysctl", &["-qw", "net.core.somaxconn=4"])?;
+    }
+    let servers = lab.serve()?;
+    Ok((lab, servers))
+}
+
+fn service(lab: &Lab, forwarding: &'static str) -> Service {
+    let vip = if forwarding == "nat" {
+        NAT_VIP
+    } else {
+        DSR_VIP
+    }[0];
+    // By DSR packets keep the port.
+    let address = SocketAddr::new(vip, HTTP);
+    Service::tcp(lab, "web", address, HTTP)
+        .forwarded(forwarding)
+        .health(PROBES)
+}
+
+/// Seconds of the day at an event.
+fn second_of(event: &serde_json::Value) -> Result<f64> {
+    let at = event["at"].as_str().context("an event without a time")?;
+    let (_, time) = at
+        .trim_end_matches('Z')
+        .split_once('T')
+        .context("no time")?;
+    let mut parts = time.split(':').map(str::parse::<f64>);
+    let mut next = || parts.next().context("a time is too short");
+    Ok(next()?? * 3600.0 + next()?? * 60.0 + next()??)
+}
+
+fn second_of_now() -> Result<f64> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    Ok(now.as_secs_f64() % 86_400.0)
+}
+
+/// Kills b1 under load, and gives the seconds until it was out.
+fn one_death(lab: &Lab, server: &mut Server, service: &Service, death: Death) -> Result<f64> {
+    let mut agent = Agent::start(lab, &Config::new(vec![service.clone()]))?;
+    agent.settled()?;
+    let seen = agent.events()?.len();
+    let load = Arrivals::start(&lab.client, service.address, LOAD)?;
+    wait_for("the load", SOON, || Ok(load.served() > u64::from(LOAD)))?;
+    let struck = second_of_now()?;
+    death.strike(lab, server)?;
+    let mut ejected = None;
+    wait_for("the ejection", SOON, || {
+        let events = agent.events()?;
+        let mut new = events.into_iter().skip(seen);
+        ejected = new.find(|event| {
+            (event["kind"] == "ejected" || event["kind"] == "draining") && event["backend"] == "b1"
+        });
+        Ok(ejected.is_some())
+    })
+    .with_context(|| format!("{death:?}: {:?}", agent.raw_status()))?;
+    let ejected = ejected.context("no event")?;
+    // Not by the probes, which need three rounds.
+    ensure!(ejected["origin"]["by"] == "traffic", "{death:?}: {ejected}");
+    let took = (second_of(&ejected)? - struck).rem_euclid(86_400.0);
+    let text = agent.lb(&["status"])?.ok()?;
+    ensure!(text.contains("passive: "), "{text}");
+    for other in ["web/b2", "web/b3"] {
+        let status = agent.status()?;
+        ensure!(
+            status.backend(other)?.routing == "active",
+            "{other}: {text}"
+        );
+    }
+    agent.lb(&["detach"])?.ok()?;
+    drop(load);
+    death.mend(lab, server)?;
+    Ok(took)
+}
+
+fn deaths(name: &str, forwarding: &'static str, kinds: &[Death]) -> Result<()> {
+    if skip::skipped(name) {
+        return Ok(());
+    }
+    let count = std::env::var("LB_DEATHS").map_or(Ok(1), |text| text.parse())?;
+    let (lab, mut servers) = laboratory()?;
+    let mut service = service(&lab, forwarding);
+    for &death in kinds {
+        service.options = match death {
+            Death::Errors500 => "passive_http = \"eject\"".into(),
+            _ => "drain_deadline = \"20s\"".into(),
+        };
+        let mut times = Vec::new();
+        for _ in 0..count {
+            let Some(server) = servers.first_mut() else {
+                bail!("no server");
+            };
+            times.push(one_death(&lab, server, &service, death)?);
+            settle(&lab, &service)?;
+        }
+        times.sort_by(f64::total_cmp);
+        let ms = |at: usize| times[at] * 1e3;
+        println!(
+            "{forwarding} {death:?}: out after {:.0} ms (median of {count}; {:.0} to {:.0} ms)",
+            ms(count / 2),
+            ms(0),
+            ms(count - 1),
+        );
+    }
+    Ok(())
+}
+
+/// Waits until the backend serves again.
+fn settle(lab: &Lab, service: &Service) -> Result<()> {
+    let b1 = lab.backend(1);
+    let address = SocketAddr::new(b1.address(service.address.ip()), HTTP);
+    wait_for("b1 to serve again", SOON, || {
+        lab.client.namespace.within(|| {
+            Ok(std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok())
+        })?
+    })
+}
+
+#[test]
+fn a_backend_that_dies_under_load_is_out_before_its_probes_know() -> Result<()> {
+    let name = "a_backend_that_dies_under_load_is_out_before_its_probes_know";
+    let kinds = [
+        Death::ProcessKilled,
+        Death::HostGone,
+        Death::PortFiltered,
+        Death::AcceptQueueFull,
+    ];
+    deaths(name, "nat", &kinds)
+}
+
+#[test]
+fn a_health_path_that_lies() -> Result<()> {
+    deaths("a_health_path_that_lies", "nat", &[Death::Errors500])
+}
+
+#[test]
+fn a_backend_that_dies_by_dsr_is_out_before_its_probes_know() -> Result<()> {
+    let name = "a_backend_that_dies_by_dsr_is_out_before_its_probes_know";
+    deaths(name, "dsr", &[Death::ProcessKilled, Death::HostGone])
+}
