@@ -1,18 +1,19 @@
 //! Passive detection: a backend that dies under load is out long before its probes could say so, and
 //! nobody is ejected for losses.
 //!
-//! `LB_DEATHS=20 cargo test -p lb-tests --test passive -- --nocapture` kills more often.
+//! `LB_DEATHS=20 LB_LOSS_SECONDS=600 cargo test -p lb-tests --test passive -- --nocapture` kills more
+//! often and loses packets for longer.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_tests::agent::SOON;
-use lb_tests::lab::{DSR_VIP, NAT_VIP};
+use lb_tests::lab::{DSR_VIP, Host, NAT_VIP};
 use lb_tests::load::arrivals::Arrivals;
 use lb_tests::server::Order;
 use lb_tests::server_handle::{HTTP, Server};
-use lb_tests::{Agent, Config, Lab, Service, skip, wait_for};
+use lb_tests::{Agent, Config, Lab, Service, skip, wait_for, with_lab};
 
 /// New connections for all three backends in a second.
 const LOAD: u32 = 150;
@@ -36,13 +37,7 @@ impl Death {
         match self {
             Self::ProcessKilled => server.kill(),
             Self::HostGone => lab.plug(b1, false),
-            Self::PortFiltered => {
-                let rules = format!(
-                    "table inet death {{ chain in {{ type filter hook input priority 0; \
-                     tcp dport {HTTP} drop; }} }}"
-                );
-                b1.namespace.run("nft", &[&rules]).map(drop)
-            }
+            Self::PortFiltered => filter(b1, &format!("tcp dport {HTTP} drop")),
             Self::AcceptQueueFull => server.freeze(),
             Self::Errors500 => server.order(Order::Fail),
         }
@@ -59,12 +54,19 @@ impl Death {
             Self::HostGone => lab.plug(b1, true),
             Self::PortFiltered => b1
                 .namespace
-                .run("nft", &["delete table inet death"])
+                .run("nft", &["delete table inet lost"])
                 .map(drop),
             Self::AcceptQueueFull => server.thaw(),
             Self::Errors500 => server.order(Order::Work),
         }
     }
+}
+
+/// A rule for what comes in to a host.
+fn filter(host: &Host, rule: &str) -> Result<()> {
+    let table = "table inet lost {\n chain in {\n type filter hook input priority 0\n";
+    let rules = format!("{table} {rule}\n }}\n}}");
+    host.namespace.run("nft", &[&rules]).map(drop)
 }
 
 /// A laboratory whose servers have short accept queues.
@@ -210,4 +212,42 @@ fn a_health_path_that_lies() -> Result<()> {
 fn a_backend_that_dies_by_dsr_is_out_before_its_probes_know() -> Result<()> {
     let name = "a_backend_that_dies_by_dsr_is_out_before_its_probes_know";
     deaths(name, "dsr", &[Death::ProcessKilled, Death::HostGone])
+}
+
+#[test]
+fn losses_eject_nobody() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let seconds = std::env::var("LB_LOSS_SECONDS").map_or(Ok(8), |text| text.parse())?;
+        let [nat, dsr] = ["nat", "dsr"].map(|forwarding| Service {
+            name: forwarding.into(),
+            ..service(lab, forwarding)
+        });
+        let mut agent = Agent::start(lab, &Config::new(vec![nat.clone(), dsr.clone()]))?;
+        agent.settled()?;
+        for host in lab.backends.iter().chain([&lab.client]) {
+            filter(host, "numgen random mod 100 == 0 drop")?;
+        }
+        let loads =
+            [nat.address, dsr.address].map(|address| Arrivals::start(&lab.client, address, LOAD));
+        let wanted = u64::from(LOAD) * seconds;
+        for load in loads {
+            let load = load?;
+            let limit = Duration::from_secs(3 * seconds) + SOON;
+            wait_for("clients to come", limit, || {
+                Ok(load.served() + load.failed() >= wanted)
+            })?;
+            let (served, failed) = (load.served(), load.failed());
+            println!("{served} clients served, {failed} not");
+            ensure!(10 * failed < served, "{failed} of {served}");
+        }
+        let events = agent.events()?;
+        let ejected = events.iter().find(|event| event["kind"] == "ejected");
+        ensure!(ejected.is_none(), "{ejected:?}");
+        let suspected = events.iter().filter(|event| event["kind"] == "suspected");
+        println!(
+            "{} suspicions that the probes did not confirm",
+            suspected.count()
+        );
+        Ok(())
+    })
 }

@@ -198,7 +198,7 @@ fn tcp_flows(service: &Draft, errors: &mut Errors<'_>) {
             "remove it",
         );
     }
-    if let (Some(at), Some(None)) = (&service.passive, &service.checks)
+    if let (Some(at), Some(None), Protocol::Tcp) = (&service.passive, &service.checks, protocol)
         && at.value
     {
         errors.add(
