@@ -193,7 +193,7 @@ fn no_new_connection_fails_while_a_dead_backend_goes_unnoticed() -> Result<()> {
             Service {
                 forwarding: if forwarding == "dsr" { "dsr" } else { "nat" },
                 ..service
-                    .options(&format!("syn_rescue = {rescue}"))
+                    .options(&format!("syn_rescue = {rescue}\npassive = \"off\""))
                     .health(&health)
             }
         });
