@@ -311,6 +311,7 @@ fn backends(
             service,
             address: SocketAddr::new(address, 8080),
             server_id: None,
+            watches_http: false,
             state: BackendState::Active,
             path: Some(plan::Path {
                 hop,
