@@ -328,6 +328,9 @@ pub struct Backend {
     pub pad4: u64,
 }
 
+/// [`Hop::ifindex`] of a backend that is this host: its packets go up to the kernel.
+pub const LOCAL: u32 = u32::MAX;
+
 /// Number of an address in the source array; 0 means none.
 pub type SourceIndex = u8;
 /// Capacity of the source array: addresses of this host on the ways to backends, number 0 included.

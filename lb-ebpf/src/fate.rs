@@ -114,6 +114,16 @@ impl Fate {
         }
     }
 
+    /// The same, if nothing else is to be done.
+    #[inline(always)]
+    pub fn plain_order(self) -> Option<Order> {
+        if self.0 >> 59 == Self::ORDER >> 59 {
+            Some(Order::from_bits(self.0))
+        } else {
+            None
+        }
+    }
+
     /// To the backend of the flow in [`crate::maps::OPENING`], by `forward::direct`, as a packet whose
     /// IP header has this offset; `is_error` if it is an ICMP error.
     #[inline(always)]

@@ -42,6 +42,12 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
     if let Some(action) = fate.plainly_sent() {
         return action;
     }
+    if let Some(order) = fate.plain_order() {
+        fate = tunnel::encapsulate(ctx.ctx, order);
+        if let Some(action) = fate.plainly_sent() {
+            return action;
+        }
+    }
     if fate.is_not_ours() {
         count::verdict(0, Verdict::PassNotVip);
         pass_on(&ctx);

@@ -282,7 +282,8 @@ fn connect(switch: &Namespace, namespace: &Namespace, name: &str, last: u8) -> R
     ))
 }
 
-fn own_dsr_vips(namespace: &Namespace) -> Result<()> {
+/// Gives a host the VIPs of direct server return, as a backend has them.
+pub fn own_dsr_vips(namespace: &Namespace) -> Result<()> {
     namespace.sysctl(&[
         ("ipv4/conf/all/arp_ignore", "1"),
         ("ipv4/conf/all/arp_announce", "2"),

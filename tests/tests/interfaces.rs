@@ -4,10 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::agent::SOON;
-use lb_tests::lab::{DSR_VIP, Host, NAT_VIP};
+use lb_tests::lab::{DSR_VIP, Host, NAT_VIP, own_dsr_vips};
 use lb_tests::load::flows::Flows;
 use lb_tests::load::{Amount, Load};
-use lb_tests::server_handle::{HTTP, TCP_ECHO};
+use lb_tests::server_handle::{HTTP, Server, TCP_ECHO};
 use lb_tests::{Agent, Config, Lab, Service, wait_for, with_lab};
 
 fn at(ip: IpAddr, port: u16) -> SocketAddr {
@@ -231,6 +231,41 @@ fn a_backend_that_xdp_cannot_reach_says_why() -> Result<()> {
         .with_context(|| format!("{:?}", agent.raw_status()))?;
         let text = agent.lb(&["status"])?.ok()?;
         ensure!(text.contains("bridge device br7"), "{text}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_balancers_own_host_may_be_a_backend() -> Result<()> {
+    with_lab(|lab, _servers| {
+        own_dsr_vips(&lab.lb.namespace)?;
+        let _server = Server::start(&lab.lb)?;
+        let services = ["dsr", "gue"].map(|forwarding| {
+            let port = if forwarding == "dsr" { HTTP } else { TCP_ECHO };
+            let service = Service::tcp(lab, forwarding, at(DSR_VIP[0], port), port).patient();
+            let mut own = service.backends[0].clone();
+            own.name = "lb".into();
+            own.address = at(lab.lb.v4, port);
+            Service {
+                backends: if forwarding == "dsr" {
+                    vec![service.backends[0].clone(), own]
+                } else {
+                    vec![own]
+                },
+                ..service.forwarded(forwarding)
+            }
+        });
+        let [dsr, gue] = &services;
+        let mut agent = Agent::start(lab, &Config::new(services.to_vec()))?;
+        agent.settled()?;
+        let tally = Load::http(&lab.client, dsr.address, false, Amount::requests(200))?.finish();
+        tally.must_not_fail()?;
+        for name in ["b1", "lb"] {
+            ensure!(tally.of(name) > 20, "{name}: {tally:?}");
+        }
+        let flows = Flows::open(&lab.client, gue.address, 3)?;
+        flows.exchange(3, SOON)?;
+        ensure!(flows.alive().get("lb") == Some(&3), "{:?}", flows.all());
         Ok(())
     })
 }

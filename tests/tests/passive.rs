@@ -114,7 +114,8 @@ fn second_of_now() -> Result<f64> {
 fn one_death(lab: &Lab, server: &mut Server, service: &Service, death: Death) -> Result<f64> {
     let mut agent = Agent::start(lab, &Config::new(vec![service.clone()]))?;
     agent.settled()?;
-    let seen = agent.events()?.len();
+    let number = |event: &serde_json::Value| event["id"].as_u64();
+    let seen = agent.events()?.last().and_then(number);
     let load = Arrivals::start(&lab.client, service.address, LOAD)?;
     wait_for("the load", SOON, || Ok(load.served() > u64::from(LOAD)))?;
     let struck = second_of_now()?;
@@ -122,7 +123,7 @@ fn one_death(lab: &Lab, server: &mut Server, service: &Service, death: Death) ->
     let mut ejected = None;
     wait_for("the ejection", SOON, || {
         let events = agent.events()?;
-        let mut new = events.into_iter().skip(seen);
+        let mut new = events.into_iter().filter(|event| number(event) > seen);
         ejected = new.find(|event| {
             (event["kind"] == "ejected" || event["kind"] == "draining") && event["backend"] == "b1"
         });

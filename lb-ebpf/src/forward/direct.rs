@@ -5,10 +5,10 @@
 //! By direct server return the destination MAC becomes the backend's. By a tunnel the packet gets
 //! an outer header, which is left to [`super::tunnel`].
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::service_flag::{RESET_DEAD, SYN_RESCUE};
-use lb_common::abi::{Backend, Flow, FlowKey, Forwarding, Service, tcp_seen};
+use lb_common::abi::{Backend, Flow, FlowKey, Forwarding, LOCAL, Service, tcp_seen};
 use lb_common::slot::{BackendIndex, Slot};
 use lb_common::verdict::Verdict;
 use network_types::eth::EthHdr;
@@ -63,8 +63,14 @@ fn send_on<const V6: bool>(
         return Ok(Fate::encapsulate(Order::new::<V6>(index, hash, l3, kind)));
     }
     let bytes = packet.len() as u64;
-    decrement_ttl::<V6>(packet, headers.l3)?;
-    let action = send(packet, hop(backend))?;
+    let hop = hop(backend);
+    let action = if hop.ifindex == LOCAL {
+        // It has arrived.
+        xdp_action::XDP_PASS
+    } else {
+        decrement_ttl::<V6>(packet, headers.l3)?;
+        send(packet, hop)?
+    };
     count::forwarded(index, bytes, kind);
     Ok(Fate::sent(index, action))
 }

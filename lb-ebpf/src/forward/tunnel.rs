@@ -9,9 +9,9 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{Addr, Backend, Hop, IPV4_LEN, IPV6_LEN, UDP_LEN};
+use lb_common::abi::{Addr, Backend, Hop, IPV4_LEN, IPV6_LEN, LOCAL, UDP_LEN};
 use lb_common::checksum;
 use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
@@ -19,10 +19,11 @@ use network_types::eth::EthHdr;
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 use network_types::vlan::VlanHdr;
 
+use crate::atomic::opaque_long;
 use crate::count::{self, Kind};
 use crate::fate::Fate;
 use crate::forward::{TTL, decrement_ttl, hop, send};
-use crate::packet::{Packet, unknown};
+use crate::packet::Packet;
 use crate::parse::{IPV4, IPV6, UDP};
 use crate::select;
 
@@ -78,9 +79,9 @@ impl Order {
     /// stands where tags would, and the EtherType. In ignorance of where that is, LLVM does not
     /// leave out or move checks that the verifier wants to see.
     #[inline(always)]
-    fn front(self) -> Option<usize> {
+    fn front(self) -> usize {
         let l3 = EthHdr::LEN + ((self.0 >> 46) as usize & 3) * VlanHdr::LEN;
-        unknown::<0x1f>(l3 - FRONT)
+        (opaque_long((l3 - FRONT) as u64) & 0x1f) as usize
     }
 
     #[inline(always)]
@@ -110,10 +111,23 @@ struct Inner {
     tags: [u32; 2],
 }
 
-/// A function of its own: the verifier goes through it once for all that leads here.
-#[inline(never)]
+/// Puts the packet into its tunnel.
+#[inline(always)]
 pub fn encapsulate(ctx: *mut xdp_md, order: Order) -> Fate {
+    Fate::from_bits(lb_encapsulate(ctx, order.bits()))
+}
+
+/// Does what [`encapsulate`] says. A global function, which the verifier goes through once for all
+/// that leads here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_encapsulate(ctx: *mut xdp_md, order: u64) -> u64 {
     let packet = Packet::new(&XdpContext::new(ctx));
+    put_in(&packet, Order::from_bits(order)).bits()
+}
+
+#[inline(always)]
+fn put_in(packet: &Packet, order: Order) -> Fate {
     // Its slot, or its record, named it a moment ago.
     let Some(backend) = select::backend(order.backend()) else {
         return Fate::refused(0, Verdict::DropNoBackend);
@@ -123,9 +137,13 @@ pub fn encapsulate(ctx: *mut xdp_md, order: Order) -> Fate {
     if hop.ifindex == 0 {
         return Fate::refused(service, Verdict::DropNoNeighbor);
     }
+    if hop.ifindex == LOCAL {
+        // It has arrived, and needs no tunnel.
+        count::forwarded(order.backend(), packet.len() as u64, order.kind());
+        return Fate::sent(order.backend(), xdp_action::XDP_PASS);
+    }
     let front = order.front();
-    let inner = front.and_then(|front| inner(&packet, order, front));
-    let (Some(front), Some(inner)) = (front, inner) else {
+    let Some(inner) = inner(packet, order, front) else {
         return Fate::refused(service, Verdict::DropMalformed);
     };
     // Read once: the agent may change it at any moment.
@@ -152,7 +170,7 @@ pub fn encapsulate(ctx: *mut xdp_md, order: Order) -> Fate {
         inner,
         gue_port,
     }
-    .wrap(&packet, hop, overhead);
+    .wrap(packet, hop, overhead);
     match wrapped {
         Ok(action) => {
             count::forwarded(order.backend(), bytes, order.kind());

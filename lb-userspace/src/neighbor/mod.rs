@@ -71,9 +71,10 @@ impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NoRoute(why) => f.write_str(why),
-            Self::Local => {
-                f.write_str("it is an address of this host; a backend must be on another")
-            }
+            Self::Local => f.write_str(
+                "it is an address of this host; by forwarding = \"nat\" a backend must be on \
+                     another",
+            ),
             Self::NoAnswer {
                 next_hop,
                 interface,
@@ -207,14 +208,17 @@ fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, resolver: &Resolver) -
 fn note_changes(before: Option<&Ways>, after: &Ways) {
     for (target, path) in &after.paths {
         let known = before.and_then(|before| before.paths.get(target));
-        if known != Some(path) {
+        if known != Some(path) && path.is_local() {
+            info!(%target, "path: this host itself");
+        } else if known != Some(path) {
             let mac = resolve::mac_text(&path.hop.dst_mac);
             info!(%target, mac, interface = path.hop.ifindex, source = %path.source, "path");
         }
     }
     for (target, problem) in &after.problems {
         let known = before.and_then(|before| before.problems.get(target));
-        if known != Some(problem) {
+        // Told where it is one: in the status of the backends by NAT.
+        if *problem != Problem::Local && known != Some(problem) {
             warn!(%target, "the way to a backend: {problem}");
         }
     }

@@ -173,8 +173,10 @@ impl Resolver {
             let Route { hop, source, mtu } = match self.route(*target).await? {
                 Ok(found) => found,
                 Err(problem) => {
-                    if let Some(path) = self.last.get(target) {
-                        ways.paths.insert(*target, *path);
+                    // Not every service can use that one.
+                    let local = (problem == Problem::Local).then(|| Path::local(*target));
+                    if let Some(path) = local.or_else(|| self.last.get(target).copied()) {
+                        ways.paths.insert(*target, path);
                     }
                     ways.problems.insert(*target, problem);
                     continue;

@@ -121,7 +121,7 @@ impl Builder {
                     .get(&backend.address.ip())
                     .copied()
                     .or_else(|| self.path(index))
-                    .map(|path| path.through(service.forwarding, &model.node));
+                    .and_then(|path| path.through(service.forwarding, &model.node));
                 // Packets that nobody knows the way for are better sent to the others.
                 shares.insert(index, if path.is_some() { duty.share } else { 0 });
                 members.push(Member {

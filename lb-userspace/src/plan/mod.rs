@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use lb_common::abi::{Affinity, BackendState, Forwarding, Hop};
+use lb_common::abi::{Affinity, BackendState, Forwarding, Hop, LOCAL};
 use lb_common::slot::{BackendIndex, Slot};
 
 use crate::model::{Endpoint, Node, OnDeath, Protocol};
@@ -114,8 +114,35 @@ pub struct Tunnel {
 }
 
 impl Path {
-    /// The same way for a service that is forwarded so.
-    pub fn through(self, forwarding: Forwarding, node: &Node) -> Self {
+    /// To an address of this host.
+    pub fn local(address: IpAddr) -> Self {
+        Self {
+            hop: Hop {
+                ifindex: LOCAL,
+                ..Hop::default()
+            },
+            source: address,
+            mtu: u32::from(u16::MAX),
+            tunnel: Tunnel::default(),
+        }
+    }
+
+    /// Whether it leads to this host itself.
+    pub const fn is_local(&self) -> bool {
+        self.hop.ifindex == LOCAL
+    }
+
+    /// The same way for a service that is forwarded so; none where it does not lead there: what NAT
+    /// sends to this host would come from this host, which the kernel does not take.
+    pub fn through(self, forwarding: Forwarding, node: &Node) -> Option<Self> {
+        match (self.is_local(), forwarding) {
+            (true, Forwarding::Nat) => None,
+            (true, _) => Some(self),
+            (false, _) => Some(self.out(forwarding, node)),
+        }
+    }
+
+    fn out(self, forwarding: Forwarding, node: &Node) -> Self {
         let prefix = match self.source {
             IpAddr::V4(_) => node.tunnel_source4,
             IpAddr::V6(_) => node.tunnel_source6,

@@ -1,12 +1,13 @@
 //! Direct server return.
 
 use lb_common::abi::BackendState::{Active, Draining, Out};
-use lb_common::abi::Forwarding::Dsr;
+use lb_common::abi::Forwarding::{Dsr, Gue, Ipip};
 use lb_common::slot::Slot;
 use lb_common::verdict::Verdict;
 use lb_userspace::model::Protocol;
+use lb_userspace::plan::Path;
 
-use crate::kernel::{DROP, Kernel, REDIRECT, VIP4, VIP6, kernel, path};
+use crate::kernel::{DROP, Kernel, PASS, REDIRECT, VIP4, VIP6, kernel, path};
 use crate::packets::{Frame, parse};
 
 const CLIENT: &str = "198.51.100.1:4000";
@@ -155,4 +156,48 @@ fn udp_flows_of_a_slot_stay_while_the_previous_owner_serves() {
     kernel.forwards(&datagram, 1);
     kernel.set_state(1, Out);
     kernel.forwards(&datagram, 2);
+}
+
+#[test]
+fn packets_for_this_host_itself_go_up_untouched() {
+    let Some(mut kernel) = kernel("packets_for_this_host_itself_go_up_untouched") else {
+        return;
+    };
+    let ports = [(Dsr, 80), (Ipip, 81), (Gue, 82)];
+    for (number, (forwarding, port)) in ports.into_iter().enumerate() {
+        let (id4, id6) = (2 * number as u16 + 1, 2 * number as u16 + 2);
+        let (vip4, vip6) = (
+            VIP4.replace(":80", &format!(":{port}")),
+            VIP6.replace("]:80", &format!("]:{port}")),
+        );
+        let (own4, own6) = (format!("10.0.0.1:{port}"), format!("[fd00::1]:{port}"));
+        kernel.serve_one(&vip4, Protocol::Tcp, forwarding, (id4, &own4));
+        kernel.serve_one(&vip6, Protocol::Tcp, forwarding, (id6, &own6));
+        let mut wanted = kernel.contents.clone();
+        for id in [id4, id6] {
+            let backend = wanted.backends.get_mut(&id).unwrap();
+            backend.path = Some(Path::local(backend.address.ip()));
+        }
+        kernel.want(wanted);
+        let frames = [
+            (Frame::tcp(CLIENT, &vip4, "S"), id4),
+            (Frame::tcp(CLIENT, &vip4, "A").vlans(1).ttl(1), id4),
+            (Frame::tcp("[2001:db8::1]:4000", &vip6, "PA"), id6),
+        ];
+        for (frame, id) in frames {
+            let before = kernel.datapath.traffic(id).unwrap();
+            let verdicts = kernel.verdicts();
+            let result = kernel.run(&frame.bytes());
+            assert_eq!(result.action, PASS, "{frame:?}");
+            assert_eq!(result.frame, frame.bytes());
+            assert_eq!(kernel.verdicts(), verdicts);
+            let after = kernel.datapath.traffic(id).unwrap();
+            assert_eq!(after.packets, before.packets + 1);
+            assert_eq!(after.bytes, before.bytes + frame.bytes().len() as u64);
+        }
+    }
+    // The next agent reads it back.
+    kernel.reopen();
+    let contents = kernel.datapath.contents().unwrap();
+    assert_eq!(contents.backends, kernel.contents.backends);
 }

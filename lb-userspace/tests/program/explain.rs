@@ -77,7 +77,9 @@ fn shuffle(kernel: &mut Kernel, random: &mut Random) {
         let resolved = random.below(10) > 0;
         let v4 = backend.address.is_ipv4();
         let forwarding = wanted.services[&backend.service].forwarding;
-        backend.path = resolved.then(|| path(*id, v4, INGRESS).through(forwarding, &node()));
+        backend.path = resolved
+            .then(|| path(*id, v4, INGRESS).through(forwarding, &node()))
+            .flatten();
     }
     for (id, service) in &mut wanted.services {
         if service.protocol == Tcp {

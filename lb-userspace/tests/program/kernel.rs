@@ -170,7 +170,8 @@ impl Kernel {
         let address = endpoint(vip);
         for (backend, address) in backends {
             let address = at(address);
-            let path = path(*backend, address.is_ipv4(), INGRESS).through(forwarding, &node());
+            let path = path(*backend, address.is_ipv4(), INGRESS);
+            let path = path.through(forwarding, &node()).unwrap();
             if forwarding == Forwarding::Nat {
                 wanted.sources.insert(path.source);
             }

@@ -205,7 +205,7 @@ fn flows_differ_in_port_label_and_source() {
     let mut wanted = kernel.contents.clone();
     for id in [3, 4] {
         let path = &mut wanted.backends.get_mut(&id).unwrap().path;
-        *path = path.map(|path| path.through(Ipip, &node));
+        *path = path.and_then(|path| path.through(Ipip, &node));
     }
     kernel.want(wanted);
     let mut ports = std::collections::BTreeSet::new();

@@ -59,7 +59,7 @@ fn way(backend: &IpAddr, problem: &Problem, node: Option<&Node>) -> Option<Findi
         Problem::Stacked { .. } | Problem::NotEthernet { .. } => {
             "give the host a route to it by a physical interface"
         }
-        Problem::Local => "put the backend on another host",
+        Problem::Local => "put the backend on another host, or use forwarding = \"dsr\"",
         Problem::NoRoute(_) | Problem::NoAnswer { .. } => "look at `ip route get` and `ip neigh`",
     };
     let finding = warn(

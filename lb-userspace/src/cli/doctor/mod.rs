@@ -2,6 +2,8 @@
 //!
 //! [`facts`] looks at the host; [`checks`] judges what it saw and touches nothing.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,6 +12,8 @@ use super::Failure;
 use super::output::{self, Palette, tame};
 use crate::api::DEFAULT_SOCKET;
 use crate::config;
+use crate::model::{Forwarding, Service};
+use crate::neighbor::Problem;
 
 mod checks;
 mod drivers;
@@ -67,9 +71,17 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
         node.map_or(Path::new(DEFAULT_SOCKET), |node| &node.control_socket),
     )?;
     if let Some(model) = &model {
-        let backends = model.services.iter().flat_map(|service| &service.backends);
-        let addresses = backends.map(|backend| backend.address.ip()).collect();
-        facts.unreachable = facts::unreachable(&addresses)?;
+        let ways = |of: &dyn Fn(&Service) -> bool| -> BTreeSet<IpAddr> {
+            let services = model.services.iter().filter(|service| of(service));
+            let backends = services.flat_map(|service| &service.backends);
+            backends.map(|backend| backend.address.ip()).collect()
+        };
+        facts.unreachable = facts::unreachable(&ways(&|_| true))?;
+        // Of the other modes a backend may be this host.
+        let by_nat = ways(&|service| service.forwarding == Forwarding::Nat);
+        facts
+            .unreachable
+            .retain(|address, problem| *problem != Problem::Local || by_nat.contains(address));
     }
     let mut findings = checks::judge(&facts, node);
     findings.extend(checks::tunnel_mtu(&facts, model.as_ref()));
