@@ -483,6 +483,15 @@ pub struct Traffic {
     pub http_ok: u64,
     /// The same with one of 500 and above.
     pub http_errors: u64,
+    /// NAT: answers to SYNs that were timed, one at a time.
+    pub timed: u64,
+    /// Nanoseconds that those took, from the SYN that opened the flow to the first reply.
+    pub timed_nanos: u64,
+    /// The SYN that is being timed: its NAT port, 0 if there is none; [`Params::tick`] and nanoseconds
+    /// of the kernel's monotonic clock when it came.
+    pub timing_port: u32,
+    pub timing_tick: u32,
+    pub timing_since: u64,
 }
 
 /// What `lb decap` counts: an index of its counters, each of packets and bytes.

@@ -5,9 +5,7 @@
 //! that lies beside one in use.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
-use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_ns, bpf_ringbuf_output, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
-};
+use aya_ebpf::helpers::generated::{bpf_ringbuf_output, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use lb_common::capture::{ALL_SERVICES, Captured, FORWARDED, MAX_KEPT, SENT_BYTES, keep, service};
 use lb_common::verdict::Verdict;
@@ -15,7 +13,7 @@ use lb_common::verdict::Verdict;
 use crate::fate::{Fate, Refusal, Sent};
 use crate::maps::{BACKENDS, CAPTURE, CAPTURE_LOST, HELD, PARAMS};
 use crate::packet::Packet;
-use crate::parse;
+use crate::{clock, parse};
 
 /// Whether a packet that nobody held may still be wanted: it is for a VIP and was refused before
 /// its service was known, so nothing has been written to it.
@@ -51,8 +49,7 @@ pub extern "C" fn lb_capture_hold(ctx: *mut xdp_md) -> u32 {
     if params.capture == 0 {
         return 0;
     }
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = clock::precisely();
     if now > params.capture_until {
         params.capture = 0;
         return 0;

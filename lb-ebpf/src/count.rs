@@ -3,7 +3,8 @@
 use lb_common::slot::BackendIndex;
 use lb_common::verdict::{VERDICT_STRIDE, Verdict};
 
-use crate::maps::{TRAFFIC, VERDICTS};
+use crate::clock;
+use crate::maps::{PARAMS, TRAFFIC, VERDICTS};
 
 /// Counts a verdict for a service (0: none).
 #[inline(always)]
@@ -50,17 +51,6 @@ pub enum Sign {
     HttpError,
 }
 
-impl Sign {
-    #[inline(always)]
-    pub const fn of_first_reply(refuses: bool) -> Self {
-        if refuses {
-            Self::Refused
-        } else {
-            Self::Answered
-        }
-    }
-}
-
 /// Counts a sign that a backend gives.
 #[inline(always)]
 pub fn sign(backend: BackendIndex, sign: Sign) {
@@ -80,6 +70,61 @@ pub fn sign(backend: BackendIndex, sign: Sign) {
         };
         *counter = counter.wrapping_add(1);
     }
+}
+
+/// Counts the first reply of a NAT flow, and ends its timing.
+#[inline(always)]
+pub fn answer(backend: BackendIndex, nat_port: u16, refuses: bool) {
+    lb_count_answer(backend as u32, nat_port as u32, refuses as u32);
+}
+
+/// Does what [`answer`] says. A global function, which the verifier goes through once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_count_answer(backend: u32, nat_port: u32, refuses: u32) -> u32 {
+    let is = if refuses == 0 {
+        Sign::Answered
+    } else {
+        Sign::Refused
+    };
+    sign(backend as BackendIndex, is);
+    let Some(traffic) = TRAFFIC.get_ptr_mut(backend) else {
+        return 0;
+    };
+    // SAFETY: as above.
+    let traffic = unsafe { &mut *traffic };
+    if traffic.timing_port == nat_port {
+        traffic.timing_port = 0;
+        let took = clock::precisely().wrapping_sub(traffic.timing_since);
+        traffic.timed_nanos = traffic.timed_nanos.wrapping_add(took);
+        traffic.timed = traffic.timed.wrapping_add(1);
+    }
+    0
+}
+
+/// Begins to time the answer to the SYN that has opened a NAT flow, unless another of its backend is
+/// being timed. The answer must be seen by the same CPU; one that is not seen within two seconds is
+/// given up.
+#[inline(always)]
+pub fn time(backend: BackendIndex, nat_port: u16) {
+    lb_count_time(backend as u32, nat_port as u32);
+}
+
+/// Does what [`time`] says. A global function, which the verifier goes through once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_count_time(backend: u32, nat_port: u32) -> u32 {
+    let (Some(traffic), Some(params)) = (TRAFFIC.get_ptr_mut(backend), PARAMS.get(0)) else {
+        return 0;
+    };
+    // SAFETY: as above.
+    let traffic = unsafe { &mut *traffic };
+    if traffic.timing_port == 0 || params.tick.wrapping_sub(traffic.timing_tick) > 2 {
+        traffic.timing_port = nat_port;
+        traffic.timing_tick = params.tick;
+        traffic.timing_since = clock::precisely();
+    }
+    0
 }
 
 /// Counts a packet towards a backend.

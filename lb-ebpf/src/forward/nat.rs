@@ -86,7 +86,7 @@ pub fn reply<const V6: bool>(
     if record.reply != reply {
         if record.reply & tcp_seen::REPLY == 0 {
             let refuses = headers.flags & flag::RST != 0;
-            count::sign(record.backend, Sign::of_first_reply(refuses));
+            count::answer(record.backend, record.nat_port, refuses);
         }
         record.reply = reply;
     }
@@ -134,7 +134,11 @@ pub fn request<const V6: bool>(
                     record.forward = seen;
                 }
                 follow_client(packet, record);
-                let kind = Kind::of(look == Look::Opened);
+                let opened = look == Look::Opened;
+                if opened && headers.is_syn() {
+                    count::time(record.backend, record.nat_port);
+                }
+                let kind = Kind::of(opened);
                 return forward(packet, headers, record, backend, kind);
             }
         } else if headers.is_tcp() && !headers.is_syn() {

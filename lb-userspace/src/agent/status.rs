@@ -207,6 +207,8 @@ impl Core {
                 unreachable: traffic.unreachable,
                 http_ok: traffic.http_ok,
                 http_errors: traffic.http_errors,
+                timed: traffic.timed,
+                timed_seconds: Duration::from_nanos(traffic.timed_nanos).as_secs_f64(),
             },
             probes: self.counts.get(&key).copied().unwrap_or_default(),
         }

@@ -221,6 +221,18 @@ const BACKEND_METRICS: &[BackendMetric] = &[
         |b| count(b.signs.refused),
     ),
     (
+        "lb_backend_answer_seconds_sum",
+        COUNTER,
+        "Seconds from SYNs to their first answers, of those timed (NAT).",
+        |b| b.signs.timed_seconds,
+    ),
+    (
+        "lb_backend_answer_seconds_count",
+        COUNTER,
+        "SYNs whose answers were timed (NAT).",
+        |b| count(b.signs.timed),
+    ),
+    (
         "lb_backend_repeated_syns_total",
         COUNTER,
         "SYNs that came again before it had answered (NAT).",

@@ -177,7 +177,7 @@ pub struct BackendStatus {
 }
 
 /// Signs of how a backend does, counted in the packet path; by NAT only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Signs {
     /// Flows that it has answered.
     pub answered: u64,
@@ -191,6 +191,12 @@ pub struct Signs {
     pub http_ok: u64,
     /// Those with another one.
     pub http_errors: u64,
+    /// Answers to SYNs that were timed.
+    #[serde(default)]
+    pub timed: u64,
+    /// Seconds that those took in all.
+    #[serde(default)]
+    pub timed_seconds: f64,
 }
 
 /// Probes of one backend.

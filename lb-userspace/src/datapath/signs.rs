@@ -63,5 +63,11 @@ pub(super) fn sum(sum: Traffic, cpu: &Traffic) -> Traffic {
         unreachable: sum.unreachable.wrapping_add(cpu.unreachable),
         http_ok: sum.http_ok.wrapping_add(cpu.http_ok),
         http_errors: sum.http_errors.wrapping_add(cpu.http_errors),
+        timed: sum.timed.wrapping_add(cpu.timed),
+        timed_nanos: sum.timed_nanos.wrapping_add(cpu.timed_nanos),
+        // Of one CPU each.
+        timing_port: 0,
+        timing_tick: 0,
+        timing_since: 0,
     }
 }

@@ -24,6 +24,8 @@ fn signs(kernel: &Kernel) -> Traffic {
         packets: 0,
         bytes: 0,
         by_previous: 0,
+        timed: 0,
+        timed_nanos: 0,
         ..traffic
     }
 }
@@ -177,5 +179,36 @@ fn statuses_are_read_where_that_is_wanted() {
         wanted.backends.get_mut(&1).unwrap().watches_http = false;
         kernel.want(wanted);
         assert_eq!(said(&mut kernel, "HTTP/1.1 503 oh\r\n\r\n"), (0, 0));
+    }
+}
+
+#[test]
+fn answers_are_timed_one_at_a_time() {
+    for (vip, client, server) in CLIENTS {
+        let Some(mut kernel) = serve("answers_are_timed_one_at_a_time", vip, server) else {
+            return;
+        };
+        // Both packets are run by the same CPU, or the answer is not timed: until it is.
+        let mut port = 4000;
+        let timed = |kernel: &Kernel| {
+            let traffic = kernel.datapath.traffic(1).unwrap();
+            (traffic.timed, traffic.timed_nanos)
+        };
+        let mut next = |kernel: &mut Kernel| {
+            port += 1;
+            open(kernel, &client.replace("4000", &port.to_string()), vip)
+        };
+        let mut pairs = 0;
+        while timed(&kernel).0 == 0 {
+            let (first, second) = (next(&mut kernel), next(&mut kernel));
+            // Only the first is timed.
+            answer(&mut kernel, &second, "SA", b"");
+            answer(&mut kernel, &first, "SA", b"");
+            pairs += 1;
+            assert!(pairs < 100, "never timed");
+        }
+        let (count, nanos) = timed(&kernel);
+        assert!(count <= pairs, "{count} of {pairs}");
+        assert!(nanos > 0);
     }
 }
