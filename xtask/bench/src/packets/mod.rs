@@ -6,6 +6,7 @@
 mod drive;
 mod frames;
 mod kernel;
+mod tables;
 
 use std::net::Ipv4Addr;
 
@@ -209,6 +210,8 @@ pub fn run(quick: bool) -> Result<()> {
     )?;
     rows.extend(measure(&mut kernel, full_openings(), &effort, OPENINGS)?);
     print(&rows, &effort);
+    drop(kernel);
+    tables::run(effort.rounds)?;
     Ok(())
 }
 
