@@ -15,10 +15,11 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, Backend, ClientCertificate, DnsProbe, Endpoint, ExecProbe, Forwarding, HealthPolicy,
-    HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit, PassiveHttp, PassiveRules, Pattern,
-    Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse,
-    ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
+    Affinity, Backend, Class, ClientCertificate, DnsProbe, Endpoint, ExecProbe, Forwarding,
+    HealthPolicy, HoldDown, HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit,
+    PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
+    Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript,
+    TlsOptions, Window, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -140,26 +141,18 @@ fn the_smallest_file_gets_the_documented_defaults() {
                 connections: true,
                 http: PassiveHttp::Off,
             },
-            health: Some(HealthPolicy {
-                interval: seconds(5),
-                timeout: seconds(2),
-                unhealthy_threshold: 3,
-                healthy_threshold: 2,
-                fast_interval: seconds(5),
-                down_interval: seconds(5),
-                jitter: 5,
-            }),
+            health: vec![HealthPolicy::default()],
             backends: vec![Backend {
                 name: "10.0.0.11:8080".into(),
                 address: target,
                 server_id: None,
                 weight: 100,
                 tier: 0,
-                probe: Some(ProbeSpec {
+                probes: vec![ProbeSpec {
                     target,
                     timeout: seconds(2),
                     kind: ProbeKind::Tcp,
-                }),
+                }],
             }],
         }]
     );
@@ -175,8 +168,8 @@ fn every_key_of_the_contract_is_read() {
 
     let status = |first, last| StatusRange { first, last };
     assert_eq!(
-        web.backends[0].probe,
-        Some(ProbeSpec {
+        web.backends[0].probes,
+        [ProbeSpec {
             target: "10.0.0.11:8081".parse().unwrap(),
             timeout: Duration::from_secs(2),
             kind: ProbeKind::Http(HttpProbe {
@@ -189,22 +182,22 @@ fn every_key_of_the_contract_is_read() {
                 tls: None,
                 ..HttpProbe::default()
             }),
-        })
+        }]
     );
     assert_eq!((web.backends[1].weight, web.backends[1].tier), (50, 1));
-    let policy = web.health.as_ref().unwrap();
+    let policy = web.health.first().unwrap();
     assert_eq!(policy.unhealthy_threshold, 4, "from [defaults.health]");
 
     assert_eq!(
         (pay.forwarding, pay.affinity),
         (Forwarding::Dsr, Affinity::Client)
     );
-    let policy = pay.health.as_ref().unwrap();
+    let policy = pay.health.first().unwrap();
     assert_eq!(policy.unhealthy_threshold, 2, "over [defaults.health]");
     assert_eq!(policy.fast_interval, Duration::from_secs(3));
     assert_eq!(policy.down_interval, Duration::from_secs(90));
     assert_eq!(
-        pay.backends[0].probe.as_ref().unwrap().kind,
+        pay.backends[0].probes[0].kind,
         ProbeKind::Grpc {
             service: "pkg.Payments".into(),
             authority: "pay.example".into(),
@@ -219,8 +212,8 @@ fn every_key_of_the_contract_is_read() {
         }
     );
 
-    assert_eq!((dns.protocol, &dns.health), (Protocol::Udp, &None));
-    assert_eq!(dns.backends[0].probe, None);
+    assert_eq!((dns.protocol, &dns.health), (Protocol::Udp, &vec![]));
+    assert_eq!(dns.backends[0].probes, []);
 
     let prefix = |text: &str, length| Prefix::new(text.parse().unwrap(), length);
     assert_eq!(model.node.gue_port, 6081);
@@ -231,11 +224,53 @@ fn every_key_of_the_contract_is_read() {
 }
 
 #[test]
+fn what_decides_is_read() {
+    let model = config::parse(&good("deciding.toml"), "lb.toml").unwrap();
+    let (shop, agents) = (&model.services[0], &model.services[1]);
+    let [web, db] = &shop.health[..] else {
+        panic!("{shop:#?}")
+    };
+    assert_eq!((&*web.name, &*db.name), ("http", "database"));
+    let window = |failures, outcomes| Some(Window { failures, outcomes });
+    assert_eq!(web.unhealthy_window, window(3, 10));
+    assert_eq!(web.immediate_on, [Class::Application, Class::Refused]);
+    assert_eq!((web.degraded_weight, db.degraded_weight), (25, 50));
+    let held = HoldDown {
+        base: Duration::from_secs(30),
+        most: Duration::from_secs(600),
+    };
+    assert_eq!((web.hold_down, db.hold_down), (Some(held), None));
+    assert_eq!((web.unhealthy_threshold, db.unhealthy_threshold), (4, 5));
+    let ports = |service: &Service| -> Vec<u16> {
+        let probes = service.backends[0].probes.iter();
+        probes.map(|probe| probe.target.port()).collect()
+    };
+    assert_eq!(ports(shop), [8080, 5432]);
+    assert_eq!(ports(agents), [8080, 9707]);
+    assert_eq!(agents.backends[0].probes[1].kind, ProbeKind::Agent);
+
+    let report = check(&good("deciding.toml"), "lb.toml").unwrap();
+    let [shop, agents] = &report.services[..] else {
+        panic!("{report:#?}")
+    };
+    assert_eq!(shop.probe, "http + tcp");
+    let budget = shop.budget.unwrap();
+    // The slower of the two, 5 x 10s + 2s; the hold-down is apart.
+    assert_eq!(budget.eject_worst_ms, 52_000);
+    assert_eq!(budget.hold_down_ms, Some(30_000));
+    assert_eq!(budget.hold_down_max_ms, Some(600_000));
+    // Both services probe the same two addresses with the same HTTP probe: that is one.
+    let sum = budget.probes_per_second + agents.budget.unwrap().probes_per_second;
+    assert!((sum - (0.4 + 0.2 + 0.4 + 0.2)).abs() < 1e-9, "{sum}");
+    assert!((report.probes_per_second - 0.8).abs() < 1e-9);
+}
+
+#[test]
 fn every_kind_of_probe_is_read() {
     let model = config::parse(&good("kinds.toml"), "lb.toml").unwrap();
     let kind = |name: &str| {
         let backends = &model.service(name).unwrap().backends;
-        backends[0].probe.clone().unwrap().kind
+        backends[0].probes[0].kind.clone()
     };
     let regex = |text| Some(Match::Regex(Pattern::new(text).unwrap()));
     let script = vec![
@@ -333,7 +368,7 @@ fn probe(health: &str, backend: &str) -> ProbeKind {
     let table = format!("[service.health]\n{health}\n\n[[service.backend]]");
     let text = text.replace("[[service.backend]]", &table);
     let model = config::parse(&text, "lb.toml").unwrap();
-    model.services[0].backends[0].probe.clone().unwrap().kind
+    model.services[0].backends[0].probes[0].kind.clone()
 }
 
 #[test]
@@ -377,7 +412,7 @@ fn defaults_for_other_probes_do_not_disturb_a_service() {
         good("smallest.toml")
     );
     let model = config::parse(&text, "lb.toml").unwrap();
-    let kind = |model: &Model| model.services[0].backends[0].probe.clone().unwrap().kind;
+    let kind = |model: &Model| model.services[0].backends[0].probes[0].kind.clone();
     assert!(matches!(kind(&model), ProbeKind::Http(http) if http.path == "/readyz"));
 
     let table = "[service.health]\nprobe = \"tcp\"\n\n[[service.backend]]";
@@ -608,7 +643,7 @@ fn ports_and_server_ids_are_read() {
     assert_eq!(addresses("passive-ftp"), ["10.0.0.11:0", "10.0.0.12:0"]);
     let names: Vec<&str> = ftp.backends.iter().map(|backend| &*backend.name).collect();
     assert_eq!(names, ["10.0.0.11:*", "10.0.0.12:*"]);
-    let target = |backend: &Backend| backend.probe.as_ref().unwrap().target.port();
+    let target = |backend: &Backend| backend.probes[0].target.port();
     assert!(ftp.backends.iter().all(|backend| target(backend) == 8080));
     // A service with one port has no other to keep.
     assert_eq!(addresses("one-port"), ["10.0.0.11:8050", "10.0.0.12:8050"]);

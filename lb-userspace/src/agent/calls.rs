@@ -190,7 +190,7 @@ fn probe(agent: &Agent, name: &BackendName, responder: Responder) {
             .core
             .model
             .backend(&key)
-            .and_then(|(_, backend)| backend.probe.clone()),
+            .and_then(|(_, backend)| backend.probes.first().cloned()),
         Err(error) => return responder.send(Err(error)),
     };
     let Some(spec) = spec else {

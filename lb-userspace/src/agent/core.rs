@@ -2,6 +2,7 @@
 //! is to be done goes out as probes to start and contents for the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,11 +23,11 @@ use crate::api::status::{ProbeCounts, Prober};
 use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
 use crate::health::passive::Passive;
-use crate::health::{Engine, Health, Start};
+use crate::health::{self, Engine, Health, Start};
 use crate::model::{BackendKey, Model, Service};
 use crate::neighbor::{Problem, Ways};
 use crate::plan::{Builder, Contents, Duty};
-use crate::probe::Verdict;
+use crate::probe::{Outcome, Verdict};
 use crate::routing::{self, Admin, Input, Routing, RoutingState};
 
 /// How often the state file is written anew when nothing changes, so that its age shows when the
@@ -99,10 +100,7 @@ impl Core {
             }
         };
         let words = saved.as_ref().map(Saved::words).unwrap_or_default();
-        let longest = model
-            .services
-            .iter()
-            .filter_map(|service| service.health.as_ref());
+        let longest = model.services.iter().flat_map(|service| &service.health);
         let longest = longest
             .map(|policy| policy.interval)
             .max()
@@ -176,35 +174,63 @@ impl Core {
         starts
     }
 
+    /// The addresses of the backends that a probe in flight is of.
+    pub fn asked_of(&self, seq: u64) -> BTreeSet<IpAddr> {
+        let asked = self.engine.asked_by(seq);
+        asked
+            .filter_map(|(key, _)| Some(self.model.backend(&key)?.1.address.ip()))
+            .collect()
+    }
+
     /// A probe has ended.
     pub fn finished(&mut self, finished: &Finished) {
-        let Finished { key, seq, outcome } = finished;
-        self.observe(key, outcome);
-        let counts = self.counts.entry(key.clone()).or_default();
-        let (own, all) = match outcome.verdict {
-            Verdict::Success => (&mut counts.success, &mut self.prober.success),
-            Verdict::Failure => (&mut counts.failure, &mut self.prober.failure),
-            Verdict::Internal => (&mut counts.internal, &mut self.prober.internal),
+        let Finished { seq, outcome } = finished;
+        let counter = |counts: &mut ProbeCounts| match outcome.verdict {
+            Verdict::Success => counts.success += 1,
+            Verdict::Failure => counts.failure += 1,
+            Verdict::Internal => counts.internal += 1,
         };
-        *own += 1;
-        *all += 1;
+        // One probe counts for each backend that asked for it, and once for the prober.
+        let asked: Vec<_> = self.engine.asked_by(*seq).collect();
+        for (key, check) in asked {
+            counter(self.counts.entry(key.clone()).or_default());
+            // The first of its probes is the one that a suspicion asks, too.
+            if check == 0 {
+                self.observe(&key, outcome);
+            }
+        }
+        match outcome.verdict {
+            Verdict::Success => self.prober.success += 1,
+            Verdict::Failure => self.prober.failure += 1,
+            Verdict::Internal => self.prober.internal += 1,
+        }
         let now = self.clock.now();
-        let Some(change) = self.engine.finish(key, *seq, outcome, now) else {
-            return;
-        };
+        for change in self.engine.finish(*seq, outcome, now) {
+            self.turned(change, outcome, now);
+        }
+    }
+
+    /// Something has changed for a backend by the outcome of a probe.
+    fn turned(&mut self, change: health::Change, outcome: &Outcome, now: Duration) {
+        let key = &change.key;
         if change.from != Health::Unknown && change.from != change.to {
-            counts.flaps += 1;
+            self.counts.entry(key.clone()).or_default().flaps += 1;
         }
         info!(backend = %key, from = change.from.name(), to = change.to.name(), "{}", change.reason);
-        self.turns
-            .insert(key.clone(), now.saturating_sub(change.took));
+        if change.from != change.to || change.gone {
+            self.turns
+                .insert(key.clone(), now.saturating_sub(change.took));
+        }
         self.dirty = true;
+        let told = |kind| {
+            let told = Change::backend(kind, key, Origin::Probe, change.reason.clone());
+            told.on(Evidence::probe(outcome))
+        };
         if (change.from, change.to) == (Health::Unknown, Health::Unhealthy) {
-            self.record(
-                Change::backend(Kind::FirstVerdict, key, Origin::Probe, change.reason)
-                    .states(change.from.name(), change.to.name())
-                    .on(Evidence::probe(outcome)),
-            );
+            let event = told(Kind::FirstVerdict);
+            self.record(event.states(change.from.name(), change.to.name()));
+        } else if (change.from, change.to) == (Health::Healthy, Health::Healthy) {
+            self.record(told(Kind::Weight));
         }
         self.save_soon();
     }
@@ -485,8 +511,8 @@ impl Core {
     pub fn save(&mut self, done: Option<Done>) {
         self.save_at = self.clock.now() + SAVE_INTERVAL;
         let saved = Saved::new(self.agent_id, Timestamp::now());
-        self.saver
-            .save(saved.with(&self.words, self.engine.snapshot()), done);
+        let verdicts = self.engine.snapshot(self.clock.now());
+        self.saver.save(saved.with(&self.words, verdicts), done);
     }
 }
 

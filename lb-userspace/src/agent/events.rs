@@ -98,10 +98,12 @@ impl Core {
             evidence.probe_detail = Some(last.detail.clone());
             evidence.latency_ms = Some(last.latency.as_secs_f64() * 1e3);
         }
-        let policy = self
-            .model
-            .service(&key.service)
-            .and_then(|service| service.health.as_ref());
+        let policy = self.model.service(&key.service).and_then(|service| {
+            service
+                .health
+                .iter()
+                .max_by_key(|p| Budget::of(p).worst_eject)
+        });
         evidence.budget_ms = policy.map(Budget::of).and_then(|budget| match kind {
             Kind::Ejected | Kind::Draining => Some(budget.worst_eject.as_secs_f64() * 1e3),
             Kind::Readmitted => Some(budget.worst_readmit.as_secs_f64() * 1e3),

@@ -123,7 +123,7 @@ impl Core {
     /// What a suspicion has asked: connections to where the traffic goes, and the configured probe.
     fn questions(&self, suspicion: &Suspicion) -> Option<Questions> {
         let (_, backend) = self.model.backend(&suspicion.key)?;
-        let probe = backend.probe.as_ref()?;
+        let probe = backend.probes.first()?;
         let timeout = LEAST.max(TIMES * last_latency(self.engine.get(&suspicion.key)));
         let timeout = timeout.min(probe.timeout);
         let connect = ProbeSpec {
@@ -189,7 +189,10 @@ impl Core {
 
 /// How long the last successful probe took.
 fn last_latency(view: Option<&TargetView>) -> Duration {
-    let history = view.into_iter().flat_map(|view| view.history.iter().rev());
+    let first = view.and_then(|view| view.checks.first());
+    let history = first
+        .into_iter()
+        .flat_map(|check| check.history.iter().rev());
     let mut successes = history.filter(|record| record.verdict == Verdict::Success);
     successes
         .next()

@@ -7,7 +7,6 @@ use tokio::sync::mpsc;
 use super::passive::{Burst, Questions};
 use crate::health::Start;
 use crate::health::passive::Suspicion;
-use crate::model::BackendKey;
 use crate::probe::{Outcome, Prober};
 
 /// Probes in flight at a time; what is due beyond that waits, those longest due first.
@@ -15,7 +14,7 @@ const IN_FLIGHT: usize = 2048;
 
 /// A probe's end.
 pub struct Finished {
-    pub key: BackendKey,
+    /// [`Start::seq`].
     pub seq: u64,
     pub outcome: Outcome,
 }
@@ -70,7 +69,6 @@ impl Probes {
         tokio::spawn(async move {
             let outcome = prober.run(&start.spec).await;
             let finished = Finished {
-                key: start.key,
                 seq: start.seq,
                 outcome,
             };

@@ -40,6 +40,7 @@ pub fn restore(
                     gone: known.state == BackendState::Out,
                     reason: "as the data plane had it".to_owned(),
                     address: backend.address,
+                    checks: BTreeMap::new(),
                 });
         }
     }

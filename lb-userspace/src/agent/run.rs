@@ -271,11 +271,11 @@ impl Agent {
     /// A probe has ended.
     fn finished(&mut self, finished: &Finished) {
         self.probes.ended();
-        if finished.outcome.class == Class::Timeout
-            && let Some((_, backend)) = self.core.model.backend(&finished.key)
-        {
-            // The watcher ends only with the agent.
-            let _ = self.silent.send(backend.address.ip());
+        if finished.outcome.class == Class::Timeout {
+            for address in self.core.asked_of(finished.seq) {
+                // The watcher ends only with the agent.
+                let _ = self.silent.send(address);
+            }
         }
         self.core.finished(finished);
     }

@@ -141,12 +141,11 @@ impl Saved {
 
     /// The verdicts, unless they are older than `age`.
     pub fn verdicts(&self, now: Timestamp, age: Duration) -> BTreeMap<BackendKey, Restored> {
-        let old = now.duration_since(self.saved_at).unsigned_abs() > age;
-        if old {
-            BTreeMap::new()
-        } else {
-            self.collect(|backend| backend.verdict.clone())
+        let passed = now.duration_since(self.saved_at).unsigned_abs();
+        if passed > age {
+            return BTreeMap::new();
         }
+        self.collect(|backend| Some(backend.verdict.clone()?.later(passed)))
     }
 
     fn collect<T>(&self, of: impl Fn(&SavedBackend) -> Option<T>) -> BTreeMap<BackendKey, T> {
@@ -200,7 +199,7 @@ impl Saved {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::Health;
+    use crate::health::{Health, Past, RestoredCheck};
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -228,11 +227,22 @@ mod tests {
             ),
             (two.clone(), Word::default()),
         ]);
+        let check = RestoredCheck {
+            health: Health::Unhealthy,
+            gone: true,
+            reason: "3 consecutive failures: connection refused".to_owned(),
+            past: Past {
+                ejections: 2,
+                ejected_ago_ms: 7000,
+                healthy_for_ms: 0,
+            },
+        };
         let verdict = Restored {
             health: Health::Unhealthy,
             gone: true,
             reason: "3 consecutive failures: connection refused".to_owned(),
             address: "10.0.0.12:80".parse().unwrap(),
+            checks: BTreeMap::from([("http".to_owned(), check)]),
         };
         let verdicts = BTreeMap::from([(two.clone(), verdict.clone())]);
         let saved = Saved::new(42, at("2026-01-01T00:00:05Z")).with(&words, verdicts);
@@ -244,10 +254,9 @@ mod tests {
             BTreeMap::from([(one.clone(), words[&one].clone())])
         );
         let age = Duration::from_secs(50);
-        assert_eq!(
-            read.verdicts(at("2026-01-01T00:00:55Z"), age)[&two],
-            verdict
-        );
+        let later = read.verdicts(at("2026-01-01T00:00:55Z"), age)[&two].clone();
+        assert_eq!(later.checks["http"].past.ejected_ago_ms, 57_000);
+        assert_eq!(later, verdict.later(Duration::from_secs(50)));
         assert!(read.verdicts(at("2026-01-01T00:00:56Z"), age).is_empty());
     }
 

@@ -9,10 +9,10 @@ use super::core::Core;
 use super::run::Agent;
 use super::saved;
 use crate::api::status::{
-    self, BackendStatus, FlowTable, Interface, LastProbe, Mode, Node, Prober, ServiceStatus, Signs,
-    Status,
+    self, BackendStatus, CheckStatus, FlowTable, Interface, LastProbe, Mode, Node, Prober,
+    ServiceStatus, Signs, Status,
 };
-use crate::health::{Health, TargetView};
+use crate::health::{CheckView, Health, Record, TargetView};
 use crate::model::{Backend, Service, backend_text};
 use crate::probe;
 use crate::routing::Routing;
@@ -40,7 +40,8 @@ impl Core {
         } else {
             Duration::ZERO
         };
-        let skipped = self.engine.view().map(|(_, view)| view.skipped).sum();
+        let skipped = self.engine.view().flat_map(|(_, view)| &view.checks);
+        let skipped = skipped.map(|check| check.skipped).sum();
         Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             interfaces: agent
@@ -82,11 +83,7 @@ impl Core {
     fn first_round_done(&self, now: Duration) -> bool {
         self.applied > 0
             && self.model.services.iter().all(|service| {
-                let round = service
-                    .health
-                    .as_ref()
-                    .map(|policy| policy.interval + policy.timeout);
-                round.is_none_or(|round| now >= self.started + round)
+                now >= self.started + service.probe_round()
                     || service.backends.iter().all(|backend| {
                         let view = self.engine.get(&service.key(backend));
                         view.is_some_and(|view| view.health != Health::Unknown)
@@ -135,6 +132,7 @@ impl Core {
         let key = service.key(backend);
         let index = self.builder.index(service, backend);
         let view = self.engine.get(&key);
+        let checks = view.map_or(&[][..], |view| &view.checks);
         let decision = self.routing.get(&key);
         let word = self.words.get(&key);
         let entry = index.and_then(|index| self.builder.contents().backends.get(&index));
@@ -173,18 +171,9 @@ impl Core {
                 .clock
                 .wall(decision.map_or(self.started, |decision| decision.since)),
             reason: decision.map_or("", |decision| &decision.reason).to_owned(),
-            last_probe: view.and_then(TargetView::last).map(|last| LastProbe {
-                outcome: match last.verdict {
-                    probe::Verdict::Success => "success",
-                    probe::Verdict::Failure => "failure",
-                    probe::Verdict::Internal => "internal",
-                }
-                .to_owned(),
-                detail: last.detail.clone(),
-                latency_ms: last.latency.as_secs_f64() * 1e3,
-                at: self.clock.wall(last.at),
-                class: last.class.name().to_owned(),
-            }),
+            last_probe: view
+                .and_then(TargetView::last)
+                .map(|last| self.last_probe(last)),
             new_flows: traffic.flows,
             drain_until: match routing {
                 Routing::Draining { until } => Some(self.clock.wall(until)),
@@ -211,6 +200,47 @@ impl Core {
                 timed_seconds: Duration::from_nanos(traffic.timed_nanos).as_secs_f64(),
             },
             probes: self.counts.get(&key).copied().unwrap_or_default(),
+            share: decision.map_or(100, |decision| decision.share),
+            held_until: view
+                .filter(|view| view.health == Health::Unhealthy)
+                .and_then(|view| view.held_until)
+                .filter(|until| *until > self.clock.now())
+                .map(|until| self.clock.wall(until)),
+            next_probe: checks
+                .iter()
+                .filter_map(|check| check.next_probe)
+                .min()
+                .map(|next| self.clock.wall(next)),
+            checks: match checks {
+                [] | [_] => Vec::new(),
+                several => several.iter().map(|check| self.check(check)).collect(),
+            },
+        }
+    }
+
+    fn check(&self, check: &CheckView) -> CheckStatus {
+        CheckStatus {
+            name: check.name.to_string(),
+            health: check.health,
+            since: self.clock.wall(check.since),
+            reason: check.reason.clone(),
+            last_probe: check.last().map(|last| self.last_probe(last)),
+            next_probe: check.next_probe.map(|next| self.clock.wall(next)),
+        }
+    }
+
+    fn last_probe(&self, last: &Record) -> LastProbe {
+        LastProbe {
+            outcome: match last.verdict {
+                probe::Verdict::Success => "success",
+                probe::Verdict::Failure => "failure",
+                probe::Verdict::Internal => "internal",
+            }
+            .to_owned(),
+            detail: last.detail.clone(),
+            latency_ms: last.latency.as_secs_f64() * 1e3,
+            at: self.clock.wall(last.at),
+            class: last.class.name().to_owned(),
         }
     }
 }

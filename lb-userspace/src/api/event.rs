@@ -57,6 +57,8 @@ pub enum Kind {
     Panicked,
     /// Another tier takes the new flows.
     Tier,
+    /// A healthy backend gets another share for being degraded or at its agent's word.
+    Weight,
     /// The operator's word.
     Admin,
     Reload,
@@ -90,6 +92,7 @@ impl Kind {
             Self::PanicLeft => "panic_left",
             Self::Panicked => "panicked",
             Self::Tier => "tier",
+            Self::Weight => "weight",
             Self::Admin => "admin",
             Self::Reload => "reload",
             Self::ReloadRefused => "reload_refused",

@@ -197,6 +197,18 @@ const BACKEND_METRICS: &[BackendMetric] = &[
         |b| count(b.probes.flaps),
     ),
     (
+        "lb_backend_share_percent",
+        GAUGE,
+        "Percent of its slots that it takes new flows for: less in slow start, degraded, or by its agent's word.",
+        |b| b.share.into(),
+    ),
+    (
+        "lb_backend_held_down",
+        GAUGE,
+        "1 while it stays out for having been ejected before.",
+        |b| f64::from(u8::from(b.held_until.is_some())),
+    ),
+    (
         "lb_backend_unresolved",
         GAUGE,
         "1 while its next hop is not resolved.",

@@ -174,6 +174,39 @@ pub struct BackendStatus {
     pub signs: Signs,
     #[serde(default)]
     pub probes: ProbeCounts,
+    /// Percent of its slots that it takes new flows for. Less than 100 while it is eased in, and for
+    /// one that says it is degraded or whose agent gives it less weight.
+    #[serde(default = "whole")]
+    pub share: u8,
+    /// It stays out until then, whatever its probes say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<Timestamp>,
+    /// When it is probed next; absent while it is probed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_probe: Option<Timestamp>,
+    /// Each of its probes, if there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckStatus>,
+}
+
+const fn whole() -> u8 {
+    100
+}
+
+/// One of several probes of a backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckStatus {
+    pub name: String,
+    pub health: Health,
+    /// When `health` last changed.
+    pub since: Timestamp,
+    /// Why it is what it is.
+    pub reason: String,
+    /// Absent before the first.
+    pub last_probe: Option<LastProbe>,
+    /// See [`BackendStatus::next_probe`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_probe: Option<Timestamp>,
 }
 
 /// Signs of how a backend does, counted in the packet path; by NAT only.
@@ -359,6 +392,10 @@ pub(crate) mod tests {
                 internal: 0,
                 flaps: 1,
             },
+            share: 100,
+            held_until: None,
+            next_probe: None,
+            checks: Vec::new(),
         };
         let ejected = BackendStatus {
             name: "web-2".into(),

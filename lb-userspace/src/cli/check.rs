@@ -136,7 +136,8 @@ fn row(service: &ServiceReport) -> [String; 7] {
         None => ["never", "-", "0"].map(String::from),
         Some(budget) => [
             pair(budget.eject_worst_ms, budget.eject_expected_ms),
-            pair(budget.readmit_worst_ms, budget.readmit_expected_ms),
+            pair(budget.readmit_worst_ms, budget.readmit_expected_ms)
+                + &held(budget.hold_down_ms, budget.hold_down_max_ms),
             format!("{:.1}", budget.probes_per_second),
         ],
     };
@@ -147,7 +148,7 @@ fn row(service: &ServiceReport) -> [String; 7] {
             service.protocol, service.address, service.forwarding
         ),
         service.backends.to_string(),
-        service.probe.into(),
+        service.probe.clone(),
         eject,
         readmit,
         load,
@@ -156,6 +157,16 @@ fn row(service: &ServiceReport) -> [String; 7] {
 
 fn pair(worst_ms: u64, expected_ms: u64) -> String {
     format!("{} / {}", seconds(worst_ms), seconds(expected_ms))
+}
+
+/// By how much a return may be later.
+fn held(first: Option<u64>, longest: Option<u64>) -> String {
+    match (first, longest) {
+        (Some(first), Some(longest)) => {
+            format!(" + {} to {}", seconds(first), seconds(longest))
+        }
+        _ => String::new(),
+    }
 }
 
 /// Short for people: `14.5s`, `800ms`, `1m30s`.

@@ -18,8 +18,8 @@ pub(super) fn run(config: &Path, name: &BackendName, json: bool) -> Result<u8, F
     let key = name.key();
     let (_, backend) = model.backend(&key).ok_or_else(|| unknown(&model, name))?;
     let spec = backend
-        .probe
-        .as_ref()
+        .probes
+        .first()
         .ok_or_else(|| Failure::Usage(format!("{name} has no probe (health.probe = \"none\")")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -179,6 +179,7 @@ mod tests {
                 step("connect", 420, "10.0.0.11:8080 from 10.0.0.5:43210"),
                 step("headers", 1200, "HTTP/1.1 503 Service Unavailable"),
             ],
+            agent: None,
         }
     }
 
@@ -229,6 +230,7 @@ drained.
         );
         let silent = Outcome {
             steps: Vec::new(),
+            agent: None,
             class: Class::Timeout,
             detail: "no answer within 2s (no reply to SYN)".to_owned(),
             latency: Duration::from_millis(2001),

@@ -20,7 +20,7 @@
 use std::time::Duration;
 
 use crate::health;
-use crate::model::{HealthPolicy, Service};
+use crate::model::{HealthPolicy, HoldDown, Service};
 
 /// Times and cost of a service's health checks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,6 +37,8 @@ pub struct Budget {
     pub jitter: Duration,
     /// Probes per second while all backends are healthy.
     pub probes_per_second: f64,
+    /// By how much a return may be later than that.
+    pub hold_down: Option<HoldDown>,
 }
 
 impl Budget {
@@ -55,13 +57,31 @@ impl Budget {
             jitter: (late.worst_eject.saturating_sub(punctual.worst_eject))
                 .max(late.worst_readmit.saturating_sub(punctual.worst_readmit)),
             probes_per_second: backends as f64 / policy.interval.as_secs_f64(),
+            hold_down: policy.hold_down,
         }
     }
 
-    /// The budget of a service; `None` if it is not probed.
+    /// The budget of a service; `None` if it is not probed. Of several probes the slowest counts:
+    /// what is wrong may be seen by that one only.
     pub fn of(service: &Service) -> Option<Self> {
-        let policy = service.health.as_ref()?;
-        Some(Self::new(policy, service.backends.len()))
+        let budgets = service.health.iter();
+        budgets
+            .map(|policy| Self::new(policy, service.backends.len()))
+            .reduce(|a, b| Self {
+                eject_worst: a.eject_worst.max(b.eject_worst),
+                eject_expected: a.eject_expected.max(b.eject_expected),
+                readmit_worst: a.readmit_worst.max(b.readmit_worst),
+                readmit_expected: a.readmit_expected.max(b.readmit_expected),
+                jitter: a.jitter.max(b.jitter),
+                probes_per_second: a.probes_per_second + b.probes_per_second,
+                hold_down: match (a.hold_down, b.hold_down) {
+                    (Some(a), Some(b)) => Some(HoldDown {
+                        base: a.base.max(b.base),
+                        most: a.most.max(b.most),
+                    }),
+                    (one, other) => one.or(other),
+                },
+            })
     }
 }
 
@@ -74,15 +94,7 @@ mod tests {
     }
 
     fn policy() -> HealthPolicy {
-        HealthPolicy {
-            interval: seconds(5),
-            timeout: seconds(2),
-            unhealthy_threshold: 3,
-            healthy_threshold: 2,
-            fast_interval: seconds(5),
-            down_interval: seconds(5),
-            jitter: 5,
-        }
+        HealthPolicy::default()
     }
 
     #[test]

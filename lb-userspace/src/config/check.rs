@@ -1,12 +1,15 @@
 //! Everything `lb check` has to say about a file.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::budget::Budget;
 use super::diagnostic::Diagnostic;
 use super::{ConfigError, lint, parse_with_places, read};
+use crate::health::Engine;
 use crate::model::{Model, ProbeKind, Service};
 
 pub use super::lint::LINTS;
@@ -19,7 +22,8 @@ pub struct Report {
     pub services: Vec<ServiceReport>,
     /// In the order of the file.
     pub warnings: Vec<Diagnostic>,
-    /// Probes per second of all services together, while all backends are healthy.
+    /// Probes per second of all services together, while all backends are healthy. Less than their
+    /// sum where services share probes.
     pub probes_per_second: f64,
 }
 
@@ -31,8 +35,8 @@ pub struct ServiceReport {
     pub protocol: &'static str,
     pub forwarding: &'static str,
     pub backends: usize,
-    /// `tcp`, `http`, `https`, `grpc` or `none`.
-    pub probe: &'static str,
+    /// `tcp`, `http`, `https`, `grpc`, …, `none`; of several: `http + tcp`.
+    pub probe: String,
     /// `None` if it is not probed.
     pub budget: Option<BudgetReport>,
 }
@@ -46,6 +50,12 @@ pub struct BudgetReport {
     pub readmit_expected_ms: u64,
     pub jitter_ms: u64,
     pub probes_per_second: f64,
+    /// The first hold-down, by which a return may be later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_down_ms: Option<u64>,
+    /// The longest one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_down_max_ms: Option<u64>,
 }
 
 /// Checks the file at `path`.
@@ -66,26 +76,35 @@ pub fn check(text: &str, name: &str) -> Result<Report, ConfigError> {
     let services: Vec<ServiceReport> = model.services.iter().map(ServiceReport::new).collect();
     Ok(Report {
         warnings: lint::warnings(&model, &places, text),
-        probes_per_second: services
-            .iter()
-            .filter_map(|service| service.budget)
-            .map(|budget| budget.probes_per_second)
-            .sum(),
+        probes_per_second: load(&model),
         services,
         model,
     })
 }
 
+/// Probes per second of all services; those that several ask for are made once.
+fn load(model: &Model) -> f64 {
+    let mut engine = Engine::new(0);
+    engine.configure(&model.services, &BTreeMap::new(), Duration::ZERO);
+    engine.probes_per_second()
+}
+
 impl ServiceReport {
     fn new(service: &Service) -> Self {
-        let probe = service.backends.iter().find_map(|b| b.probe.as_ref());
+        let probes = service.backends.iter().map(|b| &b.probes).next();
+        let kinds: Vec<&str> = (probes.into_iter().flatten())
+            .map(|probe| ProbeKind::name(&probe.kind))
+            .collect();
         Self {
             name: service.name.to_string(),
             address: service.address.to_string(),
             protocol: service.protocol.name(),
             forwarding: service.forwarding.name(),
             backends: service.backends.len(),
-            probe: probe.map_or("none", |probe| ProbeKind::name(&probe.kind)),
+            probe: match kinds.is_empty() {
+                true => "none".to_owned(),
+                false => kinds.join(" + "),
+            },
             budget: Budget::of(service).map(BudgetReport::new),
         }
     }
@@ -94,7 +113,7 @@ impl ServiceReport {
 impl BudgetReport {
     fn new(budget: Budget) -> Self {
         let milliseconds =
-            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+            |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
             eject_worst_ms: milliseconds(budget.eject_worst),
             eject_expected_ms: milliseconds(budget.eject_expected),
@@ -102,6 +121,8 @@ impl BudgetReport {
             readmit_expected_ms: milliseconds(budget.readmit_expected),
             jitter_ms: milliseconds(budget.jitter),
             probes_per_second: budget.probes_per_second,
+            hold_down_ms: budget.hold_down.map(|rule| milliseconds(rule.base)),
+            hold_down_max_ms: budget.hold_down.map(|rule| milliseconds(rule.most)),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::duration::format;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{HEALTH, Key};
 use super::value;
-use super::{kinds, web};
+use super::{deciding, kinds, web};
 use crate::model::{
     ClientCertificate, ExecProbe, HealthPolicy, HttpProbe, Pattern, ProbeKind, ProbeSpec, Protocol,
     Reuse, StatusRange, TlsOptions, host_text,
@@ -35,6 +35,7 @@ pub enum Probe {
 /// What the tables say, value by value.
 #[derive(Debug)]
 pub struct Settings {
+    name: Option<At<String>>,
     probe: Option<At<Probe>>,
     interval: Option<At<Duration>>,
     timeout: Option<At<Duration>>,
@@ -62,10 +63,11 @@ pub struct Settings {
     sni: Option<At<String>>,
     client_cert: Option<At<PathBuf>>,
     client_key: Option<At<PathBuf>>,
+    deciding: deciding::Settings,
     kinds: kinds::Settings,
 }
 
-/// The health checks of one service.
+/// One probe of a service's backends.
 #[derive(Clone, Debug)]
 pub struct Checks {
     pub policy: HealthPolicy,
@@ -158,6 +160,7 @@ fn authority_of(target: SocketAddr, usual_port: u16) -> String {
 /// Reads every key and reports what is wrong with any by itself.
 pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
     Settings {
+        name: reader.get(errors, "name", super::service::name),
         probe: reader.get(errors, "probe", probe),
         interval: reader.get(errors, "interval", value::positive_duration),
         timeout: reader.get(errors, "timeout", value::positive_duration),
@@ -185,11 +188,12 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         sni: reader.get(errors, "sni", web::server_name),
         client_cert: reader.get(errors, "client_cert", value::path),
         client_key: reader.get(errors, "client_key", value::path),
+        deciding: deciding::read(reader, errors),
         kinds: kinds::read(reader, errors),
     }
 }
 
-/// Puts the settings of a service together. `Some(None)`: it has no probes; `None` only if there
+/// Puts the settings of a probe together. `Some(None)`: it has no probes; `None` only if there
 /// are errors.
 pub fn checks(
     settings: Settings,
@@ -415,7 +419,17 @@ fn policy(
     if let (Some((name, value)), false) = (shortest, probe == Some(Probe::None)) {
         too_slow(reader, (name, value), timeout, errors);
     }
+    let rules = deciding::rules(&settings.deciding, reader, errors)?;
+    let name = match &settings.name {
+        Some(name) => name.value.as_str(),
+        None => probe?.name(),
+    };
     Some(HealthPolicy {
+        name: name.into(),
+        degraded_weight: rules.degraded_weight,
+        unhealthy_window: rules.unhealthy_window,
+        immediate_on: rules.immediate_on,
+        hold_down: rules.hold_down,
         interval: interval.value,
         timeout: timeout.value,
         unhealthy_threshold: settings.unhealthy_threshold.as_ref()?.value,
@@ -504,7 +518,7 @@ fn users(key: &str) -> &'static [Probe] {
         ],
         "headers" => &[Http, Https, Grpc],
         "path" | "method" | "host" | "expect_status" | "expect_body" | "expect_body_regex"
-        | "reuse" | "reuse_limit" => &[Http, Https],
+        | "reuse" | "reuse_limit" | "degraded_weight" => &[Http, Https],
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
         "authority" | "accept_status" => &[Grpc],

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::budget::Budget;
 use super::diagnostic::{Diagnostic, Severity};
 use super::duration::format;
-use super::places::Places;
+use super::places::{Places, health_key};
 use crate::model::{Backend, HealthPolicy, Model, ProbeKind, Protocol, Service};
 
 /// Every warning there is: its id and when it is given.
@@ -90,17 +90,19 @@ pub fn warnings(model: &Model, places: &Places, text: &str) -> Vec<Diagnostic> {
         let place = Place {
             places,
             service: index,
+            check: 0,
         };
-        match &service.health {
-            Some(policy) => {
-                rhythm(service, policy, &place, &mut sink);
-                if let Some(probe) = service.backends.iter().find_map(|b| b.probe.as_ref()) {
-                    question(&probe.kind, policy, &place, &mut sink);
-                }
-                tcp_on_http_port(service, &place, &mut sink);
-            }
-            None => unprobed(service, &place, &mut sink),
+        if service.health.is_empty() {
+            unprobed(service, &place, &mut sink);
         }
+        for (check, policy) in service.health.iter().enumerate() {
+            let place = Place { check, ..place };
+            rhythm(service, policy, &place, &mut sink);
+            if let Some(probe) = service.backends.iter().find_map(|b| b.probes.get(check)) {
+                question(&probe.kind, policy, &place, &mut sink);
+            }
+        }
+        tcp_on_http_port(service, &place, &mut sink);
         pool(service, &place, &mut sink);
     }
     let mut found = sink.found;
@@ -130,14 +132,20 @@ impl Sink<'_> {
 }
 
 /// Finds the keys of one service.
+#[derive(Clone, Copy)]
 struct Place<'p> {
     places: &'p Places,
     service: usize,
+    /// Which of its health tables.
+    check: usize,
 }
 
 impl Place<'_> {
     fn key(&self, key: &str) -> Range<usize> {
-        self.places.key(self.service, key)
+        match key.strip_prefix("health.") {
+            Some(key) => (self.places).key(self.service, &health_key(self.check, key)),
+            None => self.places.key(self.service, key),
+        }
     }
 
     fn backend(&self, backend: usize) -> Range<usize> {
@@ -239,7 +247,7 @@ fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &m
         ProbeKind::Smtp(smtp) => smtp.tls.is_some(),
         ProbeKind::Grpc { tls, .. } => tls.is_some(),
         ProbeKind::Http(http) => {
-            if let Some(span) = place.places.grpc_service(place.service) {
+            if let Some(span) = place.places.grpc_service(place.service, place.check) {
                 sink.add(
                     "service-without-grpc",
                     span,
@@ -291,7 +299,10 @@ fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &m
 
 fn tcp_on_http_port(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
     let port = service.backends.iter().find_map(|backend| {
-        let probe = backend.probe.as_ref()?;
+        // Beside others it is the lesser one.
+        let [probe] = &*backend.probes else {
+            return None;
+        };
         let port = probe.target.port();
         (matches!(probe.kind, ProbeKind::Tcp | ProbeKind::TcpHalfOpen)
             && HTTP_PORTS.contains(&port))
@@ -352,7 +363,8 @@ fn headroom(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
     };
     let weight = u64::from(*weight);
     let rest = total - weight;
-    let panic = service.health.is_some() && rest * 100 < u64::from(service.panic_threshold) * total;
+    let panic =
+        !service.health.is_empty() && rest * 100 < u64::from(service.panic_threshold) * total;
     if weight * 2 <= total && !panic {
         return;
     }

@@ -13,6 +13,7 @@ use crate::model::Model;
 
 pub mod budget;
 pub mod check;
+mod deciding;
 mod diagnostic;
 pub mod duration;
 mod health;
@@ -25,6 +26,7 @@ mod rules;
 pub mod schema;
 mod script;
 mod service;
+mod several;
 pub(crate) mod suggest;
 mod syntax;
 mod value;

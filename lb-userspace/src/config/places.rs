@@ -16,12 +16,20 @@ pub struct Places {
 pub struct ServicePlaces {
     /// Its name, else its `[[service]]`.
     pub header: Range<usize>,
-    /// Values by key; those of its health checks as `health.path`.
+    /// Values by key; those of its health checks by [`health_key`].
     pub keys: BTreeMap<String, Range<usize>>,
-    /// The `service` key of its own health table, which is not inherited.
-    pub grpc_service: Option<Range<usize>>,
+    /// The `service` key of each of its own health tables, which is not inherited.
+    pub grpc_service: Vec<Option<Range<usize>>>,
     /// Addresses of its backends.
     pub backends: Vec<Range<usize>>,
+}
+
+/// A key of the service's health table number `check`: `health.path`, `health[1].path`.
+pub fn health_key(check: usize, key: &str) -> String {
+    match check {
+        0 => format!("health.{key}"),
+        check => format!("health[{check}].{key}"),
+    }
 }
 
 impl Places {
@@ -39,9 +47,9 @@ impl Places {
         })
     }
 
-    /// Where the service's own health table names a gRPC service.
-    pub fn grpc_service(&self, service: usize) -> Option<Range<usize>> {
-        self.services.get(service)?.grpc_service.clone()
+    /// Where a health table of the service's own names a gRPC service.
+    pub fn grpc_service(&self, service: usize, check: usize) -> Option<Range<usize>> {
+        self.services.get(service)?.grpc_service.get(check)?.clone()
     }
 
     /// Where the address of a backend stands.

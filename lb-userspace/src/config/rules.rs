@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use lb_common::abi::{MAX_BACKENDS, MAX_RANGES, MAX_SERVICES};
 
+use super::health::Checks;
 use super::reader::Errors;
 use super::service::{BackendDraft, Draft};
 use crate::model::{
@@ -80,10 +81,10 @@ pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
 
 /// Reports the first backend that is probed and has no port to be asked at.
 fn probe_ports(service: &Draft, errors: &mut Errors<'_>) {
-    let (Some(Some(checks)), Some(vip)) = (&service.checks, &service.address) else {
+    let (Some(checks), Some(vip)) = (&service.checks, &service.address) else {
         return;
     };
-    if checks.has_port() {
+    if checks.iter().all(Checks::has_port) {
         return;
     }
     let without = |backend: &&BackendDraft| backend.at(vip.value).is_some_and(|at| at.port() == 0);
@@ -198,8 +199,9 @@ fn tcp_flows(service: &Draft, errors: &mut Errors<'_>) {
             "remove it",
         );
     }
-    if let (Some(at), Some(None), Protocol::Tcp) = (&service.passive, &service.checks, protocol)
+    if let (Some(at), Some(checks), Protocol::Tcp) = (&service.passive, &service.checks, protocol)
         && at.value
+        && checks.is_empty()
     {
         errors.add(
             at.span.clone(),

@@ -51,6 +51,10 @@ pub enum Kind {
     Texts,
     /// List of `"200"` and `"200-299"`.
     Statuses,
+    /// `"3/5"`: so many out of so many.
+    OutOf,
+    /// List of classes of failure.
+    Classes,
     /// List of gRPC status codes, by number or name.
     GrpcCodes,
     /// Inline table of texts.
@@ -99,6 +103,8 @@ impl Kind {
             Self::Prefix6 => "IPv6 network".into(),
             Self::Texts => "list of texts".into(),
             Self::Statuses => "list of HTTP status codes and ranges".into(),
+            Self::OutOf => "two numbers, `\"3/5\"`".into(),
+            Self::Classes => "list of classes of failure".into(),
             Self::GrpcCodes => "list of gRPC status codes".into(),
             Self::Headers => "table of texts".into(),
             Self::Steps => "list of tables".into(),
@@ -122,6 +128,8 @@ impl Kind {
             Self::Prefix6 => "an IPv6 network, as text",
             Self::Texts => "a list of texts",
             Self::Statuses => "a list of status codes, as texts",
+            Self::OutOf => "two numbers with a slash, as text",
+            Self::Classes => "a list of classes of failure, as texts",
             Self::GrpcCodes => "a list of gRPC status codes",
             Self::Headers => "a table of texts",
             Self::Steps => "a list of tables",
@@ -148,6 +156,8 @@ impl Kind {
             Self::Prefix6 => "\"100::/64\"",
             Self::Texts => "[\"eth0\"]",
             Self::Statuses => "[\"200\"] or [\"200-299\"]",
+            Self::OutOf => "\"3/5\"",
+            Self::Classes => "[\"refused\"]",
             Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
             Self::Headers => "{ \"X-Probe\" = \"lb\" }",
             Self::Steps => "[{ send = 'PING\\r\\n' }, { expect = '+PONG' }]",
@@ -432,6 +442,10 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("rise", "healthy_threshold"),
     ("fall", "unhealthy_threshold"),
     ("inter", "interval"),
+    ("window", "unhealthy_window"),
+    ("immediate", "immediate_on"),
+    ("base_ejection_time", "hold_down"),
+    ("max_ejection_time", "hold_down_max"),
     ("fastinter", "fast_interval"),
     ("downinter", "down_interval"),
     ("uri", "path"),

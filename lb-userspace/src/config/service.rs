@@ -4,11 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::health::{self, Checks};
-use super::places::ServicePlaces;
+use super::health::Checks;
+use super::places::{ServicePlaces, health_key};
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
-use super::{rules, syntax, value};
+use super::{rules, several, syntax, value};
 use crate::model::{
     Affinity, Backend, Endpoint, Forwarding, OnDeath, PassiveHttp, PassiveRules, Protocol, Service,
     backend_text,
@@ -34,10 +34,11 @@ pub struct Draft {
     panic_threshold: Option<u8>,
     drain_deadline: Option<Duration>,
     slow_start: Option<Duration>,
+    /// None for `probe = "none"`.
+    pub checks: Option<Vec<Checks>>,
     /// As written, if it is.
     pub passive: Option<At<bool>>,
     pub passive_http: Option<At<PassiveHttp>>,
-    pub checks: Option<Option<Checks>>,
     pub backends: Vec<BackendDraft>,
     /// Whether all of `backends` are tables.
     complete: bool,
@@ -69,11 +70,8 @@ pub fn read<'a>(
 ) -> Draft {
     reader.refuse_unknown(errors);
     let protocol = reader.get(errors, "protocol", protocol).map(|at| at.value);
-    let health = health_reader(reader, defaults, errors);
-    let checks = health.as_ref().and_then(|health| {
-        let settings = health::read(health, errors);
-        health::checks(settings, health, protocol?, errors)
-    });
+    let health = health_readers(reader, defaults, errors);
+    let checks = protocol.and_then(|protocol| several::read(health.as_deref()?, protocol, errors));
     let tables = reader.own("backend").map_or(Some(Vec::new()), |value| {
         syntax::tables(&BACKEND, value, errors)
     });
@@ -107,7 +105,7 @@ pub fn read<'a>(
         passive: reader.get(errors, "passive", passive),
         passive_http: reader.get(errors, "passive_http", passive_http),
         checks,
-        places: places(reader, health.as_ref(), &backends),
+        places: places(reader, health.as_deref().unwrap_or_default(), &backends),
         backends,
         complete: tables.is_some(),
     };
@@ -117,21 +115,30 @@ pub fn read<'a>(
     draft
 }
 
-/// The service's health table, over the defaults. `None` if it is not a table.
-fn health_reader<'a>(
+/// The service's health tables, each over the defaults: `[service.health]`, or `[[service.health]]`
+/// for each of several. `None` if one is not a table.
+fn health_readers<'a>(
     reader: &'a Reader<'a>,
     defaults: Option<&'a Reader<'a>>,
     errors: &mut Errors<'_>,
-) -> Option<Reader<'a>> {
-    let own = match reader.own("health") {
-        Some(value) => syntax::table(&HEALTH, value, errors)?,
-        None => Reader::absent(&HEALTH, reader.span.clone()),
+) -> Option<Vec<Reader<'a>>> {
+    let tables = match reader.own("health") {
+        Some(value) if value.get_ref().is_array() => syntax::tables(&HEALTH, value, errors)?,
+        Some(value) => vec![syntax::table(&HEALTH, value, errors)?],
+        None => Vec::new(),
     };
-    own.refuse_unknown(errors);
-    Some(match defaults {
-        Some(defaults) => own.inherit(defaults),
-        None => own,
-    })
+    let tables = match tables.is_empty() {
+        true => vec![Reader::absent(&HEALTH, reader.span.clone())],
+        false => tables,
+    };
+    let over_defaults = |own: Reader<'a>| {
+        own.refuse_unknown(errors);
+        match defaults {
+            Some(defaults) => own.inherit(defaults),
+            None => own,
+        }
+    };
+    Some(tables.into_iter().map(over_defaults).collect())
 }
 
 fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
@@ -153,23 +160,28 @@ fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
 
 fn places(
     reader: &Reader<'_>,
-    health_table: Option<&Reader<'_>>,
+    health_tables: &[Reader<'_>],
     backends: &[BackendDraft],
 ) -> ServicePlaces {
     let own = SERVICE.keys.iter().filter_map(|key| {
         let value = reader.written(key.name)?;
         Some((key.name.to_string(), value.span()))
     });
-    let health = HEALTH.keys.iter().filter_map(|key| {
-        let value = health_table?.written(key.name)?;
-        Some((format!("health.{}", key.name), value.span()))
+    let health = health_tables.iter().enumerate().flat_map(|(check, table)| {
+        HEALTH.keys.iter().filter_map(move |key| {
+            let value = table.written(key.name)?;
+            Some((health_key(check, key.name), value.span()))
+        })
     });
     ServicePlaces {
         header: reader
             .own("name")
             .map_or_else(|| reader.span.clone(), Value::span),
         keys: own.chain(health).collect(),
-        grpc_service: health_table.and_then(|health| health.key_span("service")),
+        grpc_service: health_tables
+            .iter()
+            .map(|health| health.key_span("service"))
+            .collect(),
         backends: backends
             .iter()
             .map(|backend| backend.address.as_ref().map_or(0..0, |at| at.span.clone()))
@@ -180,7 +192,7 @@ fn places(
 impl Draft {
     /// Whether its probes are commands.
     pub fn runs_commands(&self) -> bool {
-        matches!(&self.checks, Some(Some(checks)) if checks.runs_commands())
+        self.checks.iter().flatten().any(Checks::runs_commands)
     }
 
     /// The service, if nothing in it is wrong.
@@ -196,7 +208,7 @@ impl Draft {
         let backends = self
             .backends
             .into_iter()
-            .map(|backend| backend.finish(&name, address, server_id_length, checks.as_ref()))
+            .map(|backend| backend.finish(&name, address, server_id_length, &checks))
             .collect::<Option<Vec<_>>>()?;
         self.complete.then_some(())?;
         let (protocol, forwarding) = (self.protocol?, self.forwarding?);
@@ -224,10 +236,12 @@ impl Draft {
             passive: PassiveRules {
                 connections: self
                     .passive
-                    .map_or(protocol == Protocol::Tcp && checks.is_some(), |at| at.value),
+                    .map_or(protocol == Protocol::Tcp && !checks.is_empty(), |at| {
+                        at.value
+                    }),
                 http: self.passive_http?.value,
             },
-            health: checks.map(|checks| checks.policy),
+            health: checks.into_iter().map(|checks| checks.policy).collect(),
             backends,
         })
     }
@@ -262,7 +276,7 @@ impl BackendDraft {
         service: &Arc<str>,
         vip: Endpoint,
         server_id_length: u8,
-        checks: Option<&Checks>,
+        checks: &[Checks],
     ) -> Option<Backend> {
         if self.bad_name {
             return None;
@@ -281,7 +295,9 @@ impl BackendDraft {
             server_id,
             weight: self.weight?.value,
             tier: self.tier?,
-            probe: checks.map(|checks| checks.of(address, service, &name)),
+            probes: (checks.iter())
+                .map(|checks| checks.of(address, service, &name))
+                .collect(),
             name,
         })
     }
@@ -331,7 +347,7 @@ fn on_death(key: &Key, value: &Value<'_>) -> Result<OnDeath, Problem> {
 }
 
 /// A name that can stand in `SERVICE/BACKEND`, in a metric's label and in a shell unquoted.
-fn name(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+pub fn name(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
     let text = value::text(key, value)?;
     if text.is_empty() {
         return Err(Problem::new(

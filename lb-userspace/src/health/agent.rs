@@ -5,8 +5,8 @@
 //! only the agent takes it back. What a line does not mention stays as it was, and an agent that
 //! cannot be reached has said nothing.
 //!
-//! The agent probe (`probe::agent`) judges each line by itself. [`Axis`] keeps what was said, for a
-//! routing that has a place for it; nothing there uses it yet.
+//! The probe (`probe::agent`) reads a line; [`Axis`] keeps what was said, and the verdict follows from
+//! all of it.
 
 use std::fmt;
 
@@ -15,9 +15,6 @@ pub const MAX_LINE: usize = 1024;
 
 /// Largest weight, percent of the configured one.
 const MAX_PERCENT: u32 = 1000;
-
-/// Largest weight that a backend can be configured with.
-const MAX_WEIGHT: u32 = 65_535;
 
 /// Whether the backend is to get traffic, by its operator on the spot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -165,11 +162,15 @@ impl Axis {
         *self != before
     }
 
-    /// The weight that the agent makes of a configured one: never 0 unless it says so.
-    pub fn weigh(&self, configured: u32) -> u32 {
-        let scaled = u64::from(configured) * u64::from(self.weight) / 100;
-        let least = u64::from(configured > 0 && self.weight > 0);
-        u32::try_from(scaled.max(least)).map_or(MAX_WEIGHT, |weight| weight.min(MAX_WEIGHT))
+    /// Whether the backend is not to get new flows.
+    pub fn is_no(&self) -> bool {
+        self.down.is_some() || self.stance != Stance::Ready || self.weight == 0
+    }
+
+    /// Percent of its slots that the backend is to get. A backend cannot have more than its own, so
+    /// what is above 100 % counts as that.
+    pub fn percent(&self) -> u8 {
+        u8::try_from(self.weight).map_or(100, |percent| percent.min(100))
     }
 }
 
@@ -257,20 +258,18 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_scaled_and_kept_above_zero() {
-        let weigh = |percent, configured| {
-            let weight = percent;
-            Axis {
-                weight,
-                ..Axis::default()
-            }
-            .weigh(configured)
+    fn any_word_against_it_is_a_no() {
+        let axis = |line: &str| {
+            let mut axis = Axis::default();
+            axis.apply(&parse(line.as_bytes()).unwrap());
+            (axis.is_no(), axis.percent())
         };
-        assert_eq!(weigh(50, 100), 50);
-        assert_eq!(weigh(1, 10), 1);
-        assert_eq!(weigh(0, 100), 0);
-        assert_eq!(weigh(100, 0), 0);
-        assert_eq!(weigh(1000, 100), 1000);
-        assert_eq!(weigh(1000, 65_535), 65_535);
+        assert_eq!(axis("ready up 100%"), (false, 100));
+        assert_eq!(axis("1000%"), (false, 100));
+        assert_eq!(axis("7%"), (false, 7));
+        assert_eq!(axis("0%"), (true, 0));
+        assert_eq!(axis("down 50%"), (true, 50));
+        assert_eq!(axis("drain"), (true, 100));
+        assert_eq!(axis("maint up"), (true, 100));
     }
 }

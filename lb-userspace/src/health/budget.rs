@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::HealthPolicy;
+use crate::model::{Class, HealthPolicy};
 
 /// Worst and expected times to a verdict, and the load of the probes. The worst cases hold for a
 /// backend that changes right after a probe of it began, and whose failing probes all time out (an
@@ -12,11 +12,12 @@ use crate::model::HealthPolicy;
 /// interval once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// `interval + (unhealthy_threshold − 1) × fast_interval + timeout`, and jitter.
+    /// `interval + (unhealthy_threshold − 1) × fast_interval + timeout`, and jitter; sooner if another
+    /// rule ejects after fewer failures.
     pub worst_eject: Duration,
     /// The same for a backend that dies at a random moment and refuses at once.
     pub expected_eject: Duration,
-    /// `down_interval + (healthy_threshold − 1) × fast_interval + timeout`, and jitter.
+    /// After its hold-down: `down_interval + (healthy_threshold − 1) × fast_interval + timeout`, and jitter.
     pub worst_readmit: Duration,
     /// The same for a backend that recovers at a random moment and answers at once.
     pub expected_readmit: Duration,
@@ -44,11 +45,17 @@ impl Budget {
             };
             wait + steps + policy.timeout
         };
+        // Failures of a backend that is silent, until the first rule ejects it.
+        let failures = match &policy.unhealthy_window {
+            _ if policy.immediate_on.contains(&Class::Timeout) => 1,
+            Some(window) => policy.unhealthy_threshold.min(window.failures),
+            None => policy.unhealthy_threshold,
+        };
         let expected =
             |first: Duration, threshold: u32| first / 2 + fast * threshold.saturating_sub(1);
         Self {
-            worst_eject: worst(policy.interval, policy.interval, policy.unhealthy_threshold),
-            expected_eject: expected(policy.interval, policy.unhealthy_threshold),
+            worst_eject: worst(policy.interval, policy.interval, failures),
+            expected_eject: expected(policy.interval, failures),
             worst_readmit: worst(step(down, jitter(down)), down, policy.healthy_threshold),
             expected_readmit: expected(down, policy.healthy_threshold),
         }

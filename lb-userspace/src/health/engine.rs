@@ -1,34 +1,29 @@
-//! All targets together: configuration, due times, probes in flight.
+//! All targets together: configuration, outcomes, verdicts. When probes are due: [`super::probes`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::schedule::{Grid, Rhythm, whole_intervals_late};
-use super::target::{Health, Restored, TargetView, Turn};
-use crate::model::{BackendKey, HealthPolicy, ProbeSpec, Service};
+use super::check::{CheckView, Turn};
+use super::probes::{Asker, Probes, Rhythms, Start};
+use super::schedule::Rhythm;
+use super::target::{Health, Restored, TargetView};
+use crate::model::{Backend, BackendKey, HealthPolicy, ProbeKind, ProbeSpec, Service};
 use crate::probe::{Class, Outcome, Verdict};
-
-/// A probe to start now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Start {
-    pub key: BackendKey,
-    pub spec: ProbeSpec,
-    /// To be given back to [`Engine::finish`].
-    pub seq: u64,
-    /// When it was due: what it is late by is the agent's own lateness.
-    pub due: Duration,
-}
 
 /// A verdict changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     pub key: BackendKey,
     pub from: Health,
-    /// Equal to `from` (unhealthy) if all that changed is that the backend is now gone.
+    /// Equal to `from` if what changed is whether the backend is gone, which of its probes are
+    /// against it, or its weight.
     pub to: Health,
     /// See [`TargetView::gone`].
     pub gone: bool,
+    /// See [`TargetView::weight`].
+    pub weight: u8,
     pub reason: String,
     /// Class of the outcome that decided; `None` if the configuration did.
     pub class: Option<Class>,
@@ -38,13 +33,14 @@ pub struct Change {
 }
 
 impl Change {
-    /// What a turn at `now` has made of a backend.
-    fn new(key: &BackendKey, turn: Turn, view: &TargetView, now: Duration) -> Self {
+    /// What a turn at `now` has made of a backend that was `from`.
+    fn new(key: &BackendKey, from: Health, turn: Turn, view: &TargetView, now: Duration) -> Self {
         Self {
             key: key.clone(),
-            from: turn.from,
+            from,
             to: view.health,
             gone: view.gone,
+            weight: view.weight,
             reason: view.reason.clone(),
             class: view.class,
             at: now,
@@ -55,70 +51,86 @@ impl Change {
 
 struct Target {
     address: SocketAddr,
-    /// `None`: no probe.
-    plan: Option<Plan>,
+    /// What it is asked, in the order of the view's checks.
+    checks: Vec<Check>,
     view: TargetView,
 }
 
-/// How a target is probed.
-struct Plan {
+/// What one probe means for one backend.
+struct Check {
     spec: ProbeSpec,
     policy: HealthPolicy,
-    grid: Grid,
-    state: State,
+    /// Its place among the probes.
+    probe: usize,
 }
 
-#[derive(Clone, Copy)]
-enum State {
-    Waiting {
-        nominal: Duration,
-        due: Duration,
-    },
-    InFlight {
-        seq: u64,
-        nominal: Duration,
+impl Target {
+    /// Counts the outcome of one of its probes.
+    fn count(
+        &mut self,
+        key: &BackendKey,
+        check: usize,
+        outcome: &Outcome,
         started: Duration,
-        /// When it is taken for lost.
-        lost: Duration,
-    },
+        now: Duration,
+    ) -> Option<Change> {
+        let policy = &self.checks.get(check)?.policy;
+        let from = self.view.health;
+        let turn = self
+            .view
+            .checks
+            .get_mut(check)?
+            .record(outcome, policy, started, now);
+        let turn = self.view.turned(check, turn, now)?;
+        Some(Change::new(key, from, turn, &self.view, now))
+    }
 }
 
-impl State {
-    /// Where the target stands in the queue.
-    const fn wakes(self) -> Duration {
-        match self {
-            Self::Waiting { due, .. } => due,
-            Self::InFlight { lost, .. } => lost,
+/// What the probes' askers want.
+struct Wishes<'a>(&'a mut BTreeMap<BackendKey, Target>);
+
+impl Rhythms for Wishes<'_> {
+    fn rhythm(&self, asker: &Asker) -> Option<Rhythm> {
+        let target = self.0.get(&asker.key)?;
+        let (check, view) = (
+            target.checks.get(asker.check)?,
+            target.view.checks.get(asker.check)?,
+        );
+        Some(Rhythm::of(view, &check.policy))
+    }
+
+    fn planned(&mut self, asker: &Asker, next: Option<Duration>, skipped: u64) {
+        let target = self.0.get_mut(&asker.key);
+        if let Some(view) = target.and_then(|target| target.view.checks.get_mut(asker.check)) {
+            view.next_probe = next;
+            view.skipped += skipped;
         }
     }
 }
 
 /// The health of all backends. See the module's documentation.
 pub struct Engine {
-    agent: u64,
     targets: BTreeMap<BackendKey, Target>,
-    /// Every probed target by the time something is to be done for it.
-    queue: BTreeSet<(Duration, BackendKey)>,
-    seq: u64,
+    probes: Probes,
 }
 
 impl Engine {
     /// `agent_id` tells agents that probe the same backends apart, so that they do not do so at the
     /// same moment. It should outlive a restart.
-    pub const fn new(agent_id: u64) -> Self {
+    pub fn new(agent_id: u64) -> Self {
         Self {
-            agent: agent_id,
             targets: BTreeMap::new(),
-            queue: BTreeSet::new(),
-            seq: 0,
+            probes: Probes::new(agent_id),
         }
     }
 
     /// Takes over a configuration.
     ///
-    /// - A backend whose probe and thresholds are unchanged keeps its state untouched.
-    /// - One with another probe keeps its verdict as an assumption and is checked anew.
-    /// - One with another address is another backend: unknown.
+    /// - A probe of a backend that is unchanged keeps its state untouched, whatever its name.
+    /// - One that asks something else under the same name keeps its verdict as an assumption and
+    ///   asks anew.
+    /// - One that is new takes the backend's verdict as an assumption, so that it interrupts nothing.
+    /// - A backend with another address is another backend: unknown.
     /// - A new one takes what `restored` has for it, as an assumption, or else is unknown.
     ///
     /// Returns the verdicts that the configuration itself changed (a backend that has lost its
@@ -130,171 +142,131 @@ impl Engine {
         now: Duration,
     ) -> Vec<Change> {
         let mut old = std::mem::take(&mut self.targets);
-        self.queue.clear();
+        let mut plan = self.probes.replan();
         let mut changes = Vec::new();
         for service in services {
             for backend in &service.backends {
                 let key = service.key(backend);
-                let probe = service.health.as_ref().zip(backend.probe.as_ref());
                 let before = old
                     .remove(&key)
                     .filter(|target| target.address == backend.address);
                 let restored = restored
                     .get(&key)
                     .filter(|restored| restored.address == backend.address);
-                let (view, old_plan) = match before {
-                    Some(target) => (Some(target.view), target.plan),
-                    None => (restored.map(|r| TargetView::restored(r, now)), None),
-                };
-                let (view, plan) = match probe {
-                    None => (self.unprobed(&key, view, now, &mut changes), None),
-                    Some((policy, spec)) => {
-                        let mut view = view.unwrap_or_else(|| TargetView::unknown(now));
-                        let plan = self.plan(&key, spec, policy, old_plan, &mut view, now);
-                        self.queue.insert((plan.state.wakes(), key.clone()));
-                        (view, Some(plan))
-                    }
-                };
+                let known = Known { before, restored };
+                let from = known.before.as_ref().map(|target| target.view.health);
+                let view = known.view(service, backend, now);
+                let checks = service.probes_of(backend).enumerate();
+                let checks = checks.map(|(check, (policy, spec))| Check {
+                    spec: spec.clone(),
+                    policy: policy.clone(),
+                    probe: plan.ask(
+                        spec,
+                        policy,
+                        Asker {
+                            key: key.clone(),
+                            check,
+                        },
+                    ),
+                });
                 let target = Target {
                     address: backend.address,
-                    plan,
+                    checks: checks.collect(),
                     view,
                 };
+                if let Some(from) = from.filter(|from| *from != target.view.health) {
+                    let turn = Turn::default();
+                    changes.push(Change::new(&key, from, turn, &target.view, now));
+                }
                 self.targets.insert(key, target);
             }
         }
+        self.probes
+            .follow(plan, &mut Wishes(&mut self.targets), now);
         changes
+    }
+
+    /// Probes that are started in a second while all is well.
+    pub fn probes_per_second(&self) -> f64 {
+        self.probes.per_second()
     }
 
     /// When [`Engine::start_due`] has something to do next.
     pub fn next_due(&self) -> Option<Duration> {
-        self.queue.first().map(|(at, _)| *at)
+        self.probes.next_due()
     }
 
-    /// The probes to start now, those longest due first. Never two in flight for one target.
+    /// The probes to start now, those longest due first. Never two in flight for one question.
     pub fn start_due(&mut self, now: Duration) -> Vec<Start> {
         self.start_due_up_to(now, usize::MAX)
     }
 
     /// The same, but at most `limit`: the others remain due. For a bound on probes in flight.
     pub fn start_due_up_to(&mut self, now: Duration, limit: usize) -> Vec<Start> {
-        let mut starts = Vec::new();
-        while starts.len() < limit
-            && self.queue.first().is_some_and(|(at, _)| *at <= now)
-            && let Some((_, key)) = self.queue.pop_first()
-        {
-            let Some(Target {
-                plan: Some(plan),
-                view,
-                ..
-            }) = self.targets.get_mut(&key)
-            else {
-                continue;
-            };
-            let rhythm = Rhythm::of(view, &plan.policy);
-            let (nominal, due) = match plan.state {
-                State::Waiting { nominal, due } => (nominal, due),
-                State::InFlight {
-                    nominal, started, ..
-                } => {
-                    // The prober never answered: its fault, not the backend's.
-                    view.record(
-                        &lost(now.saturating_sub(started)),
-                        &plan.policy,
-                        started,
-                        now,
-                    );
-                    let planned = plan.grid.next(rhythm, nominal, now);
-                    view.skipped += planned.skipped;
-                    plan.wait(planned.nominal, planned.due, view);
-                    self.queue.insert((planned.due, key));
-                    continue;
+        let mut wishes = Wishes(&mut self.targets);
+        let (starts, lost) = self.probes.start_due(&mut wishes, now, limit);
+        for (probe, started) in lost {
+            // The prober never answered: its fault, not the backend's, and no verdict turns.
+            let outcome = lost_probe(now.saturating_sub(started));
+            for asker in self.probes.askers(probe) {
+                if let Some(target) = self.targets.get_mut(&asker.key) {
+                    target.count(&asker.key, asker.check, &outcome, started, now);
                 }
-            };
-            let missed = whole_intervals_late(nominal, rhythm.interval(), now);
-            view.skipped += u64::from(missed);
-            view.next_probe = None;
-            self.seq += 1;
-            plan.state = State::InFlight {
-                seq: self.seq,
-                nominal: nominal + rhythm.interval() * missed,
-                started: now,
-                lost: now + plan.spec.timeout + plan.policy.interval.max(LOST_GRACE),
-            };
-            self.queue.insert((plan.state.wakes(), key.clone()));
-            starts.push(Start {
-                key,
-                spec: plan.spec.clone(),
-                seq: self.seq,
-                due,
-            });
+            }
+            self.probes.wait(probe, &mut Wishes(&mut self.targets), now);
         }
         starts
     }
 
-    /// Counts the outcome of a probe. One that is no longer expected (its target was removed or
-    /// configured anew, or it was taken for lost) changes nothing.
-    pub fn finish(
-        &mut self,
-        key: &BackendKey,
-        seq: u64,
-        outcome: &Outcome,
-        now: Duration,
-    ) -> Option<Change> {
-        let target = self.targets.get_mut(key)?;
-        let (plan, view) = (target.plan.as_mut()?, &mut target.view);
-        let State::InFlight {
-            seq: expected,
-            nominal,
-            started,
-            lost,
-        } = plan.state
-        else {
-            return None;
+    /// The backends that wait for the outcome of a probe in flight, and which of their probes it is.
+    pub fn asked_by(&self, seq: u64) -> impl Iterator<Item = (BackendKey, usize)> {
+        let probe = self.probes.in_flight(seq);
+        let askers = probe.map_or(&[][..], |(probe, _)| self.probes.askers(probe));
+        askers.iter().map(|asker| (asker.key.clone(), asker.check))
+    }
+
+    /// Counts the outcome of a probe for every backend that asked for it. One that is no longer
+    /// expected (its target was removed or configured anew, or it was taken for lost) changes
+    /// nothing.
+    pub fn finish(&mut self, seq: u64, outcome: &Outcome, now: Duration) -> Vec<Change> {
+        let Some((probe, started)) = self.probes.in_flight(seq) else {
+            return Vec::new();
         };
-        if seq != expected {
-            return None;
+        let mut changes = Vec::new();
+        for asker in self.probes.askers(probe) {
+            if let Some(target) = self.targets.get_mut(&asker.key) {
+                changes.extend(target.count(&asker.key, asker.check, outcome, started, now));
+            }
         }
-        let turn = view.record(outcome, &plan.policy, started, now);
-        let planned = plan.grid.next(Rhythm::of(view, &plan.policy), nominal, now);
-        view.skipped += planned.skipped;
-        plan.wait(planned.nominal, planned.due, view);
-        self.queue.remove(&(lost, key.clone()));
-        self.queue.insert((planned.due, key.clone()));
-        turn.map(|turn| Change::new(key, turn, view, now))
+        self.probes.wait(probe, &mut Wishes(&mut self.targets), now);
+        changes
     }
 
     /// Counts the outcome of a probe that somebody else ran, for replays: the schedule and a probe
-    /// in flight are left alone. None too for a backend that is unknown or has no probe.
+    /// in flight are left alone. `check`: which of the backend's probes. None too for a backend
+    /// that is unknown or has no such probe.
     pub fn observe(
         &mut self,
         key: &BackendKey,
+        check: usize,
         outcome: &Outcome,
         now: Duration,
     ) -> Option<Change> {
         let target = self.targets.get_mut(key)?;
-        let (plan, view) = (target.plan.as_ref()?, &mut target.view);
         let started = now.saturating_sub(outcome.latency);
-        let turn = view.record(outcome, &plan.policy, started, now)?;
-        Some(Change::new(key, turn, view, now))
+        target.count(key, check, outcome, started, now)
     }
 
-    /// Makes a backend due at once. Returns whether it will be: false if it is unknown, has no
-    /// probe, or has one in flight already.
+    /// Makes a backend's probes due at once. Returns whether any will be: false if it is unknown, or
+    /// if all its probes, if it has any, are in flight already.
     pub fn probe_now(&mut self, key: &BackendKey, now: Duration) -> bool {
-        let Some(target) = self.targets.get_mut(key) else {
+        let Some(target) = self.targets.get(key) else {
             return false;
         };
-        let Some(plan) = target.plan.as_mut() else {
-            return false;
-        };
-        let State::Waiting { due, .. } = plan.state else {
-            return false;
-        };
-        self.queue.remove(&(due, key.clone()));
-        plan.wait(now, now, &mut target.view);
-        self.queue.insert((now, key.clone()));
-        true
+        let places: Vec<usize> = target.checks.iter().map(|check| check.probe).collect();
+        let mut wishes = Wishes(&mut self.targets);
+        let hurry = |any, probe| self.probes.hurry(probe, &mut wishes, now) || any;
+        places.into_iter().fold(false, hurry)
     }
 
     /// What is known of all backends, by key.
@@ -307,111 +279,110 @@ impl Engine {
         self.targets.get(key).map(|target| &target.view)
     }
 
-    /// The verdicts for the state file; `since` on the wall clock is the agent's to add.
-    pub fn snapshot(&self) -> BTreeMap<BackendKey, Restored> {
-        let probed = self.targets.iter().filter(|(_, t)| t.plan.is_some());
+    /// The verdicts for the state file.
+    pub fn snapshot(&self, now: Duration) -> BTreeMap<BackendKey, Restored> {
+        let probed = self.targets.iter().filter(|(_, t)| !t.checks.is_empty());
         probed
-            .map(|(key, target)| {
-                let restored = Restored {
-                    health: target.view.health,
-                    gone: target.view.gone,
-                    reason: target.view.reason.clone(),
-                    address: target.address,
-                };
-                (key.clone(), restored)
-            })
+            .map(|(key, target)| (key.clone(), target.view.restorable(target.address, now)))
             .collect()
     }
+}
 
-    /// A backend nobody asks: keeps `since` if it was one before.
-    fn unprobed(
-        &self,
-        key: &BackendKey,
-        before: Option<TargetView>,
-        now: Duration,
-        changes: &mut Vec<Change>,
-    ) -> TargetView {
-        let fresh = TargetView::unprobed(now);
-        match before {
-            Some(view) if view.health == Health::Healthy => {
-                let mut fresh = fresh;
-                fresh.since = view.since;
-                fresh
-            }
-            Some(view) => {
-                changes.push(Change {
-                    key: key.clone(),
-                    from: view.health,
-                    to: fresh.health,
-                    gone: false,
-                    reason: fresh.reason.clone(),
-                    class: None,
-                    at: now,
-                    took: Duration::ZERO,
-                });
-                fresh
-            }
-            None => fresh,
-        }
-    }
+/// What was known of a backend before a configuration.
+struct Known<'a> {
+    before: Option<Target>,
+    restored: Option<&'a Restored>,
+}
 
-    fn plan(
-        &self,
-        key: &BackendKey,
-        spec: &ProbeSpec,
-        policy: &HealthPolicy,
-        old: Option<Plan>,
-        view: &mut TargetView,
-        now: Duration,
-    ) -> Plan {
-        let identity = format!("{key} {}", spec.target);
-        let grid = Grid::new(&identity, self.agent, policy.jitter);
-        match old {
-            Some(plan) if plan.spec == *spec && plan.policy == *policy => return plan,
-            // Other thresholds or rhythm for the same question: the counts stand, and an answer
-            // that is on its way is waited for.
-            Some(plan) if plan.spec == *spec => {
-                if matches!(plan.state, State::InFlight { .. }) {
-                    return Plan {
-                        policy: policy.clone(),
-                        grid,
-                        ..plan
-                    };
+impl Known<'_> {
+    /// What is known of it by its new probes.
+    fn view(mut self, service: &Service, backend: &Backend, now: Duration) -> TargetView {
+        let before = self.before.as_ref().map(|target| &target.view);
+        let old = before.map(|view| (view.health, view.since, view.class));
+        let checks: Vec<(&HealthPolicy, &ProbeSpec)> = service.probes_of(backend).collect();
+        // Before any is taken over under its name, those that ask the same are.
+        let views: Vec<Option<CheckView>> =
+            checks.iter().map(|(_, spec)| self.same(spec)).collect();
+        let kept = views.iter().any(Option::is_some);
+        let only = checks.len() == 1;
+        let is_agent = |spec: &ProbeSpec| spec.kind == ProbeKind::Agent;
+        let alone = checks.iter().all(|(_, spec)| is_agent(spec));
+        let views = views
+            .into_iter()
+            .zip(&checks)
+            .map(|(view, (policy, spec))| {
+                let advisory = is_agent(spec) && !alone;
+                let name = &policy.name;
+                let view = view
+                    .or_else(|| self.named(name, only, now))
+                    .or_else(|| self.backends(name, kept, now).filter(|_| !advisory));
+                CheckView {
+                    name: name.clone(),
+                    advisory,
+                    of_flows: spec.target == backend.address,
+                    ..view.unwrap_or_else(|| CheckView::unknown(name, now))
                 }
-            }
-            Some(_) | None => view.assume(),
+                .held_by(policy)
+            });
+        let mut view = TargetView::new(views.collect(), now);
+        if let Some((health, since, class)) = old
+            && health == view.health
+        {
+            (view.since, view.class) = (since, class);
         }
-        let planned = grid.first(Rhythm::of(view, policy), now);
-        let mut plan = Plan {
-            spec: spec.clone(),
-            policy: policy.clone(),
-            grid,
-            state: State::Waiting {
-                nominal: planned.nominal,
-                due: planned.due,
-            },
+        view
+    }
+
+    /// The probe that asked the very same, as it is.
+    fn same(&mut self, spec: &ProbeSpec) -> Option<CheckView> {
+        let before = self.before.as_mut()?;
+        let place = before.checks.iter().position(|check| check.spec == *spec)?;
+        before.checks.remove(place);
+        Some(before.view.checks.remove(place))
+    }
+
+    /// The one of the same name, which asked something else or belonged to an earlier agent; its
+    /// verdict is an assumption. `only`: the backend has one probe now; if it had one before, that
+    /// is it, since its name by default changes with what it asks.
+    fn named(&mut self, name: &Arc<str>, only: bool, now: Duration) -> Option<CheckView> {
+        let Some(before) = &mut self.before else {
+            let verdict = self.restored?.check(name, only)?;
+            return Some(CheckView::assumed(name, verdict, now));
         };
-        plan.wait(planned.nominal, planned.due, view);
-        plan
+        let only = only && before.view.checks.len() == 1;
+        let mut checks = before.view.checks.iter();
+        let place = checks.position(|check| only || check.name == *name)?;
+        before.checks.remove(place);
+        let mut view = before.view.checks.remove(place);
+        view.assume();
+        Some(view)
+    }
+
+    /// The backend's own verdict as an assumption, for a probe that it did not have. Not if it is
+    /// unhealthy and others of its probes go on (`kept`): they know what is wrong.
+    fn backends(&self, name: &Arc<str>, kept: bool, now: Duration) -> Option<CheckView> {
+        let (verdict, since) = match (&self.before, self.restored) {
+            (Some(Target { view, .. }), _) => (view.verdict_of_all(), view.since),
+            (None, Some(restored)) => (restored.verdict_of_all(), now),
+            (None, None) => return None,
+        };
+        if kept && verdict.health != Health::Healthy {
+            return None;
+        }
+        Some(CheckView {
+            since,
+            ..CheckView::assumed(name, &verdict, now)
+        })
     }
 }
 
-impl Plan {
-    const fn wait(&mut self, nominal: Duration, due: Duration, view: &mut TargetView) {
-        self.state = State::Waiting { nominal, due };
-        view.next_probe = Some(due);
-    }
-}
-
-/// How long after its timeout a probe may still answer at the least before it is taken for lost.
-const LOST_GRACE: Duration = Duration::from_secs(1);
-
-fn lost(after: Duration) -> Outcome {
+fn lost_probe(after: Duration) -> Outcome {
     Outcome {
         verdict: Verdict::Internal,
         class: Class::Internal,
         detail: "the prober gave no answer".to_owned(),
         latency: after,
         steps: Vec::new(),
+        agent: None,
     }
 }

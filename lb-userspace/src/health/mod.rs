@@ -7,7 +7,7 @@
 //!
 //! # Verdicts
 //!
-//! Consecutive outcomes decide ([`TargetView::record`]): `unhealthy_threshold` failures in a row
+//! Consecutive outcomes decide (`CheckView::record`): `unhealthy_threshold` failures in a row
 //! eject, `healthy_threshold` successes in a row readmit, and an opposite outcome starts the count
 //! anew. A backend never probed is [`Health::Unknown`], and its first outcome decides alone. What
 //! the prober itself could not do (`Internal`) is shown but never counted.
@@ -19,20 +19,35 @@
 //! its flows are given up. For a backend whose first outcome is a failure that one decides. Gone
 //! lasts until it is healthy: flows that were given up do not come back.
 //!
+//! Two more things eject a healthy backend, if the configuration asks for them: so many failures among
+//! the last outcomes (`unhealthy_window`), for one that fails every other time and never often enough
+//! in a row, and one failure of certain classes (`immediate_on`). Ejected by the window it is not
+//! gone: it answers now and then.
+//!
+//! With `hold_down` an ejection lasts a while whatever the probes say, the n-th n times as long, so
+//! that a flapping backend does not drag its share of the traffic to and fro. Time in good health
+//! makes ejections forgotten ([`Ejections`]).
+//!
 //! # Rhythm
 //!
 //! See [`schedule`]; the worst cases that follow from it are in [`Budget`].
 
 pub mod agent;
 mod budget;
+mod check;
+mod ejections;
 mod engine;
 pub mod passive;
+mod probes;
 pub mod schedule;
 mod target;
 
 pub use budget::Budget;
-pub use engine::{Change, Engine, Start};
-pub use target::{HISTORY, Health, Record, Restored, TargetView};
+pub use check::{CheckView, HISTORY, Record, RestoredCheck};
+pub use ejections::{Ejections, Past};
+pub use engine::{Change, Engine};
+pub use probes::Start;
+pub use target::{Health, Restored, TargetView};
 
 #[cfg(test)]
 mod tests;

@@ -158,7 +158,7 @@ impl Passive {
                 both_ways: service.forwarding == Forwarding::Nat,
                 connections: settings.connections,
                 http: settings.http,
-                healthy_threshold: service.health.as_ref().map_or(1, |p| p.healthy_threshold),
+                healthy_threshold: service.health.first().map_or(1, |p| p.healthy_threshold),
                 targets: service.backends.iter().map(target).collect(),
             };
             self.services.insert(service.name.clone(), watched);

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use lb_common::hash::mix;
 
-use super::TargetView;
+use super::check::CheckView;
 use super::target::Health;
 use crate::model::HealthPolicy;
 
@@ -35,7 +35,7 @@ pub(super) enum Rhythm {
 }
 
 impl Rhythm {
-    pub(super) fn of(view: &TargetView, policy: &HealthPolicy) -> Self {
+    pub(super) fn of(view: &CheckView, policy: &HealthPolicy) -> Self {
         if view.is_pending() {
             Self::Every(at_least(policy.fast_interval))
         } else {

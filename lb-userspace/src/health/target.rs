@@ -1,16 +1,17 @@
-//! One backend's verdict: thresholds over consecutive outcomes.
+//! One backend's verdict: that of all its probes together.
+//!
+//! A backend is healthy when every probe of it says so, and undecided while one has no verdict and
+//! none is against it. What is down is named in the reason.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::HealthPolicy;
-use crate::probe::{Class, Outcome, Verdict};
-
-/// Outcomes kept for each backend.
-pub const HISTORY: usize = 10;
+use super::check::{CheckView, Record, RestoredCheck, Turn};
+use super::ejections::Past;
+use crate::probe::{Class, Verdict};
 
 /// The probes' verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,18 +37,6 @@ impl Health {
     }
 }
 
-/// One outcome, as it is remembered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// When the probe ended.
-    pub at: Duration,
-    pub verdict: Verdict,
-    pub class: Class,
-    /// One line for people.
-    pub detail: String,
-    pub latency: Duration,
-}
-
 /// A verdict of an earlier agent, for the state file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
@@ -57,15 +46,20 @@ pub struct Restored {
     pub reason: String,
     /// Address of the backend it was said of; of another address it says nothing.
     pub address: SocketAddr,
+    /// By probe; none if it is not known by which.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checks: BTreeMap<String, RestoredCheck>,
 }
 
 /// What is known of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetView {
     pub health: Health,
-    /// Unhealthy, and silent rather than answering badly: its flows are given up.
+    /// Unhealthy, and silent rather than answering badly: its flows are given up. Of several probes
+    /// those count that ask the port its flows go to, or else all together: a helper that is silent
+    /// is no proof that the backend is.
     pub gone: bool,
-    /// The verdict was not reached by the present probe: it is that of an earlier agent or of
+    /// The verdict was not reached by the present probes: it is that of an earlier agent or of
     /// another configuration, and stands until an outcome is counted.
     pub assumed: bool,
     /// Since when `health` is what it is.
@@ -74,215 +68,211 @@ pub struct TargetView {
     pub reason: String,
     /// Class of the outcome that decided; `None` if none has.
     pub class: Option<Class>,
-    /// Successes in a row.
-    pub successes: u32,
-    /// Failures in a row.
-    pub failures: u32,
-    /// Failures in a row without an answer.
-    pub silent: u32,
-    /// The last [`HISTORY`] outcomes, oldest first, those never counted included.
-    pub history: VecDeque<Record>,
-    /// When the next probe is due; `None`: one is in flight, or there is no probe.
-    pub next_probe: Option<Duration>,
-    /// Outcomes that were the prober's own fault.
-    pub internal: u64,
-    /// Probes left out because the one before was still in flight, or the agent was late.
-    pub skipped: u64,
-    /// When the first probe of the present run of equal outcomes started.
-    run_started: Duration,
-}
-
-/// What an outcome changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Turn {
-    pub from: Health,
-    pub took: Duration,
+    /// Percent of the configured weight that the backend says it is good for, or that it gets for
+    /// being degraded: the least of its probes'.
+    pub weight: u8,
+    /// Until when it is out whatever the probes say; may be in the past.
+    pub held_until: Option<Duration>,
+    /// By probe, in the order of the configuration; none if it is not probed.
+    pub checks: Vec<CheckView>,
 }
 
 impl TargetView {
-    /// Not yet probed.
-    pub(super) fn unknown(now: Duration) -> Self {
-        Self {
-            health: Health::Unknown,
-            gone: false,
-            assumed: false,
-            since: now,
-            reason: "not yet probed".to_owned(),
-            class: None,
-            successes: 0,
-            failures: 0,
-            silent: 0,
-            history: VecDeque::with_capacity(HISTORY),
-            next_probe: None,
-            internal: 0,
-            skipped: 0,
-            run_started: now,
-        }
-    }
-
     /// Healthy because nobody asks.
     pub(super) fn unprobed(now: Duration) -> Self {
         Self {
             health: Health::Healthy,
+            gone: false,
+            assumed: false,
+            since: now,
             reason: "no probe".to_owned(),
-            ..Self::unknown(now)
+            class: None,
+            weight: 100,
+            held_until: None,
+            checks: Vec::new(),
         }
     }
 
-    /// With the verdict of an earlier agent, as an assumption.
-    pub(super) fn restored(restored: &Restored, now: Duration) -> Self {
-        Self {
-            health: restored.health,
-            gone: restored.gone && restored.health == Health::Unhealthy,
-            assumed: restored.health != Health::Unknown,
-            reason: restored.reason.clone(),
-            ..Self::unknown(now)
-        }
-    }
-
-    /// Keeps the verdict as an assumption, for another probe than the one that reached it.
-    pub(super) fn assume(&mut self) {
-        self.assumed = self.health != Health::Unknown;
-        (self.successes, self.failures, self.silent) = (0, 0, 0);
-    }
-
-    /// The last outcome.
-    pub fn last(&self) -> Option<&Record> {
-        self.history.back()
-    }
-
-    /// Whether outcomes are being counted towards another verdict.
-    pub fn is_pending(&self) -> bool {
-        match self.health {
-            Health::Unknown => true,
-            Health::Healthy => self.assumed || self.failures > 0,
-            Health::Unhealthy => self.assumed || self.successes > 0,
-        }
-    }
-
-    /// Counts an outcome of a probe that began at `started` and ended at `now`. Tells if the
-    /// verdict changed; that an unhealthy backend is now gone is such a change too.
-    pub(super) fn record(
-        &mut self,
-        outcome: &Outcome,
-        policy: &HealthPolicy,
-        started: Duration,
-        now: Duration,
-    ) -> Option<Turn> {
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back(Record {
-            at: now,
-            verdict: outcome.verdict,
-            class: outcome.class,
-            detail: outcome.detail.clone(),
-            latency: outcome.latency,
-        });
-        match outcome.verdict {
-            Verdict::Internal => {
-                self.internal += 1;
-                None
-            }
-            Verdict::Success => self.success(outcome, policy, started, now),
-            Verdict::Failure => self.failure(outcome, policy, started, now),
-        }
-    }
-
-    fn success(
-        &mut self,
-        outcome: &Outcome,
-        policy: &HealthPolicy,
-        started: Duration,
-        now: Duration,
-    ) -> Option<Turn> {
-        if self.successes == 0 {
-            self.run_started = started;
-        }
-        (self.failures, self.silent) = (0, 0);
-        self.successes = self.successes.saturating_add(1);
-        let needed = match self.health {
-            Health::Healthy => {
-                self.assumed = false;
-                return None;
-            }
-            Health::Unknown => 1,
-            Health::Unhealthy => policy.healthy_threshold,
+    /// Of these probes, from the start.
+    pub(super) fn new(checks: Vec<CheckView>, now: Duration) -> Self {
+        let mut view = Self {
+            checks,
+            ..Self::unprobed(now)
         };
-        self.assumed = false;
-        if self.successes < needed {
-            return None;
+        if !view.checks.is_empty() {
+            view.health = view.verdict();
+            view.settle();
+            view.reason = view.told();
         }
-        self.gone = false;
-        Some(self.turn(Health::Healthy, self.successes, "success", outcome, now))
+        view
     }
 
-    fn failure(
+    /// Puts the probes together again after the outcome of one, which may have turned its verdict.
+    /// Tells if that changes anything for the backend: its verdict, whether it is gone, its weight,
+    /// or which of its probes are against it.
+    pub(super) fn turned(
         &mut self,
-        outcome: &Outcome,
-        policy: &HealthPolicy,
-        started: Duration,
+        check: usize,
+        turn: Option<Turn>,
         now: Duration,
     ) -> Option<Turn> {
-        if self.failures == 0 {
-            self.run_started = started;
+        let (gone, weight, from) = (self.gone, self.weight, self.health);
+        self.settle();
+        let turn = match turn {
+            Some(turn) => turn,
+            None if weight != self.weight => Turn::default(),
+            None => return None,
+        };
+        self.health = self.verdict();
+        let reason = self.told();
+        let news = from != self.health
+            || gone != self.gone
+            || weight != self.weight
+            || (self.health == Health::Unhealthy && reason != self.reason);
+        self.reason = reason;
+        if from != self.health {
+            self.since = now;
         }
-        self.successes = 0;
-        self.failures = self.failures.saturating_add(1);
-        self.silent = if outcome.class.is_answer() {
-            0
+        if let (Some(class), true) = (self.checks.get(check).and_then(|check| check.class), news) {
+            self.class = Some(class);
+        }
+        news.then_some(turn)
+    }
+
+    fn verdict(&self) -> Health {
+        let any = |health| {
+            let mut checks = self.checks.iter();
+            checks.any(|check| {
+                check.health == health && !(health == Health::Unknown && check.advisory)
+            })
+        };
+        if any(Health::Unhealthy) {
+            Health::Unhealthy
+        } else if any(Health::Unknown) {
+            Health::Unknown
         } else {
-            self.silent.saturating_add(1)
+            Health::Healthy
+        }
+    }
+
+    /// All that can change without a turn.
+    fn settle(&mut self) {
+        let checks = || self.checks.iter();
+        let of_flows = checks().any(|check| check.gone && check.of_flows);
+        self.gone = of_flows || checks().all(|check| check.gone);
+        self.assumed = checks().any(|check| check.assumed);
+        self.weight = checks().map(|check| check.weight).min().unwrap_or(100);
+        self.held_until = checks().filter_map(|check| check.held_until).max();
+    }
+
+    /// The reason.
+    fn told(&self) -> String {
+        let named = |check: &CheckView| match self.checks.len() {
+            1 => check.reason.clone(),
+            _ => format!("{}: {}", check.name, check.reason),
         };
-        self.assumed = false;
+        let having = |health| {
+            let checks = self.checks.iter();
+            checks.filter(move |check| check.health == health)
+        };
         match self.health {
-            Health::Unknown => {
-                self.gone = self.silent > 0;
-                Some(self.turn(Health::Unhealthy, 1, "failure", outcome, now))
-            }
-            Health::Healthy if self.failures < policy.unhealthy_threshold => None,
-            Health::Healthy => {
-                self.gone = self.silent >= policy.unhealthy_threshold;
-                Some(self.turn(Health::Unhealthy, self.failures, "failure", outcome, now))
-            }
-            Health::Unhealthy if self.gone || self.silent < policy.unhealthy_threshold => None,
             Health::Unhealthy => {
-                self.gone = true;
-                self.class = Some(outcome.class);
-                self.reason = format!(
-                    "gone: {} consecutive failures without an answer: {}",
-                    self.silent, outcome.detail
-                );
-                Some(Turn {
-                    from: Health::Unhealthy,
-                    took: now.saturating_sub(self.run_started),
-                })
+                let all: Vec<String> = having(Health::Unhealthy).map(named).collect();
+                all.join("; ")
+            }
+            Health::Unknown => {
+                let waited = having(Health::Unknown).find(|check| !check.advisory);
+                waited.map_or_else(String::new, named)
+            }
+            Health::Healthy => {
+                let last = having(Health::Healthy).max_by_key(|check| check.since);
+                let reason = last.map_or_else(String::new, named);
+                let light = self.checks.iter().find(|check| check.weight == self.weight);
+                match (light, self.weight) {
+                    (None, _) | (_, 100..) => reason,
+                    (Some(check), weight) => {
+                        let mut said = check.history.iter().rev();
+                        let said = said.find(|record| record.verdict == Verdict::Success);
+                        let said = said.map_or("as said before", |record| &record.detail);
+                        format!("{reason}; weight {weight} %: {said}")
+                    }
+                }
             }
         }
     }
 
-    fn turn(
-        &mut self,
-        to: Health,
-        count: u32,
-        what: &str,
-        outcome: &Outcome,
-        now: Duration,
-    ) -> Turn {
-        let from = self.health;
-        self.reason = match (from, to) {
-            (Health::Unknown, _) => format!("first probe: {}", outcome.detail),
-            (_, Health::Healthy) if count == 1 => format!("1 {what}"),
-            (_, Health::Healthy) => format!("{count} consecutive {what}es"),
-            (_, _) if count == 1 => format!("1 {what}: {}", outcome.detail),
-            (_, _) => format!("{count} consecutive {what}s: {}", outcome.detail),
-        };
-        self.health = to;
-        self.since = now;
-        self.class = Some(outcome.class);
-        Turn {
-            from,
-            took: now.saturating_sub(self.run_started),
+    /// The last outcome: of a probe that is against the backend if there is one, else the latest.
+    pub fn last(&self) -> Option<&Record> {
+        let decisive = self
+            .checks
+            .iter()
+            .filter(|check| check.health == self.health);
+        decisive
+            .filter_map(CheckView::last)
+            .max_by_key(|record| record.at)
+            .or_else(|| {
+                self.checks
+                    .iter()
+                    .filter_map(CheckView::last)
+                    .max_by_key(|record| record.at)
+            })
+    }
+
+    /// What the probe of this name knows.
+    pub fn check(&self, name: &str) -> Option<&CheckView> {
+        self.checks.iter().find(|check| &*check.name == name)
+    }
+
+    /// The verdict of all its probes, as of one.
+    pub(super) fn verdict_of_all(&self) -> RestoredCheck {
+        RestoredCheck {
+            health: self.health,
+            gone: self.gone,
+            reason: self.reason.clone(),
+            past: Past::default(),
         }
+    }
+
+    /// For the state file.
+    pub(super) fn restorable(&self, address: SocketAddr, now: Duration) -> Restored {
+        let checks = self.checks.iter();
+        Restored {
+            health: self.health,
+            gone: self.gone,
+            reason: self.reason.clone(),
+            address,
+            checks: checks
+                .map(|check| (check.name.to_string(), check.restorable(now)))
+                .collect(),
+        }
+    }
+}
+
+impl Restored {
+    /// The verdict of the probe `name`. `only`: the backend has one probe now; if it had one before,
+    /// that is it, whatever its name.
+    pub(super) fn check(&self, name: &str, only: bool) -> Option<&RestoredCheck> {
+        let mut all = self.checks.values();
+        let lone = all.next().filter(|_| only && self.checks.len() == 1);
+        lone.or_else(|| self.checks.get(name))
+    }
+
+    /// That of all its probes, as of one.
+    pub(super) fn verdict_of_all(&self) -> RestoredCheck {
+        RestoredCheck {
+            health: self.health,
+            gone: self.gone,
+            reason: self.reason.clone(),
+            past: Past::default(),
+        }
+    }
+
+    /// The same some time later.
+    #[must_use]
+    pub fn later(mut self, by: Duration) -> Self {
+        for check in self.checks.values_mut() {
+            check.past = check.past.later(by);
+        }
+        self
     }
 }

@@ -1,3 +1,6 @@
+mod deciding;
+mod reload;
+mod several;
 mod simulated;
 
 use std::collections::BTreeMap;
@@ -26,6 +29,7 @@ pub(super) fn policy() -> HealthPolicy {
         fast_interval: ms(1000),
         down_interval: ms(1000),
         jitter: 0,
+        ..HealthPolicy::default()
     }
 }
 
@@ -40,11 +44,11 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
             server_id: None,
             weight: 100,
             tier: 0,
-            probe: Some(ProbeSpec {
+            probes: vec![ProbeSpec {
                 target: address,
                 timeout: policy.timeout,
                 kind: ProbeKind::Tcp,
-            }),
+            }],
         }
     };
     Service {
@@ -60,7 +64,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
         panic_threshold: 50,
         drain_deadline: ms(30_000),
         slow_start: Duration::ZERO,
-        health: Some(policy.clone()),
+        health: vec![policy.clone()],
         backends: (0..backends).map(backend).collect(),
     }
 }
@@ -68,7 +72,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
 fn outcome(class: Class) -> Outcome {
     Outcome {
         verdict: match class {
-            Class::Ok => Verdict::Success,
+            Class::Ok | Class::Degraded => Verdict::Success,
             Class::Internal => Verdict::Internal,
             _ => Verdict::Failure,
         },
@@ -76,6 +80,7 @@ fn outcome(class: Class) -> Outcome {
         detail: class.name().to_owned(),
         latency: ms(1),
         steps: Vec::new(),
+        agent: None,
     }
 }
 
@@ -90,7 +95,7 @@ fn feed(engine: &mut Engine, classes: &[Class]) -> Vec<(Health, bool)> {
         .map(|&class| {
             let now = engine.next_due().unwrap();
             let start = engine.start_due(now).pop().unwrap();
-            engine.finish(&start.key, start.seq, &outcome(class), now + ms(1));
+            engine.finish(start.seq, &outcome(class), now + ms(1));
             let view = engine.get(&start.key).unwrap();
             (view.health, view.gone)
         })
@@ -187,14 +192,14 @@ fn late_probes_are_skipped_not_queued() {
     assert!(engine.start_due(late).is_empty(), "never two in flight");
     for start in &starts {
         assert!(start.due < ms(1000), "due in the first interval");
-        assert!(
-            engine
-                .finish(&start.key, start.seq, &outcome(Pass), late)
-                .is_some()
-        );
+        assert!(!engine.finish(start.seq, &outcome(Pass), late).is_empty());
         let view = engine.get(&start.key).unwrap();
-        assert!((56..=57).contains(&view.skipped), "{}", view.skipped);
-        let next = view.next_probe.unwrap();
+        assert!(
+            (56..=57).contains(&view.checks[0].skipped),
+            "{}",
+            view.checks[0].skipped
+        );
+        let next = view.checks[0].next_probe.unwrap();
         assert!(next > late && next <= late + ms(1000));
         // Still on the grid.
         assert_eq!(next.subsec_nanos(), start.due.subsec_nanos());
@@ -215,11 +220,11 @@ fn lost_probes_are_internal() {
     assert!(wakes >= start.due + ms(300 + 1000));
     assert!(engine.start_due(wakes).is_empty());
     let view = engine.get(&start.key).unwrap();
-    assert_eq!((view.health, view.internal), (Health::Unknown, 1));
+    assert_eq!((view.health, view.checks[0].internal), (Health::Unknown, 1));
     assert!(
         engine
-            .finish(&start.key, start.seq, &outcome(Refused), wakes)
-            .is_none()
+            .finish(start.seq, &outcome(Refused), wakes)
+            .is_empty()
     );
     assert_eq!(engine.get(&start.key).unwrap().health, Health::Unknown);
     assert_eq!(engine.start_due(engine.next_due().unwrap()).len(), 1);
@@ -244,11 +249,15 @@ fn reasons_are_what_an_operator_reads() {
     assert_eq!(reason(&engine), "2 consecutive successes");
     feed(&mut engine, &[Pass; 20]);
     let view = engine.get(&key).unwrap();
-    assert_eq!((view.history.len(), view.successes), (HISTORY, 22));
+    assert_eq!(
+        (view.checks[0].history.len(), view.checks[0].successes),
+        (HISTORY, 22)
+    );
     assert!(
-        view.history
+        view.checks[0]
+            .history
             .iter()
-            .zip(view.history.iter().skip(1))
+            .zip(view.checks[0].history.iter().skip(1))
             .all(|(a, b)| a.at < b.at)
     );
 }
@@ -258,18 +267,13 @@ fn a_reload_touches_only_what_it_changes() {
     let mut services = vec![service(5, &policy())];
     let mut engine = engine(&services);
     for start in engine.start_due(ms(1000)) {
-        engine.finish(&start.key, start.seq, &outcome(Pass), ms(1000));
+        engine.finish(start.seq, &outcome(Pass), ms(1000));
     }
     let before: BTreeMap<_, _> = engine.view().map(|(k, v)| (k.clone(), v.clone())).collect();
     let address = "10.9.9.9:80".parse().unwrap();
     services[0].backends[1].address = address; // another backend under the same name
-    services[0].backends[2]
-        .probe
-        .as_mut()
-        .unwrap()
-        .target
-        .set_port(81); // another probe
-    services[0].backends[3].probe = None;
+    services[0].backends[2].probes[0].target.set_port(81); // another probe
+    services[0].backends[3].probes.clear();
     services[0].backends.remove(4);
     let mut added = services[0].backends[0].clone();
     (added.name, added.address) = ("new".into(), address);
@@ -280,6 +284,7 @@ fn a_reload_touches_only_what_it_changes() {
         gone: true,
         reason: "3 consecutive failures: refused".to_owned(),
         address,
+        checks: BTreeMap::new(),
     };
     let restored = BTreeMap::from([(new.clone(), restored)]);
     assert_eq!(engine.configure(&services, &restored, ms(1500)), []);
@@ -293,7 +298,7 @@ fn a_reload_touches_only_what_it_changes() {
         (unprobed.health, unprobed.reason.as_str()),
         (Health::Healthy, "no probe")
     );
-    assert_eq!(unprobed.next_probe, None);
+    assert_eq!(unprobed.checks, []);
     assert_eq!(engine.get(&key(4)), None);
     let view = engine.get(&new).unwrap();
     assert_eq!(
@@ -302,16 +307,14 @@ fn a_reload_touches_only_what_it_changes() {
     );
     assert_eq!(view.reason, "3 consecutive failures: refused");
     // An assumption counts as a verdict: the thresholds hold, and an outcome ends it.
-    assert_eq!(engine.snapshot()[&new].health, Health::Unhealthy);
+    assert_eq!(engine.snapshot(ms(1500))[&new].health, Health::Unhealthy);
     let mut seen = Vec::new();
     for _ in 0..2 {
         assert!(engine.probe_now(&new, ms(5000)));
-        for start in engine
-            .start_due(ms(5000))
-            .iter()
-            .filter(|start| start.key == new)
-        {
-            engine.finish(&new, start.seq, &outcome(Pass), ms(5001));
+        for start in engine.start_due(ms(5000)) {
+            if engine.asked_by(start.seq).any(|(key, _)| key == new) {
+                engine.finish(start.seq, &outcome(Pass), ms(5001));
+            }
         }
         let view = engine.get(&new).unwrap();
         seen.push((view.health, view.assumed));
@@ -324,7 +327,7 @@ fn a_lost_probe_in_the_configuration_is_a_change() {
     let mut services = vec![service(1, &policy())];
     let mut engine = engine(&services);
     feed(&mut engine, &[Refused]);
-    services[0].health = None;
+    services[0].health.clear();
     let changes = engine.configure(&services, &BTreeMap::new(), ms(5000));
     assert_eq!(changes.len(), 1);
     assert_eq!(
@@ -343,14 +346,11 @@ fn other_thresholds_keep_the_counts() {
     feed(&mut engine, &[Pass, Refused, Refused]);
     let now = engine.next_due().unwrap();
     let start = engine.start_due(now).pop().unwrap();
-    services[0].health.as_mut().unwrap().unhealthy_threshold = 4;
+    services[0].health[0].unhealthy_threshold = 4;
     engine.configure(&services, &BTreeMap::new(), now);
     assert!(engine.start_due(now + ms(1000)).is_empty());
-    assert_eq!(
-        engine.finish(&start.key, start.seq, &outcome(Refused), now),
-        None
-    );
-    assert_eq!(engine.get(&start.key).unwrap().failures, 3);
+    assert_eq!(engine.finish(start.seq, &outcome(Refused), now), []);
+    assert_eq!(engine.get(&start.key).unwrap().checks[0].failures, 3);
     assert_eq!(feed(&mut engine, &[Refused]), [(Health::Unhealthy, true)]);
 }
 
@@ -362,14 +362,14 @@ fn an_observed_outcome_counts_and_leaves_the_schedule_alone() {
     let now = engine.next_due().unwrap();
     let start = engine.start_due(now).pop().unwrap();
     let due = engine.next_due();
-    let seen = engine.observe(&key(0), &outcome(Pass), now).unwrap();
+    let seen = engine.observe(&key(0), 0, &outcome(Pass), now).unwrap();
     assert_eq!((seen.from, seen.to), (Health::Unknown, Health::Healthy));
     for _ in 0..2 {
-        assert_eq!(engine.observe(&key(0), &outcome(Refused), now), None);
+        assert_eq!(engine.observe(&key(0), 0, &outcome(Refused), now), None);
     }
     assert_eq!(engine.next_due(), due);
-    let own = engine.finish(&key(0), start.seq, &outcome(Refused), now);
-    let own = own.unwrap();
+    let own = engine.finish(start.seq, &outcome(Refused), now);
+    let own = own.first().unwrap();
     assert_eq!((own.to, own.gone), (Health::Unhealthy, true));
-    assert_eq!(engine.observe(&key(1), &outcome(Pass), now), None);
+    assert_eq!(engine.observe(&key(1), 0, &outcome(Pass), now), None);
 }

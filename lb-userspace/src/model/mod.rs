@@ -10,12 +10,16 @@ use std::time::Duration;
 pub use lb_common::abi::{Affinity, Forwarding};
 use serde::{Deserialize, Serialize};
 
+mod class;
 mod endpoint;
 mod pattern;
+mod policy;
 mod probe;
 mod question;
+pub use class::Class;
 pub use endpoint::{Endpoint, Ports, backend_text};
 pub use pattern::Pattern;
+pub use policy::{HealthPolicy, HoldDown, Window};
 pub use probe::{
     ClientCertificate, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
 };
@@ -222,26 +226,10 @@ pub struct Service {
     pub drain_deadline: Duration,
     pub slow_start: Duration,
     pub passive: PassiveRules,
-    /// Thresholds and rhythm; `None` for `probe = "none"`: its backends count as healthy.
-    pub health: Option<HealthPolicy>,
+    /// Its probes, all of which a backend must pass; none for `probe = "none"`: its backends count
+    /// as healthy.
+    pub health: Vec<HealthPolicy>,
     pub backends: Vec<Backend>,
-}
-
-/// Thresholds and rhythm of a service's probes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HealthPolicy {
-    pub interval: Duration,
-    pub timeout: Duration,
-    /// Failures in a row that make a backend unhealthy.
-    pub unhealthy_threshold: u32,
-    /// Successes in a row that make it healthy again.
-    pub healthy_threshold: u32,
-    /// Interval while a change is pending or nothing is decided yet; default: `interval`.
-    pub fast_interval: Duration,
-    /// Interval while unhealthy; default: `interval`.
-    pub down_interval: Duration,
-    /// Random share of the interval by which a probe may start late, percent, 0–50.
-    pub jitter: u8,
 }
 
 /// `[[service.backend]]`.
@@ -255,8 +243,8 @@ pub struct Backend {
     /// 0: no new flows.
     pub weight: u32,
     pub tier: u8,
-    /// What to ask, `None` for `probe = "none"`.
-    pub probe: Option<ProbeSpec>,
+    /// What to ask, for each of the service's probes.
+    pub probes: Vec<ProbeSpec>,
 }
 
 /// Names a backend: `service/backend`.
@@ -282,6 +270,24 @@ impl fmt::Display for BackendKey {
 }
 
 impl Service {
+    /// How long a backend waits for its first verdict at the most: the longest of its probes'
+    /// intervals and timeouts.
+    pub fn probe_round(&self) -> Duration {
+        let rounds = self
+            .health
+            .iter()
+            .map(|policy| policy.interval + policy.timeout);
+        rounds.max().unwrap_or_default()
+    }
+
+    /// The probes of one of its backends.
+    pub fn probes_of<'a>(
+        &'a self,
+        backend: &'a Backend,
+    ) -> impl Iterator<Item = (&'a HealthPolicy, &'a ProbeSpec)> {
+        self.health.iter().zip(&backend.probes)
+    }
+
     /// Key of one of its backends.
     pub fn key(&self, backend: &Backend) -> BackendKey {
         BackendKey {

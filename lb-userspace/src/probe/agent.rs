@@ -1,7 +1,7 @@
 //! The agent probe: reads one line in the words of HAProxy's agent check, and judges it.
 //!
-//! What the agent says is the probe's outcome. An explicit no (`down`, `drain`, `maint`, `0%`) is an
-//! answer, so the backend drains; thresholds hold as for every probe.
+//! A line by itself is judged here: an explicit no (`down`, `drain`, `maint`, `0%`) is an answer, so
+//! the backend drains. What a line leaves out stays as it was, which the engine knows.
 
 use super::connect::ProbeStream;
 use super::failure::Failure;
@@ -9,7 +9,7 @@ use super::outcome::Class;
 use super::trace::Trace;
 use super::wire::Wire;
 use super::{Answer, Success, text};
-use crate::health::agent::{self, MAX_LINE, Report, Stance};
+use crate::health::agent::{self, Axis, MAX_LINE};
 
 /// Reads and judges.
 pub async fn ask<S: ProbeStream>(stream: S, trace: &mut Trace) -> Answer {
@@ -36,7 +36,10 @@ pub async fn ask<S: ProbeStream>(stream: S, trace: &mut Trace) -> Answer {
     let line = received.split(|byte| matches!(byte, b'\r' | b'\n')).next();
     let said = text::excerpt(line.unwrap_or_default());
     trace.step("answer", format!("\"{said}\""));
-    if is_no(&report) {
+    let mut axis = Axis::default();
+    axis.apply(&report);
+    trace.reported(report);
+    if axis.is_no() {
         Err(Failure::new(
             Class::Application,
             format!("the agent says \"{said}\""),
@@ -44,11 +47,4 @@ pub async fn ask<S: ProbeStream>(stream: S, trace: &mut Trace) -> Answer {
     } else {
         Ok(Success(format!("the agent says \"{said}\"")))
     }
-}
-
-/// Whether the backend is not to get new flows.
-fn is_no(report: &Report) -> bool {
-    let down = matches!(report.down, Some(Some(_)));
-    let away = matches!(report.stance, Some(Stance::Drain | Stance::Maintenance));
-    down || away || report.weight == Some(0)
 }

@@ -14,6 +14,7 @@ use super::connect::ProbeStream;
 use super::failure::Failure;
 use super::outcome::{Class, Outcome, Step, Verdict};
 use super::{Success, text};
+use crate::health::agent::Report;
 
 /// Steps and times of one probe. It outlives the probe's future, so that a timeout can still say
 /// how far the probe had come.
@@ -28,6 +29,10 @@ pub struct Trace {
     handshake: bool,
     /// What the probe waits for now.
     waiting: Option<String>,
+    /// The backend calls itself degraded.
+    degraded: bool,
+    /// What an agent has said.
+    agent: Option<Report>,
 }
 
 impl Trace {
@@ -39,6 +44,8 @@ impl Trace {
             seen: Arc::default(),
             handshake: false,
             waiting: None,
+            degraded: false,
+            agent: None,
         }
     }
 
@@ -68,6 +75,16 @@ impl Trace {
     /// What the probe waits for from now on, until the next step: `no "+PONG" in "-ERR"`.
     pub fn waiting(&mut self, what: impl Into<String>) {
         self.waiting = Some(what.into());
+    }
+
+    /// The backend says that it is degraded.
+    pub const fn degraded(&mut self) {
+        self.degraded = true;
+    }
+
+    /// What an agent says beside its yes or no.
+    pub fn reported(&mut self, report: Report) {
+        self.agent = Some(report);
     }
 
     /// What was received through [`Observed`] streams.
@@ -119,6 +136,7 @@ impl Trace {
     pub fn finish(mut self, result: Result<Success, Failure>) -> Outcome {
         let latency = self.elapsed();
         let (verdict, class, detail) = match result {
+            Ok(Success(detail)) if self.degraded => (Verdict::Success, Class::Degraded, detail),
             Ok(Success(detail)) => (Verdict::Success, Class::Ok, detail),
             Err(failure) => {
                 self.steps.push(Step {
@@ -135,6 +153,7 @@ impl Trace {
             detail,
             latency,
             steps: self.steps,
+            agent: self.agent,
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::panic::{Situation, judge};
 use super::slow_start;
 use super::tiers::{Share, in_service, one_is_whole};
+use super::weight;
 use super::{Admin, Cause, Decided, Decision, Event, EventKind, Routing, RoutingState};
 use super::{RoutingState as Previous, ServiceRouting};
 use crate::health::passive::Doubt;
@@ -161,17 +162,15 @@ fn decide_service(
         }
     }
 
-    let (interval, timeout) = service
-        .health
-        .as_ref()
-        .map_or_else(Default::default, |p| (p.interval, p.timeout));
+    let intervals = service.health.iter().map(|policy| policy.interval);
+    let interval = intervals.max().unwrap_or_default();
     let decided = subjects.iter().any(Subject::counts);
     let round_started = match before {
         // Still without a verdict, or not any more.
         Some(before) if decided || !before.decided => before.round_started,
         Some(_) | None => now,
     };
-    let round_ends = round_started + interval + timeout;
+    let round_ends = round_started + service.probe_round();
     let undecided = subjects
         .iter()
         .any(|s| s.admin == Admin::Enabled && s.health() == Health::Unknown);
@@ -217,6 +216,9 @@ fn decide_service(
         })
         .collect();
     ease_in(&mut backends, before, service, now, next);
+    let weighty = subjects.iter().filter(|subject| subject.backend.weight > 0);
+    let weights = weighty.map(|s| (&s.key, s.view.map_or(100, |view| view.weight)));
+    weight::lower(&mut backends, &weights.collect());
     ServiceRouting {
         panic: mood.panic,
         healthy_percent: all.percent(),

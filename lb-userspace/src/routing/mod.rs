@@ -17,6 +17,7 @@ mod decide;
 pub mod panic;
 pub mod slow_start;
 pub mod tiers;
+mod weight;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -140,7 +141,8 @@ pub struct Decision {
     pub reason: String,
     /// Since when `routing` is what it is.
     pub since: Duration,
-    /// Percent of its slots that it takes new flows for; 100 unless it is being eased in.
+    /// Percent of its slots that it takes new flows for; 100 unless it is being eased in or is good
+    /// for less.
     pub share: u8,
     /// When its slow start began, while it lasts.
     eased_since: Option<Duration>,

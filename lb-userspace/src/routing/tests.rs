@@ -1,3 +1,5 @@
+mod weight;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -47,11 +49,11 @@ impl World {
                 server_id: None,
                 weight,
                 tier,
-                probe: Some(ProbeSpec {
+                probes: vec![ProbeSpec {
                     target: address,
                     timeout: s(2),
                     kind: ProbeKind::Tcp,
-                }),
+                }],
             }
         };
         let service = Service {
@@ -67,7 +69,7 @@ impl World {
             panic_threshold,
             drain_deadline: s(30),
             slow_start: Duration::ZERO,
-            health: Some(HealthPolicy {
+            health: vec![HealthPolicy {
                 interval: s(5),
                 timeout: s(2),
                 unhealthy_threshold: 1,
@@ -75,7 +77,8 @@ impl World {
                 fast_interval: s(5),
                 down_interval: s(5),
                 jitter: 0,
-            }),
+                ..HealthPolicy::default()
+            }],
             backends: backends.iter().enumerate().map(backend).collect(),
         };
         let mut engine = Engine::new(1);
@@ -107,7 +110,7 @@ impl World {
 
     fn probe(&mut self, n: usize, class: Class) -> &mut Self {
         let verdict = match class {
-            Class::Ok => Verdict::Success,
+            Class::Ok | Class::Degraded => Verdict::Success,
             Class::Internal => Verdict::Internal,
             _ => Verdict::Failure,
         };
@@ -117,6 +120,7 @@ impl World {
             detail: class.name().to_owned(),
             latency: Duration::ZERO,
             steps: Vec::new(),
+            agent: None,
         };
         assert!(self.engine.probe_now(&key(n), self.now));
         let start = self.engine.start_due_up_to(self.now, usize::MAX);
@@ -132,7 +136,7 @@ impl World {
             } else {
                 &internal
             };
-            self.engine.finish(&start.key, start.seq, outcome, self.now);
+            self.engine.finish(start.seq, outcome, self.now);
         }
         self.decide()
     }
@@ -444,6 +448,7 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let class = prop_oneof![
         3 => Just(Class::Ok),
+        1 => Just(Class::Degraded),
         2 => Just(Class::Status),
         2 => Just(Class::Refused),
         1 => Just(Class::Internal)
@@ -487,7 +492,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
         if let Routing::Draining { until } = decision.routing {
             prop_assert!(world.now < until && until <= world.now + s(30));
         }
-        prop_assert!((10..=100).contains(&decision.share));
+        prop_assert!((5..=100).contains(&decision.share));
         prop_assert!(decision.routing == Routing::Active || decision.share == 100);
         prop_assert!(decision.since <= world.now && !decision.reason.is_empty());
     }

@@ -46,8 +46,13 @@ pub fn replay(model: &Model, trace: &[Observation]) -> Vec<ChangeLine> {
     let mut replay = Replay::new(model);
     for observation in trace {
         replay.pass_until(observation.at);
-        let Observation { at, key, outcome } = observation;
-        if replay.engine.observe(key, outcome, *at).is_some() {
+        let Observation {
+            at,
+            key,
+            check,
+            outcome,
+        } = observation;
+        if replay.engine.observe(key, *check, outcome, *at).is_some() {
             replay.decide(*at);
         }
     }

@@ -260,6 +260,74 @@ fn details_tell_the_class() {
     assert_eq!(class("timeout", "refused?"), Class::Timeout);
 }
 
+/// Lines say which of several probes they are about; a degraded backend stays healthy.
+#[test]
+fn several_probes_are_replayed() {
+    let text = "[node]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\n\
+         address = \"203.0.113.10:80\"\n\
+         [[service.health]]\nprobe = \"http\"\npath = \"/readyz\"\nunhealthy_threshold = 2\n\
+         [[service.health]]\nname = \"db\"\nprobe = \"tcp\"\nport = 5432\nunhealthy_threshold = 1\n\
+         hold_down = \"60s\"\n\
+         [[service.backend]]\nname = \"b0\"\naddress = \"10.0.0.1:80\"\n\
+         [[service.backend]]\nname = \"b1\"\naddress = \"10.0.0.2:80\"\n";
+    let model = crate::config::parse(text, "lb.toml").unwrap();
+    let mut lines = String::new();
+    for backend in ["b0", "b1"] {
+        for (at, probe) in [(0, "http"), (1, "db")] {
+            lines += &format!(
+                "{{\"at_ms\": {at}, \"backend\": \"web/{backend}\", \"outcome\": \"success\", \
+                 \"probe\": \"{probe}\"}}\n"
+            );
+        }
+    }
+    let mut sorted: Vec<&str> = lines.lines().collect();
+    sorted.sort_unstable();
+    let mut trace = sorted.join("\n");
+    let mut say = |at: u64, outcome: &str, probe: &str| {
+        trace += &format!(
+            "\n{{\"at_ms\": {at}, \"backend\": \"web/b0\", \"outcome\": \"{outcome}\"{probe}}}"
+        );
+    };
+    say(5000, "degraded", "");
+    say(10_000, "failure", "");
+    say(
+        11_000,
+        "failure",
+        ", \"probe\": \"db\", \"detail\": \"connection refused\"",
+    );
+    for at in [20_000, 30_000, 60_000, 75_000] {
+        say(at, "success", ", \"probe\": \"db\"");
+    }
+    let trace = parse(trace.as_bytes(), &model).unwrap();
+    let changes: Vec<String> = replay(&model, &trace)
+        .iter()
+        .filter(|line| line.backend == "web/b0")
+        .map(|line| {
+            format!(
+                "{} {} {}: {}",
+                line.at_ms, line.health, line.routing, line.reason
+            )
+        })
+        .collect();
+    assert_eq!(
+        changes,
+        [
+            "1 healthy active: db: first probe: success",
+            "11000 unhealthy draining: unhealthy: db: 1 failure: connection refused; \
+             ejection 1, held down for 60s",
+            "41000 unhealthy out: unhealthy: db: 1 failure: connection refused; \
+             ejection 1, held down for 60s",
+            "75000 healthy active: db: 4 consecutive successes; weight 50 %: degraded",
+        ]
+    );
+    let wrong = r#"{"at_ms": 1, "backend": "web/b0", "outcome": "success", "probe": "dbb"}"#;
+    let (_, fault) = parse(wrong.as_bytes(), &model).unwrap_err();
+    assert_eq!(
+        fault.to_string(),
+        "web/b0 has no probe \"dbb\"; it has http, db"
+    );
+}
+
 #[test]
 fn what_is_wrong_with_a_trace_is_told_with_its_line() {
     let mut model = model("", &["", ""]);
@@ -272,7 +340,7 @@ fn what_is_wrong_with_a_trace_is_told_with_its_line() {
         ),
         (
             r#"{"at_ms": 3000, "backend": "web/b0", "outcome": "sucess"}"#,
-            "unknown variant `sucess`, expected one of `success`, `failure`, `timeout`",
+            "unknown variant `sucess`, expected one of `success`, `degraded`, `failure`, `timeout`",
         ),
         (
             r#"{"at_ms": 3000, "backend": "web/b0", "outcome": "failure", "detial": ""}"#,
@@ -311,9 +379,9 @@ fn what_is_wrong_with_a_trace_is_told_with_its_line() {
         (2, LineError::NotUtf8)
     );
     for backend in &mut model.services[0].backends {
-        backend.probe = None;
+        backend.probes.clear();
     }
-    model.services[0].health = None;
+    model.services[0].health.clear();
     let (line, fault) = parse(good.as_bytes(), &model).unwrap_err();
     assert_eq!(line, 1);
     assert!(

@@ -19,6 +19,8 @@ pub struct Observation {
     /// Since the start of the simulated agent.
     pub at: Duration,
     pub key: BackendKey,
+    /// Which of the backend's probes, from 0.
+    pub check: usize,
     pub outcome: Outcome,
 }
 
@@ -50,7 +52,7 @@ pub enum LineError {
     #[error(
         "not an outcome: {cause} (column {column}); write a line like \
          {{\"at_ms\": 1500, \"backend\": \"web/web-1\", \"outcome\": \"success\"}}, where outcome \
-         is success, failure or timeout, and detail may be added"
+         is success, degraded, failure or timeout, and detail and probe may be added"
     )]
     NotAnOutcome { cause: String, column: usize },
     #[error("the configuration has no backend {name:?}; {suggestion}")]
@@ -60,6 +62,12 @@ pub enum LineError {
          a probe other than \"none\""
     )]
     NotProbed(BackendKey),
+    #[error("{key} has no probe {name:?}; it has {known}")]
+    UnknownProbe {
+        key: BackendKey,
+        name: String,
+        known: String,
+    },
     #[error(
         "at_ms {at_ms} is before the {before_ms} of line {before_line}; sort the lines by at_ms"
     )]
@@ -78,12 +86,15 @@ struct Line {
     backend: String,
     outcome: Word,
     detail: Option<String>,
+    /// Name of the probe; the first one if absent.
+    probe: Option<String>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Word {
     Success,
+    Degraded,
     Failure,
     Timeout,
 }
@@ -128,6 +139,7 @@ pub fn parse(text: &[u8], model: &Model) -> Result<Vec<Observation>, (usize, Lin
         before = Some((number, line.at_ms));
         trace.push(Observation {
             at: Duration::from_millis(line.at_ms),
+            check: check(&line, model).map_err(fault)?,
             key: probed(&line.backend, model).map_err(fault)?,
             outcome: outcome(line.outcome, line.detail),
         });
@@ -153,15 +165,31 @@ fn probed(name: &str, model: &Model) -> Result<BackendKey, LineError> {
         .split_once('/')
         .map(|(service, backend)| BackendKey::new(service, backend));
     match key.and_then(|key| model.backend(&key).map(|found| (key, found))) {
-        Some((key, (service, backend))) if service.health.is_some() && backend.probe.is_some() => {
-            Ok(key)
-        }
+        Some((key, (service, backend))) if service.probes_of(backend).next().is_some() => Ok(key),
         Some((key, _)) => Err(LineError::NotProbed(key)),
         None => Err(LineError::UnknownBackend {
             name: name.to_owned(),
             suggestion: suggestion(name, model),
         }),
     }
+}
+
+/// Which of the backend's probes the line is about.
+fn check(line: &Line, model: &Model) -> Result<usize, LineError> {
+    let Some(name) = &line.probe else {
+        return Ok(0);
+    };
+    let key = probed(&line.backend, model)?;
+    let policies = model.service(&key.service).map(|service| &service.health);
+    let mut names = policies.into_iter().flatten().map(|policy| &*policy.name);
+    names
+        .clone()
+        .position(|known| known == name)
+        .ok_or_else(|| LineError::UnknownProbe {
+            name: name.clone(),
+            known: names.by_ref().collect::<Vec<_>>().join(", "),
+            key,
+        })
 }
 
 /// `did you mean "web/web-1"?`, or what there is.
@@ -187,6 +215,7 @@ fn suggestion(name: &str, model: &Model) -> String {
 fn outcome(word: Word, detail: Option<String>) -> Outcome {
     let (verdict, class, otherwise) = match word {
         Word::Success => (Verdict::Success, Class::Ok, "success"),
+        Word::Degraded => (Verdict::Success, Class::Degraded, "degraded"),
         Word::Failure => {
             let class = failure(detail.as_deref().unwrap_or_default());
             (Verdict::Failure, class, "failure")
@@ -199,6 +228,7 @@ fn outcome(word: Word, detail: Option<String>) -> Outcome {
         detail: detail.unwrap_or_else(|| otherwise.to_owned()),
         latency: Duration::ZERO,
         steps: Vec::new(),
+        agent: None,
     }
 }
 

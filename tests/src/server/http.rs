@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -51,9 +52,15 @@ async fn answer(request: &Request<Incoming>, state: &State) -> Answer {
             if state.is(Order::Hang) {
                 std::future::pending::<()>().await;
             }
-            match state.is(Order::Ready) {
-                true => text(StatusCode::OK, "ok"),
-                false => text(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+            match (state.is(Order::Ready), state.is(Order::Degraded)) {
+                (true, _) => text(StatusCode::OK, "ok"),
+                (false, true) => {
+                    let mut answer = text(StatusCode::OK, "ok");
+                    let header = ("x-lb-degraded", HeaderValue::from_static("no cache"));
+                    answer.headers_mut().insert(header.0, header.1);
+                    answer
+                }
+                (false, false) => text(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
             }
         }
         "/download" => {

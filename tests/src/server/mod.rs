@@ -70,6 +70,8 @@ pub enum Order {
     Ready,
     /// 503.
     Unready,
+    /// 200, and the header that says it is degraded.
+    Degraded,
     /// Nothing: the request is left hanging.
     Hang,
     /// `/` answers with 500, whatever `/readyz` says.
@@ -83,11 +85,12 @@ pub enum Order {
 }
 
 impl Order {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Fail,
         Self::Work,
         Self::Ready,
         Self::Unready,
+        Self::Degraded,
         Self::Hang,
         Self::Serving,
         Self::NotServing,
@@ -98,6 +101,7 @@ impl Order {
         match self {
             Self::Ready => "ready",
             Self::Unready => "unready",
+            Self::Degraded => "degraded",
             Self::Hang => "hang",
             Self::Fail => "fail",
             Self::Work => "work",
@@ -119,7 +123,7 @@ struct State {
 impl State {
     fn obey(&self, order: Order) {
         match order {
-            Order::Ready | Order::Unready | Order::Hang => {
+            Order::Ready | Order::Unready | Order::Degraded | Order::Hang => {
                 self.readiness.store(order as u8, Ordering::SeqCst);
             }
             Order::Fail => self.failing.store(true, Ordering::SeqCst),

@@ -9,6 +9,12 @@ pub const HEALTH: Section = Section {
     tables: &[],
     keys: &[
         key(
+            "name",
+            Kind::Text,
+            Derived("`probe`"),
+            "Name of the probe in reasons and in the status, unique in its service.",
+        ),
+        key(
             "probe",
             Kind::Choice(&[
                 "tcp", "http", "https", "grpc", "redis", "postgres", "mysql", "smtp", "dns",
@@ -40,6 +46,36 @@ pub const HEALTH: Section = Section {
             Kind::Integer(1, 1000),
             Value("2"),
             "Successes in a row that make it healthy again.",
+        ),
+        key(
+            "unhealthy_window",
+            Kind::OutOf,
+            Absent("only failures in a row count"),
+            "`\"3/5\"`: 3 failures in the last 5 probes make a healthy backend unhealthy too, though there are successes among them; 64 probes at the most.",
+        ),
+        key(
+            "immediate_on",
+            Kind::Classes,
+            Value("[]"),
+            "Classes of failure of which one makes a healthy backend unhealthy, for example `refused`; see [probes](probes.md#outcomes).",
+        ),
+        key(
+            "hold_down",
+            Kind::Duration,
+            Value("\"0s\""),
+            "Least time for which a backend that was healthy stays unhealthy, whatever its probes say: so long for the first ejection, n times as long for the n-th, `hold_down_max` at the most. `0s`: none.",
+        ),
+        key(
+            "hold_down_max",
+            Kind::Duration,
+            Value("\"5m\""),
+            "Longest hold-down. So much time of good health makes one ejection forgotten.",
+        ),
+        key(
+            "degraded_weight",
+            Kind::Integer(1, 100),
+            Value("50"),
+            "`http` and `https`: percent of its weight that a healthy backend gets whose answer has the header `x-lb-degraded` or `x-envoy-degraded`.",
         ),
         key(
             "fast_interval",

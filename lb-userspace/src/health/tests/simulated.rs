@@ -46,9 +46,8 @@ impl Sim {
             while let Some(entry) = self.flying.first_entry()
                 && entry.key().0 <= self.now
             {
-                let ((at, key), (seq, outcome)) = entry.remove_entry();
-                self.changes
-                    .extend(self.engine.finish(&key, seq, &outcome, at));
+                let ((at, _), (seq, outcome)) = entry.remove_entry();
+                self.changes.extend(self.engine.finish(seq, &outcome, at));
             }
             for start in self.engine.start_due(self.now) {
                 let (class, latency) = answer(&start.key, self.now);
@@ -88,6 +87,7 @@ fn policies() -> Vec<HealthPolicy> {
                     fast_interval: ms(fast),
                     down_interval: ms(down),
                     jitter,
+                    ..HealthPolicy::default()
                 });
             }
         }
@@ -234,7 +234,7 @@ fn a_restart_keeps_the_phases_and_another_agent_has_its_own() {
         engine.configure(std::slice::from_ref(&service), &BTreeMap::new(), configured);
         engine
             .view()
-            .map(|(_, view)| view.next_probe.unwrap().subsec_nanos())
+            .map(|(_, view)| view.checks[0].next_probe.unwrap().subsec_nanos())
             .collect::<Vec<_>>()
     };
     assert_eq!(starts(1, Duration::ZERO), starts(1, ms(123_456)));

@@ -10,6 +10,9 @@ use crate::probe::text;
 /// Most headers of one response.
 pub const MAX_HEADERS: usize = 256;
 
+/// Headers by which a backend says that it serves, but not as well as it should.
+const DEGRADED: [&str; 2] = ["x-lb-degraded", "x-envoy-degraded"];
+
 /// A parsed head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -22,6 +25,8 @@ pub struct Head {
     /// The connection may be used again after this message (RFC 9112, section 9.3). Not so in
     /// HTTP/1.0, where it would have to be negotiated.
     pub persistent: bool,
+    /// The backend calls itself degraded: the header is there, whatever its value (as in Envoy).
+    pub degraded: bool,
     /// Bytes it took.
     pub length: usize,
 }
@@ -105,6 +110,9 @@ pub fn parse(bytes: &[u8], to_head_request: bool) -> Result<Option<Head>, HeadEr
             text::excerpt(reason.as_bytes())
         ),
         framing,
+        degraded: DEGRADED
+            .iter()
+            .any(|name| values(response.headers, name).next().is_some()),
         persistent: minor > 0 && !closes && framing != Framing::UntilClose,
         length,
     }))

@@ -110,6 +110,10 @@ async fn exchange<S: ProbeStream>(
         let wanted = || format!("no match of the regex \"{}\" in", text::excerpt(text));
         check_body(&head, body.content(), found, wanted)?;
     }
+    if head.degraded {
+        trace.degraded();
+        return Ok(Success(format!("HTTP {}, degraded", head.status)));
+    }
     Ok(Success(format!("HTTP {}", head.status)))
 }
 
