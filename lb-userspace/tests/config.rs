@@ -16,9 +16,9 @@ use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
     Affinity, Backend, ClientCertificate, DnsProbe, Endpoint, ExecProbe, Forwarding, HealthPolicy,
-    HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit, PassiveHttp, PassiveRules, Pattern,
-    Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse,
-    ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
+    HttpProbe, Match, Mode, Model, MysqlProbe, Node, OnDeath, OnExit, PassiveHttp, PassiveRules,
+    Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole,
+    Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -130,6 +130,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             protocol: Protocol::Tcp,
             forwarding: Forwarding::Nat,
             affinity: Affinity::Flow,
+            mode: Mode::Balance,
             on_death: OnDeath::Reset,
             syn_rescue: true,
             server_id_length: 0,

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use lb_userspace::health::{Change, Engine, Health, Restored};
 use lb_userspace::model::{
-    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, PassiveRules, ProbeKind,
-    ProbeSpec, Protocol, Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, Mode, PassiveRules,
+    ProbeKind, ProbeSpec, Protocol, Service,
 };
 use lb_userspace::probe::{Class, Outcome, Verdict};
 use lb_userspace::routing::{Input, RoutingState, decide};
@@ -45,6 +45,7 @@ fn service(policy: HealthPolicy, backends: Vec<Backend>) -> Service {
         protocol: Protocol::Tcp,
         forwarding: Forwarding::Dsr,
         affinity: Affinity::Flow,
+        mode: Mode::Balance,
         on_death: lb_userspace::model::OnDeath::Reset,
         syn_rescue: true,
         passive: PassiveRules::default(),

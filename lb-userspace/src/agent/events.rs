@@ -29,6 +29,9 @@ impl Core {
             EventKind::Draining => Kind::Draining,
             EventKind::Drained => Kind::Drained,
             EventKind::Panicked => Kind::Panicked,
+            EventKind::Fencing => Kind::Fencing,
+            EventKind::FenceFailed => Kind::FenceFailed,
+            EventKind::Promoted => Kind::Promoted,
         };
         let percent = self
             .routing

@@ -57,6 +57,12 @@ pub enum Kind {
     Panicked,
     /// Another tier takes the new flows.
     Tier,
+    /// The active backend is cut off and fenced, so that another can take over.
+    Fencing,
+    /// That failed, and nobody is promoted.
+    FenceFailed,
+    /// A backend that stood by is the active one.
+    Promoted,
     /// The operator's word.
     Admin,
     Reload,
@@ -90,6 +96,9 @@ impl Kind {
             Self::PanicLeft => "panic_left",
             Self::Panicked => "panicked",
             Self::Tier => "tier",
+            Self::Fencing => "fencing",
+            Self::FenceFailed => "fence_failed",
+            Self::Promoted => "promoted",
             Self::Admin => "admin",
             Self::Reload => "reload",
             Self::ReloadRefused => "reload_refused",

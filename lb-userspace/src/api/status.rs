@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use super::primary::{PrimaryState, PrimaryStatus};
 use super::request::ApiError;
 pub use crate::health::Health;
 
@@ -126,6 +127,9 @@ pub struct ServiceStatus {
     /// Packets that were not forwarded to a backend, by verdict.
     #[serde(default)]
     pub verdicts: BTreeMap<String, u64>,
+    /// `mode = "active_passive"`: the active backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<PrimaryStatus>,
     pub backends: Vec<BackendStatus>,
 }
 
@@ -228,7 +232,7 @@ pub enum Routing {
     Draining,
     /// Gets nothing.
     Out,
-    /// Of a higher tier, ready and not needed.
+    /// Ready, and not needed: of a higher tier, or another one is the active one.
     Standby,
     /// Would be out; gets new flows because its service panics.
     Panic,
@@ -412,6 +416,7 @@ pub(crate) mod tests {
                 active_tier: 0,
                 table_size: 65537,
                 verdicts: BTreeMap::from([("reset_backend_out".to_owned(), 3)]),
+                primary: None,
                 backends: vec![healthy, ejected],
             }],
         }

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use lb_common::verdict::Verdict;
 
 use super::output::{Palette, span, tame};
-use crate::api::status::{Admin, BackendStatus, Health, Node, Routing, ServiceStatus, Status};
+use crate::api::status::{
+    Admin, BackendStatus, Health, Node, PrimaryState, PrimaryStatus, Routing, ServiceStatus, Status,
+};
 
 /// A status or verdict older than this is worth a warning, seconds.
 const STALE: f64 = 5.0;
@@ -139,6 +141,9 @@ fn render_service(
         active.clone().count(),
         service.backends.len(),
     ));
+    if let Some(primary) = &service.primary {
+        render_primary(lines, primary, now, palette);
+    }
     if service.panic {
         lines.push(palette.shout(
             "!! PANIC: too few backends are healthy, so health is ignored and all that are not \
@@ -181,6 +186,43 @@ fn render_service(
         }
         Some(_) | None => {}
     }
+}
+
+/// The active backend, and what is about to become of it.
+fn render_primary(
+    lines: &mut Vec<String>,
+    primary: &PrimaryStatus,
+    now: Timestamp,
+    palette: Palette,
+) {
+    let name = tame(&primary.backend);
+    lines.push(format!(
+        "  active: {} for {} ({})",
+        palette.strong(&name),
+        span(seconds(primary.since, now)),
+        tame(&primary.reason),
+    ));
+    let trouble = tame(primary.trouble.as_deref().unwrap_or_default());
+    let ahead = primary.until.map_or(0.0, |until| seconds(now, until));
+    let text = match primary.state {
+        PrimaryState::Serving => return,
+        PrimaryState::Failing if ahead > 0.0 => {
+            format!("FAILING: {trouble}; another is promoted in {}", span(ahead))
+        }
+        PrimaryState::Failing => format!("FAILING: {trouble}; no backend can take over"),
+        PrimaryState::Fencing => format!(
+            "FENCING: {name} is cut off for another to take over, attempt {}: {trouble}",
+            primary.attempt.unwrap_or(1)
+        ),
+        PrimaryState::FenceFailed => format!(
+            "FENCE FAILED {} times, so nobody is promoted: {}; next attempt in {} ({trouble})",
+            primary.attempt.unwrap_or(1),
+            tame(primary.fence_error.as_deref().unwrap_or_default()),
+            span(ahead.max(0.0)),
+        ),
+        PrimaryState::Fenced => format!("FENCED: {trouble}; no backend can take over"),
+    };
+    lines.push(palette.shout(&format!("!! {text}")));
 }
 
 fn line(

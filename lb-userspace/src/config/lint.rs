@@ -7,7 +7,7 @@ use super::budget::Budget;
 use super::diagnostic::{Diagnostic, Severity};
 use super::duration::format;
 use super::places::Places;
-use crate::model::{Backend, HealthPolicy, Model, ProbeKind, Protocol, Service};
+use crate::model::{Backend, HealthPolicy, Mode, Model, ProbeKind, Protocol, Service};
 
 /// Every warning there is: its id and when it is given.
 pub const LINTS: &[(&str, &str)] = &[
@@ -196,7 +196,7 @@ fn rhythm(service: &Service, policy: &HealthPolicy, place: &Place<'_>, sink: &mu
             "raise drain_deadline; 30s is usual",
         );
     }
-    if service.panic_threshold == 0 {
+    if service.panic_threshold == 0 && service.mode == Mode::Balance {
         sink.add(
             "panic-off",
             place.key("panic_threshold"),
@@ -328,7 +328,11 @@ fn pool(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
         );
         return;
     }
-    headroom(service, place, sink);
+    match service.mode {
+        Mode::Balance => headroom(service, place, sink),
+        // One carries everything at any time.
+        Mode::ActivePassive(_) => {}
+    }
 }
 
 /// Warns if the loss of one backend is more than the others can be expected to carry: they would

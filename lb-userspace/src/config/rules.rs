@@ -24,6 +24,7 @@ const MOST_RANGES: usize = MAX_RANGES / 2;
 /// Checks one service.
 pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
     tcp_flows(service, errors);
+    no_panic(service, errors);
     if service.backends.is_empty() {
         errors.add(
             service.places.header.clone(),
@@ -229,6 +230,22 @@ fn tcp_flows(service: &Draft, errors: &mut Errors<'_>) {
     }
 }
 
+/// Reports a panic threshold that is written for a service with one active backend: traffic to one
+/// that is not the active one is what that mode rules out.
+fn no_panic(service: &Draft, errors: &mut Errors<'_>) {
+    if let Some(threshold) = &service.panic_threshold
+        && threshold.value > 0
+        && service.mode.is_active_passive()
+        && service.places.keys.contains_key("panic_threshold")
+    {
+        errors.add(
+            threshold.span.clone(),
+            "`panic_threshold` with mode = \"active_passive\": panic would send traffic to several backends",
+            "remove it",
+        );
+    }
+}
+
 /// Checks the address of a backend against its service's.
 fn against_vip(
     service: &Draft,
@@ -308,6 +325,9 @@ fn against_vip(
 /// Checks that commands are run only where the host's own table allows it: a service's table may
 /// come from people who must not run programs on this host.
 pub fn commands_allowed(node: &Node, services: &[Draft], errors: &mut Errors<'_>) {
+    for service in services {
+        service.mode.check_allowed(node, errors);
+    }
     for service in services.iter().filter(|service| service.runs_commands()) {
         if !node.allow_exec {
             let place = service.places.keys.get("health.probe");

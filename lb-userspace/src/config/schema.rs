@@ -282,7 +282,7 @@ pub const NODE: Section = Section {
             "allow_exec",
             Kind::Boolean,
             Value("false"),
-            "Whether `probe = \"exec\"` may run commands on this host, with the agent's rights.",
+            "Whether `probe = \"exec\"` and `fence` may run commands on this host, with the agent's rights.",
         ),
     ],
 };
@@ -321,6 +321,36 @@ pub const SERVICE: Section = Section {
             Kind::Choice(&["flow", "client", "quic"]),
             Value("\"flow\""),
             "`flow` hashes the 5-tuple; `client` hashes the client's address, so that a client stays on one backend; `quic` (UDP) is `flow`, but a QUIC packet whose connection ID names a backend goes to that one.",
+        ),
+        key(
+            "mode",
+            Kind::Choice(&["balance", "active_passive"]),
+            Value("\"balance\""),
+            "`balance`: the backends share the traffic; `active_passive`: one has it all and the others stand by, see [One active backend](#one-active-backend).",
+        ),
+        key(
+            "promote_after",
+            Kind::Duration,
+            Value("\"10s\""),
+            "`active_passive`: how long the active backend must have been unhealthy before another becomes active.",
+        ),
+        key(
+            "failback",
+            Kind::Boolean,
+            Value("false"),
+            "`active_passive`: whether a backend that comes earlier in the order becomes active again once it has been healthy for `promote_after`.",
+        ),
+        key(
+            "fence",
+            Kind::Command,
+            Absent("nothing is run"),
+            "`active_passive`: program by its absolute path, and its arguments; it must succeed before another backend becomes active. Needs `allow_exec` in `[node]`.",
+        ),
+        key(
+            "fence_timeout",
+            Kind::Duration,
+            Value("\"30s\""),
+            "`active_passive`: how long `fence` may take; then it is killed and has failed.",
         ),
         key(
             "quic_server_id_length",

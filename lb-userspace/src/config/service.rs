@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::health::{self, Checks};
+use super::mode::{self, ModeDraft};
 use super::places::ServicePlaces;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
@@ -26,12 +27,13 @@ pub struct Draft {
     pub protocol: Option<Protocol>,
     pub forwarding: Option<Forwarding>,
     pub affinity: Option<Affinity>,
+    pub mode: ModeDraft,
     /// As written, if it is.
     pub on_death: Option<At<OnDeath>>,
     /// As written, if it is.
     pub syn_rescue: Option<At<bool>>,
     pub server_id_length: Option<u8>,
-    panic_threshold: Option<u8>,
+    pub panic_threshold: Option<At<u8>>,
     drain_deadline: Option<Duration>,
     slow_start: Option<Duration>,
     /// As written, if it is.
@@ -90,14 +92,13 @@ pub fn read<'a>(
             .get(errors, "forwarding", forwarding)
             .map(|at| at.value),
         affinity: reader.get(errors, "affinity", affinity).map(|at| at.value),
+        mode: mode::read(reader, errors),
         on_death: reader.get(errors, "on_death", on_death),
         syn_rescue: reader.get(errors, "syn_rescue", value::boolean),
         server_id_length: reader
             .get(errors, "quic_server_id_length", value::integer)
             .map(|at| at.value),
-        panic_threshold: reader
-            .get(errors, "panic_threshold", value::integer)
-            .map(|at| at.value),
+        panic_threshold: reader.get(errors, "panic_threshold", value::integer),
         drain_deadline: reader
             .get(errors, "drain_deadline", value::duration)
             .map(|at| at.value),
@@ -206,19 +207,25 @@ impl Draft {
         } else {
             OnDeath::Rehash
         };
+        let panic_threshold = self.panic_threshold?.value;
         Some(Service {
             name,
             address,
             protocol,
             forwarding,
             affinity,
+            panic_threshold: if self.mode.is_active_passive() {
+                0
+            } else {
+                panic_threshold
+            },
+            mode: self.mode.finish()?,
             on_death: self.on_death.map_or(on_death, |at| at.value),
             // Who asks for one backend for each client does not want a connection to go to another.
             syn_rescue: self
                 .syn_rescue
                 .map_or(is_nat_tcp && affinity == Affinity::Flow, |at| at.value),
             server_id_length,
-            panic_threshold: self.panic_threshold?,
             drain_deadline: self.drain_deadline?,
             slow_start: self.slow_start?,
             passive: PassiveRules {

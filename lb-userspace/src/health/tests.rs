@@ -8,8 +8,8 @@ use super::*;
 use std::net::SocketAddr;
 
 use crate::model::{
-    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, PassiveRules, ProbeKind,
-    ProbeSpec, Protocol, Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, Mode, PassiveRules,
+    ProbeKind, ProbeSpec, Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -53,6 +53,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
         protocol: Protocol::Tcp,
         forwarding: Forwarding::Nat,
         affinity: Affinity::Flow,
+        mode: Mode::Balance,
         on_death: crate::model::OnDeath::Reset,
         syn_rescue: true,
         passive: PassiveRules::default(),

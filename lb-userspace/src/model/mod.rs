@@ -11,10 +11,12 @@ pub use lb_common::abi::{Affinity, Forwarding};
 use serde::{Deserialize, Serialize};
 
 mod endpoint;
+mod mode;
 mod pattern;
 mod probe;
 mod question;
 pub use endpoint::{Endpoint, Ports, backend_text};
+pub use mode::{ActivePassive, Fence, Mode};
 pub use pattern::Pattern;
 pub use probe::{
     ClientCertificate, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
@@ -211,13 +213,16 @@ pub struct Service {
     pub protocol: Protocol,
     pub forwarding: Forwarding,
     pub affinity: Affinity,
+    /// Whether all backends share the traffic or one has it all.
+    pub mode: Mode,
     /// Always [`OnDeath::Reset`] for TCP by NAT, [`OnDeath::Rehash`] for UDP.
     pub on_death: OnDeath,
     /// Whether a repeated SYN goes to another backend; never for UDP.
     pub syn_rescue: bool,
     /// Octets of the server ID in QUIC connection IDs; 0 unless the affinity is [`Affinity::Quic`].
     pub server_id_length: u8,
-    /// Percent of healthy weight under which health is ignored; 0: never.
+    /// Percent of healthy weight under which health is ignored; 0: never, as with one active
+    /// backend.
     pub panic_threshold: u8,
     pub drain_deadline: Duration,
     pub slow_start: Duration,

@@ -135,6 +135,22 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
     if now.answer_ping != wanted.answer_ping {
         ops.push(Op::AnswerPing(wanted.answer_ping));
     }
+    // A number that has come to mean another address: nothing refers to the old one any more.
+    let same = |id: &BackendIndex| {
+        let (known, wanted) = (now.backends.get(id)?, wanted.backends.get(id)?);
+        ((known.service, known.address) == (wanted.service, wanted.address)).then_some(known)
+    };
+    let changes = wanted.backends.iter().filter_map(|(id, backend)| {
+        let known = same(id)?.state;
+        (known != backend.state).then_some((known, *id, backend))
+    });
+    let (wider, narrower): (Vec<_>, Vec<_>) =
+        changes.partition(|(from, _, to)| widens(*from, to.state));
+    let (first, narrower): (Vec<_>, Vec<_>) = narrower
+        .into_iter()
+        .partition(|(_, _, to)| wanted.exclusive.contains(&to.service));
+    let state = |(_, id, to): (BackendState, BackendIndex, &Backend)| Op::State(id, to.state);
+    ops.extend(first.into_iter().map(state));
     let mut both = old.clone();
     for (address, is_vip) in &new {
         *both.entry(*address).or_default() |= is_vip;
@@ -142,11 +158,6 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
     if both != old {
         ops.push(Op::Filter(both.clone()));
     }
-    // A number that has come to mean another address: nothing refers to the old one any more.
-    let same = |id: &BackendIndex| {
-        let (known, wanted) = (now.backends.get(id)?, wanted.backends.get(id)?);
-        ((known.service, known.address) == (wanted.service, wanted.address)).then_some(known)
-    };
     for (id, backend) in &wanted.backends {
         match same(id) {
             None => {
@@ -168,12 +179,6 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
             }
         }
     }
-    let changes = wanted.backends.iter().filter_map(|(id, backend)| {
-        let known = same(id)?.state;
-        (known != backend.state).then_some((known, *id, backend.state))
-    });
-    let (wider, narrower): (Vec<_>, Vec<_>) = changes.partition(|(from, _, to)| widens(*from, *to));
-    let state = |(_, id, to)| Op::State(id, to);
     ops.extend(wider.into_iter().map(state));
     let mut orphans = Vec::new();
     for (id, service) in &wanted.services {
@@ -327,6 +332,7 @@ mod tests {
                 answer_ping,
                 services,
                 backends,
+                exclusive: BTreeSet::new(),
                 sources: sources
                     .into_iter()
                     .map(|last| [10, 0, 0, last].into())

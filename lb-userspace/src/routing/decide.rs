@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::active_passive::{self, Candidate};
 use super::panic::{Situation, judge};
 use super::slow_start;
 use super::tiers::{Share, in_service, one_is_whole};
-use super::{Admin, Cause, Decided, Decision, Event, EventKind, Routing, RoutingState};
+use super::{Admin, Cause, Decided, Decision, Event, EventKind, Orders, Routing, RoutingState};
 use super::{RoutingState as Previous, ServiceRouting};
 use crate::health::passive::Doubt;
 use crate::health::{Health, TargetView};
@@ -25,6 +26,8 @@ pub struct Input<'a> {
     /// Backends no longer in the configuration, and until when their established flows may stay.
     /// Once out, an entry may be dropped.
     pub removed: &'a BTreeMap<BackendKey, Duration>,
+    /// For services with one active backend.
+    pub orders: &'a Orders,
 }
 
 /// Decides for all services, given what was decided before.
@@ -34,7 +37,9 @@ pub fn decide(input: &Input<'_>, previous: &Previous, now: Duration) -> Decided 
     let mut next = Earliest(None);
     for service in input.services {
         let before = previous.services.get(&service.name);
-        let routing = decide_service(input, service, before, now, &mut next);
+        let mut told = Vec::new();
+        let routing = decide_service(input, service, before, now, &mut next, &mut told);
+        events.entry(service.name.clone()).or_default().extend(told);
         if let Some(before) = before {
             let changes = service_events(&service.name, before, &routing, now);
             events
@@ -81,10 +86,10 @@ pub fn decide(input: &Input<'_>, previous: &Previous, now: Duration) -> Decided 
 }
 
 /// The earliest time at which something changes by itself.
-struct Earliest(Option<Duration>);
+pub(super) struct Earliest(Option<Duration>);
 
 impl Earliest {
-    fn consider(&mut self, at: Duration) {
+    pub(super) fn consider(&mut self, at: Duration) {
         self.0 = Some(self.0.map_or(at, |earliest| earliest.min(at)));
     }
 }
@@ -121,6 +126,14 @@ impl Subject<'_> {
         }
     }
 
+    const fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            backend: self.backend,
+            view: self.view,
+            admin: self.admin,
+        }
+    }
+
     /// Whether it counts in percentages.
     fn counts(&self) -> bool {
         self.admin == Admin::Enabled && self.health() != Health::Unknown
@@ -133,6 +146,7 @@ fn decide_service(
     before: Option<&ServiceRouting>,
     now: Duration,
     next: &mut Earliest,
+    told: &mut Vec<Event>,
 ) -> ServiceRouting {
     let subjects: Vec<Subject<'_>> = service
         .backends
@@ -197,7 +211,38 @@ fn decide_service(
         next.consider(at);
     }
 
-    let tiers = if mood.panic || fail_open {
+    let order = active_passive::in_order(subjects.iter().map(Subject::candidate));
+    let primary = service.mode.active_passive().and_then(|rules| {
+        let situation = active_passive::Situation {
+            rules,
+            service: &service.name,
+            order: &order,
+            orders: input.orders,
+            now,
+        };
+        let before = before.and_then(|before| before.primary.as_ref());
+        let mut happened = Vec::new();
+        let primary = active_passive::step(&situation, before, next, &mut happened);
+        told.extend(happened.into_iter().map(|what| {
+            Event {
+                at: now,
+                service: service.name.clone(),
+                backend: what
+                    .backend
+                    .map(|backend| BackendKey::new(service.name.clone(), backend)),
+                kind: what.kind,
+                reason: what.reason,
+            }
+        }));
+        primary
+    });
+    let tiers = if let Some(primary) = &primary {
+        let active = subjects
+            .iter()
+            .find(|s| s.backend.name == primary.backend)
+            .map(|active| active.backend.tier);
+        active.into_iter().collect()
+    } else if mood.panic || fail_open {
         tiers.keys().copied().collect()
     } else {
         in_service(&tiers)
@@ -212,7 +257,13 @@ fn decide_service(
         .iter()
         .map(|subject| {
             let before = before.and_then(|before| before.backends.get(&subject.key));
-            let decision = decide_backend(subject, &rules, before, now, next);
+            let passive = primary
+                .as_ref()
+                .and_then(|primary| active_passive::routing_of(&subject.candidate(), primary));
+            let decision = match passive {
+                Some((routing, cause, reason)) => decision(routing, cause, reason, before, now),
+                None => decide_backend(subject, &rules, before, now, next),
+            };
             (subject.key.clone(), decision)
         })
         .collect();
@@ -222,6 +273,7 @@ fn decide_service(
         healthy_percent: all.percent(),
         tiers,
         backends,
+        primary,
         enough_since: mood.enough_since,
         round_started,
         decided,
@@ -389,7 +441,7 @@ fn service_events(
         (false, false) | (true, true) => {}
     }
     // Before the first verdict all tiers are waiting, which is no switch.
-    if before.decided && before.tiers != after.tiers {
+    if before.decided && before.tiers != after.tiers && after.primary.is_none() {
         let reason = format!(
             "tiers in service: {:?}, before: {:?}",
             after.tiers, before.tiers

@@ -9,10 +9,12 @@ use std::net::SocketAddr;
 
 use crate::health::passive::Doubt;
 use crate::model::{
-    Affinity, Backend, Endpoint, Forwarding, HealthPolicy, PassiveRules, ProbeKind, ProbeSpec,
-    Protocol, Service,
+    Affinity, Backend, Endpoint, Forwarding, HealthPolicy, Mode, PassiveRules, ProbeKind,
+    ProbeSpec, Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
+
+mod active_passive;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -26,6 +28,7 @@ struct World {
     admin: BTreeMap<BackendKey, Admin>,
     passive: BTreeMap<BackendKey, Doubt>,
     removed: BTreeMap<BackendKey, Duration>,
+    orders: Orders,
     state: RoutingState,
     now: Duration,
     events: Vec<(Option<String>, EventKind)>,
@@ -60,6 +63,7 @@ impl World {
             protocol: Protocol::Tcp,
             forwarding: Forwarding::Dsr,
             affinity: Affinity::Flow,
+            mode: Mode::Balance,
             on_death: crate::model::OnDeath::Reset,
             syn_rescue: true,
             passive: PassiveRules::default(),
@@ -86,6 +90,7 @@ impl World {
             admin: BTreeMap::new(),
             passive: BTreeMap::new(),
             removed: BTreeMap::new(),
+            orders: Orders::default(),
             state: RoutingState::default(),
             now: s(100),
             events: Vec::new(),
@@ -155,6 +160,7 @@ impl World {
             passive: &self.passive,
             admin: &self.admin,
             removed: &self.removed,
+            orders: &self.orders,
         };
         let decided = decide(&input, &self.state, self.now);
         assert_eq!(decided, decide(&input, &self.state, self.now), "pure");
