@@ -21,6 +21,7 @@ pub mod process;
 pub mod server;
 pub mod server_handle;
 pub mod skip;
+pub mod sniff;
 pub mod status;
 mod sys;
 pub mod wait;

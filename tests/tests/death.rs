@@ -1,7 +1,7 @@
 //! Backends that die without a word: what becomes of the connections they had, and of those that
 //! are opened before their probes notice.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -9,45 +9,13 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_tests::agent::SOON;
 use lb_tests::lab::{DSR_VIP, Host, NAT_VIP};
 use lb_tests::load::download::Download;
+use lb_tests::load::idle::Idle;
 use lb_tests::load::{Amount, Load, Requester, TIMEOUT};
 use lb_tests::server_handle::{HTTP, TCP_ECHO};
 use lb_tests::{Agent, Config, Lab, Service, wait_for, with_lab};
 
 fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
-}
-
-/// A connection to a TCP echo that is open and silent.
-struct Idle {
-    backend: String,
-    stream: TcpStream,
-}
-
-impl Idle {
-    fn open(client: &Host, to: SocketAddr) -> Result<Self> {
-        let mut stream = client
-            .namespace
-            .within(|| TcpStream::connect_timeout(&to, TIMEOUT))??;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        let mut greeting = Vec::new();
-        while greeting.last() != Some(&b'\n') {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).context("the greeting")?;
-            greeting.push(byte[0]);
-        }
-        greeting.pop();
-        Ok(Self {
-            backend: String::from_utf8(greeting)?,
-            stream,
-        })
-    }
-
-    /// Writes, and waits for what comes of it: an echo, or an error.
-    fn exchange(&mut self) -> std::io::Result<()> {
-        self.stream.write_all(b"once more")?;
-        self.stream.read_exact(&mut [0; 9])
-    }
 }
 
 /// Silent connections to each of these addresses, some with each backend.
