@@ -16,9 +16,10 @@ use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
     Affinity, Backend, ClientCertificate, DnsProbe, Endpoint, ExecProbe, Forwarding, HealthPolicy,
-    HttpProbe, Match, Mode, Model, MysqlProbe, Node, OnDeath, OnExit, PassiveHttp, PassiveRules,
-    Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole,
-    Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
+    HttpProbe, Match, Mode, Model, MysqlProbe, Node, OnDeath, OnExit, PanicRules, PassiveHttp,
+    PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol,
+    RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript,
+    TlsOptions, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -131,6 +132,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             forwarding: Forwarding::Nat,
             affinity: Affinity::Flow,
             mode: Mode::Balance,
+            panic: PanicRules::default(),
             on_death: OnDeath::Reset,
             syn_rescue: true,
             server_id_length: 0,
@@ -156,6 +158,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
                 server_id: None,
                 weight: 100,
                 tier: 0,
+                fallback: false,
                 probe: Some(ProbeSpec {
                     target,
                     timeout: seconds(2),

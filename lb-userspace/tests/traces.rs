@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use lb_userspace::health::{Change, Engine, Health, Restored};
 use lb_userspace::model::{
-    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, Mode, PassiveRules,
-    ProbeKind, ProbeSpec, Protocol, Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules,
+    PassiveRules, ProbeKind, ProbeSpec, Protocol, Service,
 };
 use lb_userspace::probe::{Class, Outcome, Verdict};
-use lb_userspace::routing::{Input, RoutingState, decide};
+use lb_userspace::routing::{Input, Orders, RoutingState, decide};
 use serde_json::Value;
 
 const TIMEOUT: Duration = Duration::from_millis(50);
@@ -46,6 +46,7 @@ fn service(policy: HealthPolicy, backends: Vec<Backend>) -> Service {
         forwarding: Forwarding::Dsr,
         affinity: Affinity::Flow,
         mode: Mode::Balance,
+        panic: PanicRules::default(),
         on_death: lb_userspace::model::OnDeath::Reset,
         syn_rescue: true,
         passive: PassiveRules::default(),
@@ -66,6 +67,7 @@ fn backend(n: u16, tier: u8) -> Backend {
         server_id: None,
         weight: 1,
         tier,
+        fallback: false,
         probe: Some(ProbeSpec {
             target: address,
             timeout: TIMEOUT,
@@ -351,6 +353,7 @@ fn priority(trace: &Value) -> Result<(), &'static str> {
         passive: &BTreeMap::new(),
         admin: &admin,
         removed: &removed,
+        orders: &Orders::default(),
     };
     let decided = decide(&input, &RoutingState::default(), Duration::ZERO);
     let routing = &decided.state.services["web"];

@@ -112,6 +112,8 @@ impl Core {
                 .unwrap_or(0),
             healthy_percent: routing.map_or(0.0, |routing| routing.healthy_percent),
             panic_threshold: service.panic_threshold,
+            panic_min_healthy: service.panic.min_healthy,
+            panic_action: service.panic.action.name().to_owned(),
             active_tier: routing
                 .and_then(|routing| routing.tiers.last().copied())
                 .unwrap_or(0),

@@ -118,6 +118,12 @@ pub struct ServiceStatus {
     /// Percent under which the service panics; 0: never.
     #[serde(default)]
     pub panic_threshold: u8,
+    /// Fewer healthy backends than this are panic, too; 0: their number does not matter.
+    #[serde(default)]
+    pub panic_min_healthy: u32,
+    /// Who gets new flows in panic: `all`, `fail` (nobody) or `fallback`.
+    #[serde(default)]
+    pub panic_action: String,
     /// The tier that takes new flows.
     #[serde(default)]
     pub active_tier: u8,
@@ -413,6 +419,8 @@ pub(crate) mod tests {
                 generation: 7,
                 healthy_percent: 50.0,
                 panic_threshold: 50,
+                panic_min_healthy: 0,
+                panic_action: "all".into(),
                 active_tier: 0,
                 table_size: 65537,
                 verdicts: BTreeMap::from([("reset_backend_out".to_owned(), 3)]),

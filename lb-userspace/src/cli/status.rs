@@ -127,9 +127,11 @@ fn render_service(
         .backends
         .iter()
         .filter(|backend| matches!(backend.routing, Routing::Active | Routing::Panic));
-    let threshold = match service.panic_threshold {
-        0 => "never panics".to_owned(),
-        percent => format!("panics under {percent} %"),
+    let threshold = match (service.panic_threshold, service.panic_min_healthy) {
+        (0, 0) => "never panics".to_owned(),
+        (percent, 0) => format!("panics under {percent} %"),
+        (0, count) => format!("panics under {count} healthy"),
+        (percent, count) => format!("panics under {percent} % or {count} healthy"),
     };
     lines.push(format!(
         "{}  {} {}  {}  {:.1} % healthy ({threshold})  {} of {} backends take new flows",
@@ -145,10 +147,17 @@ fn render_service(
         render_primary(lines, primary, now, palette);
     }
     if service.panic {
-        lines.push(palette.shout(
-            "!! PANIC: too few backends are healthy, so health is ignored and all that are not \
-             administratively out get traffic",
-        ));
+        lines.push(palette.shout(match service.panic_action.as_str() {
+            "fail" => "!! PANIC: too few backends are healthy, so new flows are dropped",
+            "fallback" => {
+                "!! PANIC: too few backends are healthy, so the fallback backends get the new \
+                 flows, or all if none of them is healthy"
+            }
+            _ => {
+                "!! PANIC: too few backends are healthy, so health is ignored and all that are \
+                 not administratively out get traffic"
+            }
+        }));
     } else if active.count() == 0 && !service.backends.is_empty() {
         let mut states = service.backends.iter().map(|backend| backend.health);
         lines.push(if states.all(|health| health == Health::Unknown) {

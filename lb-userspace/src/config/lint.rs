@@ -196,7 +196,10 @@ fn rhythm(service: &Service, policy: &HealthPolicy, place: &Place<'_>, sink: &mu
             "raise drain_deadline; 30s is usual",
         );
     }
-    if service.panic_threshold == 0 && service.mode == Mode::Balance {
+    if service.panic_threshold == 0
+        && service.panic.min_healthy == 0
+        && service.mode == Mode::Balance
+    {
         sink.add(
             "panic-off",
             place.key("panic_threshold"),
@@ -339,7 +342,10 @@ fn pool(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
 /// get more than twice their traffic, or the service would be in panic and ignore the loss.
 /// With a higher tier to stand in, there is nothing to say.
 fn headroom(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
-    let carrying = || service.backends.iter().filter(|backend| backend.weight > 0);
+    let carrying = || {
+        let backends = service.backends.iter();
+        backends.filter(|backend| backend.weight > 0 && !backend.fallback)
+    };
     let Some(tier) = carrying().map(|backend| backend.tier).min() else {
         return;
     };
@@ -350,6 +356,7 @@ fn headroom(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
     // The first of the heaviest.
     let largest = (service.backends.iter().enumerate())
         .rev()
+        .filter(|(_, backend)| !backend.fallback)
         .max_by_key(|(_, backend)| backend.weight);
     let Some((index, Backend { weight, name, .. })) = largest else {
         return;

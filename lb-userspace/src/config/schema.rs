@@ -377,6 +377,24 @@ pub const SERVICE: Section = Section {
             "Percent of enabled weight that must be healthy; below it health is ignored for this service. 0: never.",
         ),
         key(
+            "panic_min_healthy",
+            Kind::Integer(0, 65535),
+            Value("0"),
+            "Backends that must be healthy; fewer are panic, too. 0: their number does not matter.",
+        ),
+        key(
+            "panic_action",
+            Kind::Choice(&["all", "fail", "fallback"]),
+            Derived("`\"fallback\"` if a backend has `fallback = true`, else `\"all\"`"),
+            "Who gets new flows in panic. `all`: every backend that is not administratively out; `fail`: none, so that clients go elsewhere; `fallback`: the backends with `fallback = true`, or all if none of these is healthy.",
+        ),
+        key(
+            "panic_exclude_refused",
+            Kind::Boolean,
+            Value("false"),
+            "Whether a backend that refuses connections on the port that packets go to gets none in panic either: a closed port is no fault of the probes.",
+        ),
+        key(
             "drain_deadline",
             Kind::Duration,
             Value("\"30s\""),
@@ -438,6 +456,12 @@ pub const BACKEND: Section = Section {
             Kind::Integer(0, 255),
             Value("0"),
             "0 first; a higher tier only takes traffic when the lower ones cannot.",
+        ),
+        key(
+            "fallback",
+            Kind::Boolean,
+            Value("false"),
+            "Whether it only takes traffic in panic, for example to say sorry; it counts in no percentage and in no tier.",
         ),
     ],
 };

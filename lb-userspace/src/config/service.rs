@@ -11,8 +11,8 @@ use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
 use super::{rules, syntax, value};
 use crate::model::{
-    Affinity, Backend, Endpoint, Forwarding, OnDeath, PassiveHttp, PassiveRules, Protocol, Service,
-    backend_text,
+    Affinity, Backend, Endpoint, Forwarding, OnDeath, PanicAction, PanicRules, PassiveHttp,
+    PassiveRules, Protocol, Service, backend_text,
 };
 
 /// Longest name, in bytes. Names stand in tables, metrics and events.
@@ -34,6 +34,11 @@ pub struct Draft {
     pub syn_rescue: Option<At<bool>>,
     pub server_id_length: Option<u8>,
     pub panic_threshold: Option<At<u8>>,
+    pub panic_min_healthy: Option<At<u32>>,
+    panic_action: Option<At<PanicAction>>,
+    /// Whether the action is written and wrong.
+    bad_panic_action: bool,
+    panic_exclude_refused: Option<bool>,
     drain_deadline: Option<Duration>,
     slow_start: Option<Duration>,
     /// As written, if it is.
@@ -60,6 +65,7 @@ pub struct BackendDraft {
     pub bad_server_id: bool,
     pub weight: Option<At<u32>>,
     tier: Option<u8>,
+    pub fallback: Option<At<bool>>,
 }
 
 /// Reads one service. What it says about itself is checked here and in
@@ -84,7 +90,14 @@ pub fn read<'a>(
         .flatten()
         .map(|reader| read_backend(reader, errors))
         .collect();
+    let panic_action = reader.get(errors, "panic_action", panic_action);
     let draft = Draft {
+        panic_min_healthy: reader.get(errors, "panic_min_healthy", value::integer),
+        bad_panic_action: panic_action.is_none() && reader.own("panic_action").is_some(),
+        panic_action,
+        panic_exclude_refused: reader
+            .get(errors, "panic_exclude_refused", value::boolean)
+            .map(|at| at.value),
         name: reader.get(errors, "name", name),
         address: reader.get(errors, "address", vip),
         protocol,
@@ -149,6 +162,7 @@ fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
         tier: reader
             .get(errors, "tier", value::integer)
             .map(|at| at.value),
+        fallback: reader.get(errors, "fallback", value::boolean),
     }
 }
 
@@ -179,6 +193,11 @@ fn places(
 }
 
 impl Draft {
+    /// Who gets the flows in panic, if that is written.
+    pub fn panic_action(&self) -> Option<&At<PanicAction>> {
+        self.panic_action.as_ref()
+    }
+
     /// Whether its probes are commands.
     pub fn runs_commands(&self) -> bool {
         matches!(&self.checks, Some(Some(checks)) if checks.runs_commands())
@@ -208,6 +227,19 @@ impl Draft {
             OnDeath::Rehash
         };
         let panic_threshold = self.panic_threshold?.value;
+        if self.bad_panic_action {
+            return None;
+        }
+        let action = match self.panic_action {
+            Some(at) => at.value,
+            None if backends.iter().any(|backend| backend.fallback) => PanicAction::Fallback,
+            None => PanicAction::All,
+        };
+        let panic = PanicRules {
+            min_healthy: self.panic_min_healthy?.value,
+            action,
+            exclude_refused: self.panic_exclude_refused?,
+        };
         Some(Service {
             name,
             address,
@@ -219,6 +251,7 @@ impl Draft {
             } else {
                 panic_threshold
             },
+            panic,
             mode: self.mode.finish()?,
             on_death: self.on_death.map_or(on_death, |at| at.value),
             // Who asks for one backend for each client does not want a connection to go to another.
@@ -288,6 +321,7 @@ impl BackendDraft {
             server_id,
             weight: self.weight?.value,
             tier: self.tier?,
+            fallback: self.fallback?.value,
             probe: checks.map(|checks| checks.of(address, service, &name)),
             name,
         })
@@ -327,6 +361,14 @@ fn passive_http(key: &Key, value: &Value<'_>) -> Result<PassiveHttp, Problem> {
         "report" => PassiveHttp::Report,
         "eject" => PassiveHttp::Eject,
         _ => PassiveHttp::Off,
+    })
+}
+
+fn panic_action(key: &Key, value: &Value<'_>) -> Result<PanicAction, Problem> {
+    Ok(match value::choice(key, value)? {
+        "fail" => PanicAction::Fail,
+        "fallback" => PanicAction::Fallback,
+        _ => PanicAction::All,
     })
 }
 

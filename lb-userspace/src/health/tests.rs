@@ -8,8 +8,8 @@ use super::*;
 use std::net::SocketAddr;
 
 use crate::model::{
-    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, Mode, PassiveRules,
-    ProbeKind, ProbeSpec, Protocol, Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules,
+    PassiveRules, ProbeKind, ProbeSpec, Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -40,6 +40,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
             server_id: None,
             weight: 100,
             tier: 0,
+            fallback: false,
             probe: Some(ProbeSpec {
                 target: address,
                 timeout: policy.timeout,
@@ -54,6 +55,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
         forwarding: Forwarding::Nat,
         affinity: Affinity::Flow,
         mode: Mode::Balance,
+        panic: PanicRules::default(),
         on_death: crate::model::OnDeath::Reset,
         syn_rescue: true,
         passive: PassiveRules::default(),

@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 
 mod endpoint;
 mod mode;
+mod panic;
 mod pattern;
 mod probe;
 mod question;
 pub use endpoint::{Endpoint, Ports, backend_text};
 pub use mode::{ActivePassive, Fence, Mode};
+pub use panic::{PanicAction, PanicRules};
 pub use pattern::Pattern;
 pub use probe::{
     ClientCertificate, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
@@ -224,6 +226,7 @@ pub struct Service {
     /// Percent of healthy weight under which health is ignored; 0: never, as with one active
     /// backend.
     pub panic_threshold: u8,
+    pub panic: PanicRules,
     pub drain_deadline: Duration,
     pub slow_start: Duration,
     pub passive: PassiveRules,
@@ -260,6 +263,8 @@ pub struct Backend {
     /// 0: no new flows.
     pub weight: u32,
     pub tier: u8,
+    /// Whether it only takes traffic in panic.
+    pub fallback: bool,
     /// What to ask, `None` for `probe = "none"`.
     pub probe: Option<ProbeSpec>,
 }

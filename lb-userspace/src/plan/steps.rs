@@ -406,6 +406,45 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Of two contents that are right, in each of which one backend of a service may get
+        /// packets, no step shows two.
+        #[test]
+        fn of_an_exclusive_service_no_step_lets_packets_to_two_backends(
+            old in proptest::collection::btree_map(1..6u16, backend(), 0..6),
+            mut new in proptest::collection::btree_map(1..6u16, backend(), 0..6),
+            serving in (1..7u16, 1..7u16),
+            of in service(),
+        ) {
+            let contents = |mut backends: BTreeMap<BackendIndex, Backend>, serving, owner| {
+                for (id, backend) in &mut backends {
+                    if *id != serving {
+                        backend.state = BackendState::Out;
+                    }
+                }
+                let slots = Arc::new(vec![Slot::settled(owner); TABLE_SIZES[0] as usize]);
+                Contents {
+                    services: BTreeMap::from([(1, Service { slots, ..of.clone() })]),
+                    backends,
+                    exclusive: BTreeSet::from([1]),
+                    ..Contents::default()
+                }
+            };
+            // Whatever leaves the configuration is out before it is removed.
+            for (id, backend) in &old {
+                new.entry(*id).or_insert_with(|| backend.clone());
+            }
+            let (old, new) = (contents(old, serving.0, serving.0), contents(new, serving.1, serving.1));
+            let mut noted = old.clone();
+            for op in plan(&old, &new) {
+                op.note(&mut noted);
+                let serves = |backend: &&Backend| {
+                    matches!(backend.state, BackendState::Active | BackendState::Draining)
+                };
+                prop_assert!(noted.backends.values().filter(serves).count() <= 1, "after {op:?}");
+            }
+            prop_assert_eq!(noted, new);
+        }
+
         #[test]
         fn every_step_shows_the_old_contents_or_the_new(old in contents(), new in contents()) {
             let mut maps = Maps::default();

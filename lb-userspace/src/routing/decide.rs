@@ -12,7 +12,8 @@ use super::{Admin, Cause, Decided, Decision, Event, EventKind, Orders, Routing, 
 use super::{RoutingState as Previous, ServiceRouting};
 use crate::health::passive::Doubt;
 use crate::health::{Health, TargetView};
-use crate::model::{Backend, BackendKey, Service};
+use crate::model::{Backend, BackendKey, PanicAction, Service};
+use crate::probe::{Class, Verdict};
 
 /// What a decision rests on.
 pub struct Input<'a> {
@@ -134,9 +135,33 @@ impl Subject<'_> {
         }
     }
 
+    /// Whether it is there for ordinary times, and the operator has nothing against it.
+    fn is_regular(&self) -> bool {
+        self.admin == Admin::Enabled && !self.backend.fallback
+    }
+
     /// Whether it counts in percentages.
     fn counts(&self) -> bool {
-        self.admin == Admin::Enabled && self.health() != Health::Unknown
+        self.is_regular() && self.health() != Health::Unknown
+    }
+
+    /// Whether it is a fallback that can serve.
+    fn can_fall_back(&self) -> bool {
+        self.backend.fallback
+            && self.admin == Admin::Enabled
+            && self.health() == Health::Healthy
+            && self.backend.weight > 0
+    }
+
+    /// Whether its last probe was refused at the very port that packets go to.
+    fn is_refused(&self) -> bool {
+        let probe = self.backend.probe.as_ref();
+        let same = probe.is_some_and(|probe| probe.target == self.backend.address);
+        let counted = self.view.and_then(|view| {
+            let mut outcomes = view.history.iter().rev();
+            outcomes.find(|outcome| outcome.verdict != Verdict::Internal)
+        });
+        same && counted.is_some_and(|last| last.class == Class::Refused)
     }
 }
 
@@ -166,7 +191,7 @@ fn decide_service(
         .collect();
 
     let (mut all, mut tiers) = (Share::default(), BTreeMap::<u8, Share>::new());
-    for subject in subjects.iter().filter(|s| s.admin == Admin::Enabled) {
+    for subject in subjects.iter().filter(|subject| subject.is_regular()) {
         let tier = tiers.entry(subject.backend.tier).or_default();
         if subject.counts() {
             let healthy = subject.health() == Health::Healthy;
@@ -188,7 +213,7 @@ fn decide_service(
     let round_ends = round_started + interval + timeout;
     let undecided = subjects
         .iter()
-        .any(|s| s.admin == Admin::Enabled && s.health() == Health::Unknown);
+        .any(|s| s.is_regular() && s.health() == Health::Unknown);
     let fail_open = !decided && now >= round_ends;
     if !decided && undecided && !fail_open {
         next.consider(round_ends);
@@ -196,6 +221,7 @@ fn decide_service(
 
     let situation = Situation {
         threshold: service.panic_threshold,
+        min_healthy: service.panic.min_healthy,
         interval,
         share: all,
         spared: one_is_whole(&tiers),
@@ -247,8 +273,13 @@ fn decide_service(
     } else {
         in_service(&tiers)
     };
+    let action = match service.panic.action {
+        PanicAction::Fallback if !subjects.iter().any(Subject::can_fall_back) => PanicAction::All,
+        action => action,
+    };
     let rules = Rules {
-        panic: mood.panic,
+        panic: mood.panic.then_some(action),
+        exclude_refused: service.panic.exclude_refused,
         fail_open,
         tiers: &tiers,
         drain_deadline: service.drain_deadline,
@@ -282,7 +313,9 @@ fn decide_service(
 
 /// What holds for the whole service.
 struct Rules<'a> {
-    panic: bool,
+    /// Who gets the new flows, in panic.
+    panic: Option<PanicAction>,
+    exclude_refused: bool,
     fail_open: bool,
     tiers: &'a [u8],
     drain_deadline: Duration,
@@ -316,7 +349,7 @@ fn decide_backend(
             };
             (routing, Cause::Drained, reason.to_owned())
         }
-        (Admin::Enabled, Health::Unknown) if fail_open => (
+        (Admin::Enabled, Health::Unknown) if fail_open && !subject.backend.fallback => (
             Routing::Active,
             Cause::FailOpen,
             format!("no verdict on any backend after a probe round: {said}"),
@@ -326,11 +359,16 @@ fn decide_backend(
             Cause::Undecided,
             format!("waiting for its first verdict: {said}"),
         ),
-        (Admin::Enabled, Health::Unhealthy) if rules.panic => (
-            Routing::Panic,
-            Cause::Panic,
-            format!("panic, too few are healthy: {said}"),
-        ),
+        (Admin::Enabled, Health::Unhealthy)
+            if rules.panic == Some(PanicAction::All)
+                && !(rules.exclude_refused && subject.is_refused()) =>
+        {
+            (
+                Routing::Panic,
+                Cause::Panic,
+                format!("panic, too few are healthy: {said}"),
+            )
+        }
         (Admin::Enabled, Health::Unhealthy) if gone => {
             (Routing::Out, Cause::Gone, format!("unhealthy: {said}"))
         }
@@ -346,6 +384,27 @@ fn decide_backend(
             };
             let routing = drain(alive, until, now, next);
             (routing, Cause::Unhealthy, format!("unhealthy: {said}"))
+        }
+        (Admin::Enabled, Health::Healthy) if subject.backend.fallback => match rules.panic {
+            Some(PanicAction::Fallback | PanicAction::All) => (
+                Routing::Active,
+                Cause::Fallback,
+                format!("panic, too few are healthy: {said}"),
+            ),
+            Some(PanicAction::Fail) | None => (
+                Routing::Standby,
+                Cause::Fallback,
+                format!("for panic only: {said}"),
+            ),
+        },
+        (Admin::Enabled, Health::Healthy)
+            if matches!(rules.panic, Some(PanicAction::Fail | PanicAction::Fallback)) =>
+        {
+            let reason = match rules.panic {
+                Some(PanicAction::Fail) => "panic, too few are healthy, new flows are dropped",
+                _ => "panic, too few are healthy, new flows go to the fallback",
+            };
+            (Routing::Standby, Cause::Panic, format!("{reason}: {said}"))
         }
         (Admin::Enabled, Health::Healthy) if rules.tiers.contains(&subject.backend.tier) => {
             (Routing::Active, Cause::Healthy, said.to_owned())

@@ -127,8 +127,10 @@ pub enum Cause {
     Unhealthy,
     /// It does not answer.
     Gone,
-    /// Unhealthy, but so are too many.
+    /// Too many are unhealthy.
     Panic,
+    /// Healthy, and there for panic only.
+    Fallback,
     /// Healthy, but its tier is not needed.
     TierNotNeeded,
     /// Healthy, but another one is the active one.

@@ -9,12 +9,13 @@ use std::net::SocketAddr;
 
 use crate::health::passive::Doubt;
 use crate::model::{
-    Affinity, Backend, Endpoint, Forwarding, HealthPolicy, Mode, PassiveRules, ProbeKind,
-    ProbeSpec, Protocol, Service,
+    Affinity, Backend, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules, PassiveRules,
+    ProbeKind, ProbeSpec, Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
 
 mod active_passive;
+mod panic;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -50,6 +51,7 @@ impl World {
                 server_id: None,
                 weight,
                 tier,
+                fallback: false,
                 probe: Some(ProbeSpec {
                     target: address,
                     timeout: s(2),
@@ -64,6 +66,7 @@ impl World {
             forwarding: Forwarding::Dsr,
             affinity: Affinity::Flow,
             mode: Mode::Balance,
+            panic: PanicRules::default(),
             on_death: crate::model::OnDeath::Reset,
             syn_rescue: true,
             passive: PassiveRules::default(),
