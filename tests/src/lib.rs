@@ -10,6 +10,7 @@ pub mod applications;
 pub mod beyond;
 pub mod binaries;
 pub mod config;
+pub mod databases;
 pub mod decap;
 pub mod frameworks;
 pub mod interrupt;
