@@ -44,3 +44,37 @@ pub enum PrimaryState {
     /// It is fenced, and nobody can take over.
     Fenced,
 }
+
+impl PrimaryState {
+    /// Every value.
+    pub const ALL: &'static [Self] = &[
+        Self::Serving,
+        Self::Failing,
+        Self::Fencing,
+        Self::FenceFailed,
+        Self::Fenced,
+    ];
+
+    /// Name in JSON and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Failing => "failing",
+            Self::Fencing => "fencing",
+            Self::FenceFailed => "fence_failed",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_serde_writes() {
+        for state in PrimaryState::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.name());
+        }
+    }
+}

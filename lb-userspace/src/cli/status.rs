@@ -345,6 +345,64 @@ mod tests {
     }
 
     #[test]
+    fn an_active_backend_is_told_with_what_becomes_of_it() {
+        let mut status = sample();
+        let at = status.node.at;
+        let primary = PrimaryStatus {
+            backend: "web-1".into(),
+            state: PrimaryState::Serving,
+            since: "2026-01-01T00:00:10Z".parse().unwrap(),
+            reason: "the first in the configuration".into(),
+            trouble: None,
+            until: None,
+            attempt: None,
+            fence_error: None,
+        };
+        let mut line = |primary: PrimaryStatus| {
+            status.services[0].primary = Some(primary);
+            let text = shown(&status);
+            let lines = text.lines().skip_while(|line| !line.contains("active: "));
+            let lines: Vec<&str> = lines.take(2).collect();
+            assert_eq!(
+                lines[0],
+                "  active: web-1 for 1m30s (the first in the configuration)"
+            );
+            lines[1].trim().to_owned()
+        };
+        assert!(line(primary.clone()).starts_with("BACKEND"));
+        let trouble = Some("web-1 is unhealthy: 3 failures".to_owned());
+        let failing = PrimaryStatus {
+            state: PrimaryState::Failing,
+            trouble,
+            until: Some(at + std::time::Duration::from_secs(7)),
+            ..primary
+        };
+        assert_eq!(
+            line(failing.clone()),
+            "!! FAILING: web-1 is unhealthy: 3 failures; another is promoted in 7s"
+        );
+        let stuck = PrimaryStatus {
+            until: Some(at),
+            ..failing.clone()
+        };
+        assert_eq!(
+            line(stuck),
+            "!! FAILING: web-1 is unhealthy: 3 failures; no backend can take over"
+        );
+        let failed = PrimaryStatus {
+            state: PrimaryState::FenceFailed,
+            attempt: Some(3),
+            fence_error: Some("exit status 1".into()),
+            ..failing
+        };
+        assert_eq!(
+            line(failed),
+            "!! FENCE FAILED 3 times, so nobody is promoted: exit status 1; next attempt in 7s \
+             (web-1 is unhealthy: 3 failures)"
+        );
+    }
+
+    #[test]
     fn everything_is_wrong() {
         let mut status = sample();
         status.node.datapath_error = Some("updating a map: EPERM".into());

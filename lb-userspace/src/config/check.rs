@@ -1,6 +1,7 @@
 //! Everything `lb check` has to say about a file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -35,6 +36,13 @@ pub struct ServiceReport {
     pub probe: &'static str,
     /// `None` if it is not probed.
     pub budget: Option<BudgetReport>,
+    /// From the death of the active backend until another is active, at worst and without the
+    /// fence; `None` where all share the traffic, or nothing is probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promote_worst_ms: Option<u64>,
+    /// How long the fence may take, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fence_timeout_ms: Option<u64>,
 }
 
 /// [`Budget`] in JSON.
@@ -79,6 +87,8 @@ pub fn check(text: &str, name: &str) -> Result<Report, ConfigError> {
 impl ServiceReport {
     fn new(service: &Service) -> Self {
         let probe = service.backends.iter().find_map(|b| b.probe.as_ref());
+        let rules = service.mode.active_passive();
+        let promote = |budget: Budget| Some(budget.eject_worst + rules?.promote_after);
         Self {
             name: service.name.to_string(),
             address: service.address.to_string(),
@@ -87,14 +97,20 @@ impl ServiceReport {
             backends: service.backends.len(),
             probe: probe.map_or("none", |probe| ProbeKind::name(&probe.kind)),
             budget: Budget::of(service).map(BudgetReport::new),
+            promote_worst_ms: Budget::of(service).and_then(promote).map(milliseconds),
+            fence_timeout_ms: rules
+                .and_then(|rules| rules.fence.as_ref())
+                .map(|fence| milliseconds(fence.timeout)),
         }
     }
 }
 
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl BudgetReport {
     fn new(budget: Budget) -> Self {
-        let milliseconds =
-            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
             eject_worst_ms: milliseconds(budget.eject_worst),
             eject_expected_ms: milliseconds(budget.eject_expected),
