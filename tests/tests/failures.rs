@@ -12,7 +12,7 @@ use lb_tests::lab::{DSR_VIP, Host, NAT_VIP};
 use lb_tests::load::download::Download;
 use lb_tests::load::flows::Flows;
 use lb_tests::load::idle::Idle;
-use lb_tests::load::{Amount, Load, Requester, TIMEOUT};
+use lb_tests::load::{Amount, Load, Requester, TIMEOUT, udp};
 use lb_tests::process::Process;
 use lb_tests::server::Order;
 use lb_tests::server_handle::{HTTP, TCP_ECHO, UDP_ECHO};
@@ -468,6 +468,9 @@ fn split_brain_on_promotion() -> Result<()> {
         agent.wait_routing("nat/b2", "standby")?;
         let mut before = idle(lab, &[nat, dsr], "b1")?;
         let mut later = idle(lab, &[nat, dsr], "b1")?;
+        let datagrams = Load::start(&lab.client, Amount::steady(), || {
+            udp::Client::new(at(DSR_VIP[0], UDP_ECHO), true)
+        })?;
         let busy = [
             Flows::open(&lab.client, nat, 5)?,
             Flows::open(&lab.client, dsr, 5)?,
@@ -486,6 +489,12 @@ fn split_brain_on_promotion() -> Result<()> {
             flows.exchange(1, lb_tests::agent::SOON)?;
             ensure!(flows.alive().is_empty(), "flows of the old primary live");
         }
+
+        let seen = datagrams.tally();
+        wait_for("datagrams to be answered by b2", SOON, || {
+            Ok(datagrams.tally().since(&seen).of("b2") > 5)
+        })?;
+        ensure!(seen.of("b1") > 0, "no datagrams before: {seen:?}");
 
         // It is back for the probes, and stays away from clients.
         servers[0].order(Order::Ready)?;
