@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use super::decide::Earliest;
 use super::{Admin, Cause, EventKind, Routing};
-use crate::health::{Health, TargetView};
+use crate::health::Health;
 use crate::model::{ActivePassive, Backend};
 
 /// Pause after the first failure of a fence; it doubles with each further one.
@@ -162,8 +162,14 @@ impl Why {
 #[derive(Clone, Copy)]
 pub(super) struct Candidate<'a> {
     pub backend: &'a Backend,
-    pub view: Option<&'a TargetView>,
     pub admin: Admin,
+    pub health: Health,
+    /// Unhealthy and silent.
+    pub gone: bool,
+    /// The verdict is that of an earlier agent and not confirmed yet.
+    pub remembered: bool,
+    /// Why it is healthy or not.
+    pub said: &'a str,
 }
 
 /// Why the active backend is to be so no longer.
@@ -174,20 +180,14 @@ struct Trouble {
 }
 
 impl Candidate<'_> {
-    fn health(&self) -> Health {
-        self.view.map_or(Health::Unknown, |view| view.health)
-    }
-
     /// Whether it could be the active one.
     pub(super) fn can_serve(&self) -> bool {
-        self.admin == Admin::Enabled && self.health() == Health::Healthy && self.backend.weight > 0
+        self.admin == Admin::Enabled && self.health == Health::Healthy && self.backend.weight > 0
     }
 
     fn trouble(&self, now: Duration) -> Option<Trouble> {
         let name = &self.backend.name;
-        let view = self
-            .view
-            .filter(|view| view.health == Health::Unhealthy && !view.assumed);
+        let is_unhealthy = self.health == Health::Unhealthy && !self.remembered;
         let operator = |what: &str| Trouble {
             why: Why::Operator,
             reason: format!("{name} was {what} by the operator"),
@@ -195,13 +195,13 @@ impl Candidate<'_> {
         };
         match self.admin {
             Admin::Disabled => Some(operator("disabled")),
-            Admin::Drain { until } if now >= until || view.is_some_and(|view| view.gone) => {
+            Admin::Drain { until } if now >= until || (is_unhealthy && self.gone) => {
                 Some(operator("drained"))
             }
             Admin::Drain { .. } => None,
-            Admin::Enabled => view.map(|view| Trouble {
+            Admin::Enabled => is_unhealthy.then(|| Trouble {
                 why: Why::Failed,
-                reason: format!("{name} is unhealthy: {}", view.reason),
+                reason: format!("{name} is unhealthy: {}", self.said),
                 at_once: false,
             }),
         }
@@ -514,10 +514,9 @@ pub(super) fn routing_of(
     candidate: &Candidate<'_>,
     primary: &Primary,
 ) -> Option<(Routing, Cause, String)> {
-    let said = candidate.view.map_or("not yet probed", |view| &view.reason);
-    let gone = candidate.view.is_some_and(|view| view.gone);
+    let said = candidate.said;
     let is_active = candidate.backend.name == primary.backend;
-    match (candidate.admin, candidate.health()) {
+    match (candidate.admin, candidate.health) {
         (Admin::Disabled, _) => None,
         _ if is_active => primary.phase.handover().map(|handover| {
             let reason = format!("cut off for another to take over: {}", handover.reason);
@@ -534,7 +533,11 @@ pub(super) fn routing_of(
             format!("waiting for its first verdict: {said}"),
         )),
         (Admin::Enabled, Health::Unhealthy) => {
-            let cause = if gone { Cause::Gone } else { Cause::Unhealthy };
+            let cause = if candidate.gone {
+                Cause::Gone
+            } else {
+                Cause::Unhealthy
+            };
             Some((Routing::Out, cause, format!("unhealthy: {said}")))
         }
         (Admin::Enabled, Health::Healthy) => Some((

@@ -127,11 +127,14 @@ impl Subject<'_> {
         }
     }
 
-    const fn candidate(&self) -> Candidate<'_> {
+    fn candidate(&self) -> Candidate<'_> {
         Candidate {
             backend: self.backend,
-            view: self.view,
             admin: self.admin,
+            health: self.health(),
+            gone: self.gone(),
+            remembered: self.doubt.is_none() && self.view.is_some_and(|view| view.assumed),
+            said: self.reason(),
         }
     }
 
