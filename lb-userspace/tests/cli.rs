@@ -111,6 +111,7 @@ fn agent(events: usize) -> FakeAgent {
                 Request::Drain { .. }
                 | Request::Enable { .. }
                 | Request::Disable { .. }
+                | Request::Promote { .. }
                 | Request::Weight { .. } => {
                     call.responder.done(true, "as you say");
                     continue;

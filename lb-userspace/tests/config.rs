@@ -15,11 +15,11 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, Backend, Class, ClientCertificate, DnsProbe, Endpoint, ExecProbe, Forwarding,
-    HealthPolicy, HoldDown, HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit,
-    PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
-    Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript,
-    TlsOptions, Window, XdpMode,
+    ActivePassive, Affinity, Backend, Class, ClientCertificate, DnsProbe, Endpoint, ExecProbe,
+    Fence, Forwarding, HealthPolicy, HoldDown, HttpProbe, Match, Mode, Model, MysqlProbe, Node,
+    OnDeath, OnExit, PanicAction, PanicRules, PassiveHttp, PassiveRules, Pattern, Ports,
+    PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse,
+    ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, Window, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -131,6 +131,8 @@ fn the_smallest_file_gets_the_documented_defaults() {
             protocol: Protocol::Tcp,
             forwarding: Forwarding::Nat,
             affinity: Affinity::Flow,
+            mode: Mode::Balance,
+            panic: PanicRules::default(),
             on_death: OnDeath::Reset,
             syn_rescue: true,
             server_id_length: 0,
@@ -148,6 +150,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
                 server_id: None,
                 weight: 100,
                 tier: 0,
+                fallback: false,
                 probes: vec![ProbeSpec {
                     target,
                     timeout: seconds(2),
@@ -156,6 +159,42 @@ fn the_smallest_file_gets_the_documented_defaults() {
             }],
         }]
     );
+}
+
+#[test]
+fn the_example_with_one_active_backend_is_read_and_its_time_to_promote_told() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/config.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let section = page.split("## One active backend").nth(1).unwrap();
+    let example = section.split("```toml\n").nth(1).unwrap();
+    let example = example.split("```").next().unwrap();
+    let report = check(example, "lb.toml").unwrap();
+    assert_eq!(report.warnings, []);
+    assert_eq!(
+        report.model.services[0].mode,
+        Mode::ActivePassive(ActivePassive {
+            promote_after: Duration::from_secs(10),
+            failback: false,
+            fence: Some(Fence {
+                command: vec!["/usr/local/sbin/fence-db".into(), "--power-off".into()],
+                timeout: Duration::from_secs(30),
+            }),
+        })
+    );
+    assert_eq!(report.model.services[0].panic_threshold, 0);
+    let service = &report.services[0];
+    assert_eq!(service.promote_worst_ms, Some(27_000));
+    assert_eq!(service.fence_timeout_ms, Some(30_000));
+}
+
+#[test]
+fn fallback_backends_make_the_panic_action() {
+    let text = good("smallest.toml");
+    let more = "[[service.backend]]\naddress = \"10.0.0.12:8080\"\nfallback = true\n";
+    let model = config::parse(&format!("{text}\n{more}"), "lb.toml").unwrap();
+    let service = &model.services[0];
+    assert_eq!(service.panic.action, PanicAction::Fallback);
+    assert!(!service.backends[0].fallback && service.backends[1].fallback);
 }
 
 #[test]

@@ -13,11 +13,11 @@ use std::time::Duration;
 use lb_userspace::health::agent::parse;
 use lb_userspace::health::{Change, Engine, Health, Restored};
 use lb_userspace::model::{
-    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, HoldDown, PassiveRules,
-    ProbeKind, ProbeSpec, Protocol, Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, HoldDown, Mode, PanicRules,
+    PassiveRules, ProbeKind, ProbeSpec, Protocol, Service,
 };
 use lb_userspace::probe::{Class, Outcome, Verdict};
-use lb_userspace::routing::{Input, RoutingState, decide};
+use lb_userspace::routing::{Input, Orders, RoutingState, decide};
 use serde_json::Value;
 
 const TIMEOUT: Duration = Duration::from_millis(50);
@@ -47,6 +47,8 @@ fn service(policy: HealthPolicy, backends: Vec<Backend>) -> Service {
         protocol: Protocol::Tcp,
         forwarding: Forwarding::Dsr,
         affinity: Affinity::Flow,
+        mode: Mode::Balance,
+        panic: PanicRules::default(),
         on_death: lb_userspace::model::OnDeath::Reset,
         syn_rescue: true,
         passive: PassiveRules::default(),
@@ -67,6 +69,7 @@ fn backend(n: u16, tier: u8) -> Backend {
         server_id: None,
         weight: 1,
         tier,
+        fallback: false,
         probes: vec![ProbeSpec {
             target: address,
             timeout: TIMEOUT,
@@ -462,6 +465,7 @@ fn priority(trace: &Value) -> Result<(), &'static str> {
         passive: &BTreeMap::new(),
         admin: &admin,
         removed: &removed,
+        orders: &Orders::default(),
     };
     let decided = decide(&input, &RoutingState::default(), Duration::ZERO);
     let routing = &decided.state.services["web"];

@@ -111,6 +111,13 @@ impl<'lab> Agent<'lab> {
         serde_json::from_str(&text).context("the status is no JSON")
     }
 
+    /// How many packets of a service met with this verdict.
+    pub fn counted(&self, service: &str, verdict: &str) -> Result<u64> {
+        let status = self.status()?;
+        let verdicts = &status.service(service)?.verdicts;
+        Ok(verdicts.get(verdict).copied().unwrap_or(0))
+    }
+
     /// Waits until an event of this kind has this in its reason.
     pub fn wait_event(&self, kind: &str, reason: &str) -> Result<()> {
         wait_for(&format!("the event {kind}: {reason}"), SOON, || {

@@ -149,6 +149,38 @@ pub fn ping_socket(v6: bool) -> io::Result<std::net::UdpSocket> {
     Ok(unsafe { std::net::UdpSocket::from_raw_fd(fd) })
 }
 
+/// A socket that gets every packet of the namespace's interfaces, from its IP header on, and wakes
+/// up now and then when there is none.
+pub fn packet_socket() -> io::Result<std::fs::File> {
+    let every = libc::c_int::from((libc::ETH_P_ALL as u16).to_be());
+    // SAFETY: socket touches no memory of ours.
+    let fd = unsafe {
+        libc::socket(
+            libc::AF_PACKET,
+            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+            every,
+        )
+    };
+    check(fd)?;
+    // SAFETY: the descriptor is new, open and owned by nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let wait = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 50_000,
+    };
+    // SAFETY: the value lives across the call and has the size that is told.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const wait).cast(),
+            size_of::<libc::timeval>() as libc::socklen_t,
+        )
+    })?;
+    Ok(fd.into())
+}
+
 // Numbers of include/uapi/linux/bpf.h.
 const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;

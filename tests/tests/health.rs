@@ -186,39 +186,6 @@ fn the_drain_deadline_cuts_what_is_left() -> Result<()> {
 }
 
 #[test]
-fn panic_ignores_health_and_ends_by_itself() -> Result<()> {
-    with_lab(|lab, servers| {
-        let mut agent = Agent::start(lab, &Config::new(both(lab, HTTP)))?;
-        let load = Load::http(&lab.client, nat(HTTP), false, Amount::steady())?;
-        for server in &mut servers[..2] {
-            server.order(Order::Unready)?;
-        }
-        agent.wait_status("panic", |status| {
-            Ok(status.services.iter().all(|found| found.panic))
-        })?;
-        ensure!(agent.status()?.backend("nat/b1")?.routing == "panic");
-        ensure!(agent.status()?.backend("nat/b3")?.routing == "active");
-        let inside = load.tally();
-        wait_for("all backends to be used in panic", SOON, || {
-            Ok(load.tally().since(&inside).answered.len() == 3)
-        })?;
-        // The operator's word stands above panic.
-        agent.lb(&["disable", "nat/b2"])?.ok()?;
-        agent.wait_routing("nat/b2", "out")?;
-        agent.lb(&["enable", "nat/b2"])?.ok()?;
-        for server in &mut servers[..2] {
-            server.order(Order::Ready)?;
-        }
-        agent.settled()?;
-        ensure!(!agent.status()?.service("nat")?.panic);
-        // Only `disable` may have cost requests: those under way at b2.
-        let tally = load.stop();
-        ensure!(tally.failed <= 4, "{tally:?}");
-        Ok(())
-    })
-}
-
-#[test]
 fn a_higher_tier_stands_by() -> Result<()> {
     with_lab(|lab, servers| {
         let mut service = Service::tcp(lab, "web", nat(80), HTTP);
@@ -291,37 +258,6 @@ fn backends_come_and_go_without_a_datagram_lost() -> Result<()> {
         }
         for load in loads {
             load.stop().must_not_fail()?;
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn a_rolling_restart_fails_no_request() -> Result<()> {
-    with_lab(|lab, servers| {
-        let mut agent = Agent::start(lab, &Config::new(both(lab, HTTP)))?;
-        let loads = [nat(HTTP), dsr(HTTP)];
-        let loads = loads.map(|to| Load::http(&lab.client, to, false, Amount::steady()));
-        let loads = loads.into_iter().collect::<Result<Vec<_>>>()?;
-        for (index, server) in servers.iter_mut().enumerate() {
-            let host = lab.backend(index + 1);
-            // As a good deploy does: say so first, stop when nothing is left to do.
-            server.order(Order::Unready)?;
-            agent.wait_routing(&format!("nat/{}", host.name), "draining")?;
-            agent.wait_routing(&format!("dsr/{}", host.name), "draining")?;
-            let before: Vec<_> = loads.iter().map(Load::tally).collect();
-            wait_for("requests under way to end", SOON, || {
-                let mut pairs = loads.iter().zip(&before);
-                Ok(pairs.all(|(load, before)| load.tally().since(before).requests() >= 40))
-            })?;
-            server.kill()?;
-            *server = Server::start(host)?;
-            agent.settled()?;
-        }
-        for load in loads {
-            let tally = load.stop();
-            tally.must_not_fail()?;
-            ensure!(tally.answered.len() == 3, "{tally:?}");
         }
         Ok(())
     })

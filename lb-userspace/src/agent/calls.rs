@@ -56,6 +56,7 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
                 format!("{name} is out; its flows are reset")
             });
         }
+        Request::Promote { backend } => promote(agent, &backend, origin, responder),
         Request::Weight { backend, weight } => reweigh(agent, &backend, weight, origin, responder),
         Request::Probe { backend } => probe(agent, &backend, responder),
         Request::Explain { src, dst, protocol } => match Tuple::new(src, dst, protocol) {
@@ -151,6 +152,25 @@ fn drain(
         let seconds = deadline.as_secs_f64();
         format!("{name} drains: no new flows, established ones for up to {seconds} s")
     });
+}
+
+/// Has another backend become the active one of its service.
+fn promote(agent: &mut Agent, name: &BackendName, origin: Origin, responder: Responder) {
+    let key = match find(agent, name) {
+        Ok(key) => key,
+        Err(error) => return responder.send(Err(error)),
+    };
+    match agent.core.promote(&key) {
+        Ok(true) => {
+            let text = format!("{name} takes over; `lb status {}` tells when", name.service);
+            agent
+                .core
+                .record(Change::backend(Kind::Admin, &key, origin, text.clone()));
+            responder.done(true, text);
+        }
+        Ok(false) => responder.done(false, format!("{name} is the active one already")),
+        Err(why) => responder.send(Err(ApiError::new(ErrorKind::Usage, why))),
+    }
 }
 
 fn reweigh(

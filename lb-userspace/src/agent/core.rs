@@ -14,6 +14,8 @@ use tracing::{error, info, warn};
 
 use super::clock::Clock;
 use super::events::Pending;
+use super::fence::Handover;
+use super::primaries::{SavedPrimary, known};
 use super::probes::Finished;
 use super::restore::restore;
 use super::saved::{Saved, Word};
@@ -28,7 +30,7 @@ use crate::model::{BackendKey, Model, Service};
 use crate::neighbor::{Problem, Ways};
 use crate::plan::{Builder, Contents, Duty};
 use crate::probe::{Outcome, Verdict};
-use crate::routing::{self, Admin, Input, Routing, RoutingState};
+use crate::routing::{self, Admin, Input, Orders, Routing, RoutingState};
 
 /// How often the state file is written anew when nothing changes, so that its age shows when the
 /// agent was last alive.
@@ -53,6 +55,10 @@ pub struct Core {
     pub(super) weighed: Vec<Service>,
     /// The same words with their deadlines on the agent's clock.
     pub(super) admin: BTreeMap<BackendKey, Admin>,
+    /// Who was active at the start, how fences ended, and whom the operator wants.
+    pub(super) orders: Orders,
+    pub(super) primaries: BTreeMap<Arc<str>, SavedPrimary>,
+    pub(super) handovers: BTreeMap<Arc<str>, Handover>,
     pub(super) builder: Builder,
     pub(super) ways: Ways,
     pub(super) built: Arc<Contents>,
@@ -111,6 +117,11 @@ impl Core {
             .map(|saved| saved.verdicts(wall, age))
             .unwrap_or_default();
         let restored = restore(&model, &contents, verdicts);
+        let primaries = saved.as_ref().map(Saved::primaries).unwrap_or_default();
+        let orders = Orders {
+            known: known(&model, &contents, &primaries),
+            ..Orders::default()
+        };
         let mut core = Self {
             clock,
             model: model.clone(),
@@ -123,6 +134,9 @@ impl Core {
             words,
             weighed: Vec::new(),
             admin: BTreeMap::new(),
+            orders,
+            primaries,
+            handovers: BTreeMap::new(),
             built: Arc::new(contents.clone()),
             builder: Builder::new(contents),
             ways: Ways::default(),
@@ -205,9 +219,16 @@ impl Core {
             Verdict::Internal => self.prober.internal += 1,
         }
         let now = self.clock.now();
+        // A verdict of an earlier agent that is confirmed may lead to what it could not before.
+        let assumed = |engine: &Engine, key| engine.get(key).is_some_and(|view| view.assumed);
+        let asked: Vec<_> = self.engine.asked_by(*seq).map(|(key, _)| key).collect();
+        let were: Vec<bool> = asked.iter().map(|key| assumed(&self.engine, key)).collect();
         for change in self.engine.finish(*seq, outcome, now) {
             self.turned(change, outcome, now);
         }
+        let confirmed =
+            (asked.iter().zip(were)).any(|(key, was)| was && !assumed(&self.engine, key));
+        self.dirty |= confirmed;
     }
 
     /// Something has changed for a backend by the outcome of a probe.
@@ -347,12 +368,14 @@ impl Core {
                 passive: self.passive.doubts(),
                 admin: &self.admin,
                 removed: &BTreeMap::new(),
+                orders: &self.orders,
             },
             &self.routing,
             now,
         );
         let before = std::mem::replace(&mut self.routing, decided.state);
         self.next_decision = decided.next_deadline;
+        self.orders.promote.clear();
         let duties = self.duties();
         match self
             .builder
@@ -367,13 +390,15 @@ impl Core {
                 }
                 self.built = Arc::new(contents.clone());
                 self.generation += 1;
+                self.note_handovers();
             }
-            Ok(_) => {}
+            Ok(_) => self.note_handovers(),
             Err(error) => {
                 warn!("{error}; the maps stay as they are");
                 self.datapath_error = Some(error.to_string());
             }
         }
+        self.note_primaries();
         for event in decided.events {
             self.pend(event, &before);
         }
@@ -383,9 +408,10 @@ impl Core {
     fn duties(&self) -> BTreeMap<BackendKey, Duty> {
         let backends = self.weighed.iter().flat_map(|service| {
             let backends = service.backends.iter();
-            backends.map(|backend| (service.key(backend), backend.weight))
+            let alone = service.mode.active_passive().is_some();
+            backends.map(move |backend| (service.key(backend), backend.weight, alone))
         });
-        let duty = |(key, weight)| {
+        let duty = |(key, weight, alone)| {
             let decision = self.routing.get(&key);
             let routing = decision.map_or(Routing::Out, |decision| decision.routing);
             let (state, share) = if routing.takes_new_flows() {
@@ -393,6 +419,9 @@ impl Core {
                     BackendState::Active,
                     decision.map_or(0, |decision| decision.share),
                 )
+            } else if alone && routing == Routing::Standby {
+                // What it has left of flows belongs to the active one now.
+                (BackendState::Out, 0)
             } else if routing.serves_established() {
                 (BackendState::Draining, 0)
             } else {
@@ -448,7 +477,9 @@ impl Core {
         self.rename_words(&model);
         self.model = model;
         // What has another name but the same address is known by what the data plane does with it.
-        let known = restore(&self.model, self.builder.contents(), BTreeMap::new());
+        let contents = self.builder.contents();
+        self.orders.known = known(&self.model, contents, &self.primaries);
+        let known = restore(&self.model, contents, BTreeMap::new());
         self.engine
             .configure(&self.model.services, &known, self.clock.now());
         self.passive.configure(&self.model.services);
@@ -511,8 +542,9 @@ impl Core {
     pub fn save(&mut self, done: Option<Done>) {
         self.save_at = self.clock.now() + SAVE_INTERVAL;
         let saved = Saved::new(self.agent_id, Timestamp::now());
-        let verdicts = self.engine.snapshot(self.clock.now());
-        self.saver.save(saved.with(&self.words, verdicts), done);
+        let saved = saved.with(&self.words, self.engine.snapshot(self.clock.now()));
+        let primaries = self.primaries.values().cloned().collect();
+        self.saver.save(saved.with_primaries(primaries), done);
     }
 }
 

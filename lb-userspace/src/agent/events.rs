@@ -29,6 +29,9 @@ impl Core {
             EventKind::Draining => Kind::Draining,
             EventKind::Drained => Kind::Drained,
             EventKind::Panicked => Kind::Panicked,
+            EventKind::Fencing => Kind::Fencing,
+            EventKind::FenceFailed => Kind::FenceFailed,
+            EventKind::Promoted => Kind::Promoted,
         };
         let percent = self
             .routing
@@ -49,13 +52,19 @@ impl Core {
             });
             return;
         };
-        let by_operator = self
-            .admin
-            .get(&key)
-            .is_some_and(|admin| *admin != Admin::Enabled);
+        // A handover is the agent's doing, and no probe of this backend tells when it began.
+        let hands_over = matches!(
+            event.kind,
+            EventKind::Fencing | EventKind::FenceFailed | EventKind::Promoted
+        );
+        let not_by_probes = hands_over
+            || self
+                .admin
+                .get(&key)
+                .is_some_and(|admin| *admin != Admin::Enabled);
         let name = |state: &RoutingState| state.get(&key).map(|decision| decision.routing.name());
         let (from, to) = (name(before), name(&self.routing));
-        let origin = if by_operator {
+        let origin = if not_by_probes {
             Origin::Agent
         } else if self.passive.doubts().contains_key(&key) {
             Origin::Traffic
@@ -64,8 +73,12 @@ impl Core {
         };
         let change = Change::backend(kind, &key, origin, event.reason)
             .states(from.unwrap_or("out"), to.unwrap_or("out"))
-            .on(self.evidence(&key, kind, percent, by_operator));
-        let began = self.turns.remove(&key).filter(|_| !by_operator);
+            .on(self.evidence(&key, kind, percent, not_by_probes));
+        let began = if hands_over {
+            None
+        } else {
+            self.turns.remove(&key).filter(|_| !not_by_probes)
+        };
         self.pending.push(Pending {
             generation: self.generation,
             change,
@@ -78,7 +91,7 @@ impl Core {
         key: &BackendKey,
         kind: Kind,
         healthy_percent: Option<f64>,
-        by_operator: bool,
+        not_by_probes: bool,
     ) -> Evidence {
         let index = self
             .model
@@ -90,7 +103,7 @@ impl Core {
             flows,
             ..Evidence::default()
         };
-        if by_operator {
+        if not_by_probes {
             return evidence;
         }
         if let Some(last) = self.engine.get(key).and_then(TargetView::last) {

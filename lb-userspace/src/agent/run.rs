@@ -16,6 +16,7 @@ use super::attach::attach;
 use super::capture::Captures;
 use super::clock::Clock;
 use super::core::Core;
+use super::fence::{self, Fences};
 use super::passive::Burst;
 use super::probes::{Finished, Probes};
 use super::saved::{self, Saved};
@@ -42,6 +43,7 @@ struct Inbox {
     notices: mpsc::UnboundedReceiver<Notice>,
     probes: mpsc::UnboundedReceiver<Finished>,
     bursts: mpsc::UnboundedReceiver<Burst>,
+    fences: mpsc::UnboundedReceiver<fence::Ended>,
     paths: mpsc::UnboundedReceiver<Arc<Ways>>,
     links: mpsc::UnboundedReceiver<Arc<Links>>,
     hangup: Signal,
@@ -54,6 +56,7 @@ pub struct Agent {
     pub options: RunOptions,
     pub core: Core,
     pub probes: Probes,
+    fences: Fences,
     pub writer: Writer,
     pub attached: Vec<Attached>,
     /// The interfaces there are; empty until the kernel has told.
@@ -119,10 +122,13 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
     let (probes, finished, bursts) = Probes::new();
     (inbox.probes, inbox.bursts) = (finished, bursts);
+    let (fences, ended) = Fences::new();
+    inbox.fences = ended;
     let mut agent = Agent {
         options: options.clone(),
         core,
         probes,
+        fences,
         writer,
         attached,
         links: Arc::default(),
@@ -184,6 +190,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
         notices: notice_receiver,
         probes: mpsc::unbounded_channel().1,
         bursts: mpsc::unbounded_channel().1,
+        fences: mpsc::unbounded_channel().1,
         paths: path_receiver,
         links: link_receiver,
         hangup: listen(SignalKind::hangup())?,
@@ -237,6 +244,7 @@ impl Agent {
                 }
                 Some(burst) = inbox.bursts.recv() => self.core.probed(&burst),
                 _ = watch.tick(), if self.core.watches_signs() => self.watch_signs(&mut signs),
+                Some(ended) = inbox.fences.recv() => self.core.fenced(ended),
                 Some(notice) = inbox.notices.recv() => self.noticed(notice),
                 Some(paths) = inbox.paths.recv() => {
                     let native = self.attached.iter().any(|on| on.native);
@@ -284,6 +292,9 @@ impl Agent {
     fn act(&mut self) -> Result<(), RunError> {
         for start in self.core.probes_due(self.probes.room()) {
             self.probes.start(start);
+        }
+        for start in self.core.fences_due() {
+            self.fences.start(start);
         }
         self.core.save_if_due();
         let (contents, generation) = self.core.contents();

@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::primaries::SavedPrimary;
 use crate::health::Restored;
 use crate::model::BackendKey;
 
@@ -87,6 +89,9 @@ pub struct Saved {
     pub agent_id: u64,
     pub saved_at: Timestamp,
     pub backends: Vec<SavedBackend>,
+    /// The active backends of services that have one at a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub primaries: Vec<SavedPrimary>,
 }
 
 /// What is kept of a backend.
@@ -108,7 +113,21 @@ impl Saved {
             agent_id,
             saved_at,
             backends: Vec::new(),
+            primaries: Vec::new(),
         }
+    }
+
+    /// The same with these active backends.
+    pub fn with_primaries(self, primaries: Vec<SavedPrimary>) -> Self {
+        Self { primaries, ..self }
+    }
+
+    /// The active backends, by service.
+    pub fn primaries(&self) -> BTreeMap<Arc<str>, SavedPrimary> {
+        let primaries = self.primaries.iter();
+        primaries
+            .map(|primary| (primary.service.as_str().into(), primary.clone()))
+            .collect()
     }
 
     /// Puts words and verdicts together.

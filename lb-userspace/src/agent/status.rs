@@ -109,11 +109,14 @@ impl Core {
                 .unwrap_or(0),
             healthy_percent: routing.map_or(0.0, |routing| routing.healthy_percent),
             panic_threshold: service.panic_threshold,
+            panic_min_healthy: service.panic.min_healthy,
+            panic_action: service.panic.action.name().to_owned(),
             active_tier: routing
                 .and_then(|routing| routing.tiers.last().copied())
                 .unwrap_or(0),
             table_size: table.map_or(0, |table| table.slots.len() as u32),
             verdicts: id.map(|id| verdicts(agent, id)).unwrap_or_default(),
+            primary: self.primary_status(&service.name),
             backends: service
                 .backends
                 .iter()

@@ -59,6 +59,12 @@ pub enum Kind {
     Tier,
     /// A healthy backend gets another share for being degraded or at its agent's word.
     Weight,
+    /// The active backend is cut off and fenced, so that another can take over.
+    Fencing,
+    /// That failed, and nobody is promoted.
+    FenceFailed,
+    /// A backend that stood by is the active one.
+    Promoted,
     /// The operator's word.
     Admin,
     Reload,
@@ -93,6 +99,9 @@ impl Kind {
             Self::Panicked => "panicked",
             Self::Tier => "tier",
             Self::Weight => "weight",
+            Self::Fencing => "fencing",
+            Self::FenceFailed => "fence_failed",
+            Self::Promoted => "promoted",
             Self::Admin => "admin",
             Self::Reload => "reload",
             Self::ReloadRefused => "reload_refused",

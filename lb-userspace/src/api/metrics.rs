@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use lb_common::verdict::Verdict;
 
-use super::status::{BackendStatus, Health, Routing, ServiceStatus, Status};
+use super::status::{BackendStatus, Health, PrimaryState, Routing, ServiceStatus, Status};
 
 /// Media type of the answer.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -124,6 +124,24 @@ fn services(text: &mut Encoder, services: &[ServiceStatus]) {
             u8::from(service.panic),
         );
     }
+    let primaries = || {
+        let services = services.iter();
+        services.filter_map(|service| Some((&service.name, service.primary.as_ref()?)))
+    };
+    if primaries().next().is_some() {
+        text.family(
+            "lb_service_primary",
+            GAUGE,
+            "1 for the state that the service's active backend is in; only with one active backend.",
+        );
+        for (service, primary) in primaries() {
+            for state in PrimaryState::ALL {
+                let labels = [("service", service.as_str()), ("state", state.name())];
+                let is = u8::from(primary.state == *state);
+                text.sample("lb_service_primary", &labels, is);
+            }
+        }
+    }
     text.family(
         "lb_service_healthy_ratio",
         GAUGE,
@@ -233,13 +251,13 @@ const BACKEND_METRICS: &[BackendMetric] = &[
         |b| count(b.signs.refused),
     ),
     (
-        "lb_backend_answer_seconds_sum",
+        "lb_backend_answer_seconds_total",
         COUNTER,
         "Seconds from SYNs to their first answers, of those timed (NAT).",
         |b| b.signs.timed_seconds,
     ),
     (
-        "lb_backend_answer_seconds_count",
+        "lb_backend_timed_answers_total",
         COUNTER,
         "SYNs whose answers were timed (NAT).",
         |b| count(b.signs.timed),
@@ -494,6 +512,29 @@ mod tests {
         ] {
             assert_eq!(samples.get(series), Some(&value), "{series}");
         }
+    }
+
+    #[test]
+    fn the_state_of_an_active_backend_is_a_series_each() {
+        let mut status = sample();
+        assert!(!encode(&status).contains("lb_service_primary"));
+        status.services[0].primary = Some(crate::api::status::PrimaryStatus {
+            backend: "web-1".into(),
+            state: PrimaryState::FenceFailed,
+            since: status.node.at,
+            reason: String::new(),
+            trouble: None,
+            until: None,
+            attempt: None,
+            fence_error: None,
+        });
+        let text = encode(&status);
+        let is = |state: &str, value: u8| {
+            text.contains(&format!(
+                "lb_service_primary{{service=\"web\",state=\"{state}\"}} {value}\n"
+            ))
+        };
+        assert!(is("fence_failed", 1) && is("serving", 0) && is("fencing", 0));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod http;
 pub mod journal;
 pub mod metrics;
 mod page;
+pub mod primary;
 pub mod request;
 pub mod server;
 pub mod socket;

@@ -46,6 +46,8 @@ pub enum Request {
     Enable { backend: BackendName },
     /// Out at once, flows reset.
     Disable { backend: BackendName },
+    /// Makes it the active backend of its service, which has one at a time.
+    Promote { backend: BackendName },
     /// Another weight than the configured one.
     Weight { backend: BackendName, weight: u32 },
     /// One probe now, which changes nothing.
@@ -79,6 +81,7 @@ impl Request {
             Self::Drain { .. } => "drain",
             Self::Enable { .. } => "enable",
             Self::Disable { .. } => "disable",
+            Self::Promote { .. } => "promote",
             Self::Weight { .. } => "weight",
             Self::Probe { .. } => "probe",
             Self::Explain { .. } => "explain",
@@ -98,6 +101,7 @@ impl Request {
             | Self::Drain { .. }
             | Self::Enable { .. }
             | Self::Disable { .. }
+            | Self::Promote { .. }
             | Self::Weight { .. }
             | Self::Explain { .. }
             | Self::Capture { .. } => Duration::from_secs(10),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use super::primary::{PrimaryState, PrimaryStatus};
 use super::request::ApiError;
 pub use crate::health::Health;
 
@@ -117,6 +118,12 @@ pub struct ServiceStatus {
     /// Percent under which the service panics; 0: never.
     #[serde(default)]
     pub panic_threshold: u8,
+    /// Fewer healthy backends than this are panic, too; 0: their number does not matter.
+    #[serde(default)]
+    pub panic_min_healthy: u32,
+    /// Who gets new flows in panic: `all`, `fail` (nobody) or `fallback`.
+    #[serde(default)]
+    pub panic_action: String,
     /// The tier that takes new flows.
     #[serde(default)]
     pub active_tier: u8,
@@ -126,6 +133,9 @@ pub struct ServiceStatus {
     /// Packets that were not forwarded to a backend, by verdict.
     #[serde(default)]
     pub verdicts: BTreeMap<String, u64>,
+    /// `mode = "active_passive"`: the active backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<PrimaryStatus>,
     pub backends: Vec<BackendStatus>,
 }
 
@@ -261,7 +271,7 @@ pub enum Routing {
     Draining,
     /// Gets nothing.
     Out,
-    /// Of a higher tier, ready and not needed.
+    /// Ready, and not needed: of a higher tier, or another one is the active one.
     Standby,
     /// Would be out; gets new flows because its service panics.
     Panic,
@@ -446,9 +456,12 @@ pub(crate) mod tests {
                 generation: 7,
                 healthy_percent: 50.0,
                 panic_threshold: 50,
+                panic_min_healthy: 0,
+                panic_action: "all".into(),
                 active_tier: 0,
                 table_size: 65537,
                 verdicts: BTreeMap::from([("reset_backend_out".to_owned(), 3)]),
+                primary: None,
                 backends: vec![healthy, ejected],
             }],
         }

@@ -129,6 +129,16 @@ Example: lb disable web/web-1")]
         #[arg(value_name = "SERVICE/BACKEND")]
         backend: BackendName,
     },
+    /// Make a backend the active one of its service (mode = "active_passive")
+    #[command(after_help = "\
+The present one is cut off at once and its flows are reset; with `fence` that must succeed first.
+
+Example: lb promote db/db-2")]
+    Promote {
+        /// Which backend
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: BackendName,
+    },
     /// Set a backend's weight; 0: no new flows
     #[command(after_help = "\
 Kept over restarts, until it is set back to the configured one.

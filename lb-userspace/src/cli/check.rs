@@ -91,6 +91,20 @@ fn people(
             seconds(jitter)
         )?;
     }
+    for service in &report.services {
+        let Some(promote) = service.promote_worst_ms else {
+            continue;
+        };
+        let fence = service.fence_timeout_ms.map_or_else(String::new, |fence| {
+            format!(", and the fence, which may take {}", seconds(fence))
+        });
+        writeln!(
+            out,
+            "{}: another backend is active {} after the active one has died at worst{fence}.",
+            service.name,
+            seconds(promote)
+        )?;
+    }
     out.flush()?;
     for warning in &report.warnings {
         write!(err, "\n{}", warning.render(name))?;

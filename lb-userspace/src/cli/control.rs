@@ -61,6 +61,11 @@ pub fn disable(socket: &Path, backend: BackendName) -> Result<u8, Failure> {
     tell(socket, &Request::Disable { backend })
 }
 
+/// `lb promote`.
+pub fn promote(socket: &Path, backend: BackendName) -> Result<u8, Failure> {
+    tell(socket, &Request::Promote { backend })
+}
+
 /// `lb weight`.
 pub fn weight(socket: &Path, backend: BackendName, weight: u32) -> Result<u8, Failure> {
     tell(socket, &Request::Weight { backend, weight })

@@ -38,10 +38,12 @@ fn paint(palette: Palette, kind: Kind) -> String {
         | Kind::PanicEntered
         | Kind::Panicked
         | Kind::ReloadRefused
+        | Kind::FenceFailed
         | Kind::Detached => palette.bad(&name),
-        Kind::Readmitted | Kind::PanicLeft | Kind::Attached => palette.good(&name),
+        Kind::Readmitted | Kind::PanicLeft | Kind::Promoted | Kind::Attached => palette.good(&name),
         Kind::Draining
         | Kind::Drained
+        | Kind::Fencing
         | Kind::Admin
         | Kind::Tier
         | Kind::Suspected

@@ -107,6 +107,7 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Drain { backend, deadline } => control::drain(socket, backend, deadline),
         Command::Enable { backend } => control::enable(socket, backend),
         Command::Disable { backend } => control::disable(socket, backend),
+        Command::Promote { backend } => control::promote(socket, backend),
         Command::Weight { backend, weight } => control::weight(socket, backend, weight),
         Command::Events {
             follow,

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use lb_common::verdict::Verdict;
 
 use super::output::{Palette, span, tame};
-use crate::api::status::{Admin, BackendStatus, Health, Node, Routing, ServiceStatus, Status};
+use crate::api::status::{
+    Admin, BackendStatus, Health, Node, PrimaryState, PrimaryStatus, Routing, ServiceStatus, Status,
+};
 
 /// A status or verdict older than this is worth a warning, seconds.
 const STALE: f64 = 5.0;
@@ -125,9 +127,11 @@ fn render_service(
         .backends
         .iter()
         .filter(|backend| matches!(backend.routing, Routing::Active | Routing::Panic));
-    let threshold = match service.panic_threshold {
-        0 => "never panics".to_owned(),
-        percent => format!("panics under {percent} %"),
+    let threshold = match (service.panic_threshold, service.panic_min_healthy) {
+        (0, 0) => "never panics".to_owned(),
+        (percent, 0) => format!("panics under {percent} %"),
+        (0, count) => format!("panics under {count} healthy"),
+        (percent, count) => format!("panics under {percent} % or {count} healthy"),
     };
     lines.push(format!(
         "{}  {} {}  {}  {:.1} % healthy ({threshold})  {} of {} backends take new flows",
@@ -139,11 +143,21 @@ fn render_service(
         active.clone().count(),
         service.backends.len(),
     ));
+    if let Some(primary) = &service.primary {
+        render_primary(lines, primary, now, palette);
+    }
     if service.panic {
-        lines.push(palette.shout(
-            "!! PANIC: too few backends are healthy, so health is ignored and all that are not \
-             administratively out get traffic",
-        ));
+        lines.push(palette.shout(match service.panic_action.as_str() {
+            "fail" => "!! PANIC: too few backends are healthy, so new flows are dropped",
+            "fallback" => {
+                "!! PANIC: too few backends are healthy, so the fallback backends get the new \
+                 flows, or all if none of them is healthy"
+            }
+            _ => {
+                "!! PANIC: too few backends are healthy, so health is ignored and all that are \
+                 not administratively out get traffic"
+            }
+        }));
     } else if active.count() == 0 && !service.backends.is_empty() {
         let mut states = service.backends.iter().map(|backend| backend.health);
         lines.push(if states.all(|health| health == Health::Unknown) {
@@ -181,6 +195,43 @@ fn render_service(
         }
         Some(_) | None => {}
     }
+}
+
+/// The active backend, and what is about to become of it.
+fn render_primary(
+    lines: &mut Vec<String>,
+    primary: &PrimaryStatus,
+    now: Timestamp,
+    palette: Palette,
+) {
+    let name = tame(&primary.backend);
+    lines.push(format!(
+        "  active: {} for {} ({})",
+        palette.strong(&name),
+        span(seconds(primary.since, now)),
+        tame(&primary.reason),
+    ));
+    let trouble = tame(primary.trouble.as_deref().unwrap_or_default());
+    let ahead = primary.until.map_or(0.0, |until| seconds(now, until));
+    let text = match primary.state {
+        PrimaryState::Serving => return,
+        PrimaryState::Failing if ahead > 0.0 => {
+            format!("FAILING: {trouble}; another is promoted in {}", span(ahead))
+        }
+        PrimaryState::Failing => format!("FAILING: {trouble}; no backend can take over"),
+        PrimaryState::Fencing => format!(
+            "FENCING: {name} is cut off for another to take over, attempt {}: {trouble}",
+            primary.attempt.unwrap_or(1)
+        ),
+        PrimaryState::FenceFailed => format!(
+            "FENCE FAILED {} times, so nobody is promoted: {}; next attempt in {} ({trouble})",
+            primary.attempt.unwrap_or(1),
+            tame(primary.fence_error.as_deref().unwrap_or_default()),
+            span(ahead.max(0.0)),
+        ),
+        PrimaryState::Fenced => format!("FENCED: {trouble}; no backend can take over"),
+    };
+    lines.push(palette.shout(&format!("!! {text}")));
 }
 
 fn line(
@@ -291,6 +342,64 @@ mod tests {
     #[test]
     fn one_backend_is_out() {
         insta::assert_snapshot!(shown(&sample()));
+    }
+
+    #[test]
+    fn an_active_backend_is_told_with_what_becomes_of_it() {
+        let mut status = sample();
+        let at = status.node.at;
+        let primary = PrimaryStatus {
+            backend: "web-1".into(),
+            state: PrimaryState::Serving,
+            since: "2026-01-01T00:00:10Z".parse().unwrap(),
+            reason: "the first in the configuration".into(),
+            trouble: None,
+            until: None,
+            attempt: None,
+            fence_error: None,
+        };
+        let mut line = |primary: PrimaryStatus| {
+            status.services[0].primary = Some(primary);
+            let text = shown(&status);
+            let lines = text.lines().skip_while(|line| !line.contains("active: "));
+            let lines: Vec<&str> = lines.take(2).collect();
+            assert_eq!(
+                lines[0],
+                "  active: web-1 for 1m30s (the first in the configuration)"
+            );
+            lines[1].trim().to_owned()
+        };
+        assert!(line(primary.clone()).starts_with("BACKEND"));
+        let trouble = Some("web-1 is unhealthy: 3 failures".to_owned());
+        let failing = PrimaryStatus {
+            state: PrimaryState::Failing,
+            trouble,
+            until: Some(at + std::time::Duration::from_secs(7)),
+            ..primary
+        };
+        assert_eq!(
+            line(failing.clone()),
+            "!! FAILING: web-1 is unhealthy: 3 failures; another is promoted in 7s"
+        );
+        let stuck = PrimaryStatus {
+            until: Some(at),
+            ..failing.clone()
+        };
+        assert_eq!(
+            line(stuck),
+            "!! FAILING: web-1 is unhealthy: 3 failures; no backend can take over"
+        );
+        let failed = PrimaryStatus {
+            state: PrimaryState::FenceFailed,
+            attempt: Some(3),
+            fence_error: Some("exit status 1".into()),
+            ..failing
+        };
+        assert_eq!(
+            line(failed),
+            "!! FENCE FAILED 3 times, so nobody is promoted: exit status 1; next attempt in 7s \
+             (web-1 is unhealthy: 3 failures)"
+        );
     }
 
     #[test]

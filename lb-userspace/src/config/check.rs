@@ -39,6 +39,13 @@ pub struct ServiceReport {
     pub probe: String,
     /// `None` if it is not probed.
     pub budget: Option<BudgetReport>,
+    /// From the death of the active backend until another is active, at worst and without the
+    /// fence; `None` where all share the traffic, or nothing is probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promote_worst_ms: Option<u64>,
+    /// How long the fence may take, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fence_timeout_ms: Option<u64>,
 }
 
 /// [`Budget`] in JSON.
@@ -95,6 +102,8 @@ impl ServiceReport {
         let kinds: Vec<&str> = (probes.into_iter().flatten())
             .map(|probe| ProbeKind::name(&probe.kind))
             .collect();
+        let rules = service.mode.active_passive();
+        let promote = |budget: Budget| Some(budget.eject_worst + rules?.promote_after);
         Self {
             name: service.name.to_string(),
             address: service.address.to_string(),
@@ -106,14 +115,20 @@ impl ServiceReport {
                 false => kinds.join(" + "),
             },
             budget: Budget::of(service).map(BudgetReport::new),
+            promote_worst_ms: Budget::of(service).and_then(promote).map(milliseconds),
+            fence_timeout_ms: rules
+                .and_then(|rules| rules.fence.as_ref())
+                .map(|fence| milliseconds(fence.timeout)),
         }
     }
 }
 
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl BudgetReport {
     fn new(budget: Budget) -> Self {
-        let milliseconds =
-            |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self {
             eject_worst_ms: milliseconds(budget.eject_worst),
             eject_expected_ms: milliseconds(budget.eject_expected),

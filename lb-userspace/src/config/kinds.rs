@@ -255,21 +255,25 @@ fn addresses(key: &Key, value: &Value<'_>) -> Result<Vec<IpAddr>, Problem> {
 }
 
 /// A program by its absolute path, and its arguments. There is no shell to take them apart.
-fn command(key: &Key, value: &Value<'_>) -> Result<Vec<String>, Problem> {
+pub(super) fn command(key: &Key, value: &Value<'_>) -> Result<Vec<String>, Problem> {
     if !matches!(value.get_ref(), toml::de::DeValue::Array(_)) {
         return Err(wrong_type(key, value));
     }
     let words = value::texts(key, value)?;
     let Some(program) = words.first() else {
         return Err(Problem::new(
-            "`command` is empty",
-            "write the program and its arguments: command = [\"/usr/local/bin/check-web\"]",
+            format!("`{}` is empty", key.name),
+            format!(
+                "write the program and its arguments: {} = [\"/usr/local/bin/check-web\"]",
+                key.name
+            ),
         ));
     };
     if !program.value.starts_with('/') {
         return Err(Problem::new(
             format!(
-                "the program of `command` is not an absolute path: \"{}\"",
+                "the program of `{}` is not an absolute path: \"{}\"",
+                key.name,
                 shown(&program.value)
             ),
             "write where it is, for example \"/usr/local/bin/check-web\"; `command -v NAME` tells",

@@ -7,7 +7,7 @@ use super::budget::Budget;
 use super::diagnostic::{Diagnostic, Severity};
 use super::duration::format;
 use super::places::{Places, health_key};
-use crate::model::{Backend, HealthPolicy, Model, ProbeKind, Protocol, Service};
+use crate::model::{Backend, HealthPolicy, Mode, Model, ProbeKind, Protocol, Service};
 
 /// Every warning there is: its id and when it is given.
 pub const LINTS: &[(&str, &str)] = &[
@@ -204,7 +204,10 @@ fn rhythm(service: &Service, policy: &HealthPolicy, place: &Place<'_>, sink: &mu
             "raise drain_deadline; 30s is usual",
         );
     }
-    if service.panic_threshold == 0 {
+    if service.panic_threshold == 0
+        && service.panic.min_healthy == 0
+        && service.mode == Mode::Balance
+    {
         sink.add(
             "panic-off",
             place.key("panic_threshold"),
@@ -339,14 +342,21 @@ fn pool(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
         );
         return;
     }
-    headroom(service, place, sink);
+    match service.mode {
+        Mode::Balance => headroom(service, place, sink),
+        // One carries everything at any time.
+        Mode::ActivePassive(_) => {}
+    }
 }
 
 /// Warns if the loss of one backend is more than the others can be expected to carry: they would
 /// get more than twice their traffic, or the service would be in panic and ignore the loss.
 /// With a higher tier to stand in, there is nothing to say.
 fn headroom(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
-    let carrying = || service.backends.iter().filter(|backend| backend.weight > 0);
+    let carrying = || {
+        let backends = service.backends.iter();
+        backends.filter(|backend| backend.weight > 0 && !backend.fallback)
+    };
     let Some(tier) = carrying().map(|backend| backend.tier).min() else {
         return;
     };
@@ -357,6 +367,7 @@ fn headroom(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
     // The first of the heaviest.
     let largest = (service.backends.iter().enumerate())
         .rev()
+        .filter(|(_, backend)| !backend.fallback)
         .max_by_key(|(_, backend)| backend.weight);
     let Some((index, Backend { weight, name, .. })) = largest else {
         return;

@@ -19,6 +19,7 @@ pub mod duration;
 mod health;
 mod kinds;
 mod lint;
+mod mode;
 mod node;
 mod places;
 mod reader;

@@ -9,8 +9,8 @@ use super::health::Checks;
 use super::reader::Errors;
 use super::service::{BackendDraft, Draft};
 use crate::model::{
-    Affinity, Endpoint, Forwarding, Node, OnDeath, PassiveHttp, Ports, Protocol, backend_text,
-    host_text,
+    Affinity, Endpoint, Forwarding, Node, OnDeath, PanicAction, PassiveHttp, Ports, Protocol,
+    backend_text, host_text,
 };
 
 /// Most services: the first number of the table means "none".
@@ -25,6 +25,7 @@ const MOST_RANGES: usize = MAX_RANGES / 2;
 /// Checks one service.
 pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
     tcp_flows(service, errors);
+    panic(service, errors);
     if service.backends.is_empty() {
         errors.add(
             service.places.header.clone(),
@@ -231,6 +232,66 @@ fn tcp_flows(service: &Draft, errors: &mut Errors<'_>) {
     }
 }
 
+/// Checks what is said of panic. A service with one active backend has none: traffic to one that is
+/// not the active one is what that mode rules out.
+fn panic(service: &Draft, errors: &mut Errors<'_>) {
+    let fallbacks = || service.backends.iter().filter_map(|b| b.fallback.as_ref());
+    let fallback = fallbacks().find(|fallback| fallback.value);
+    if service.mode.is_active_passive() {
+        let threshold = service.panic_threshold.as_ref();
+        let threshold = threshold
+            .filter(|at| at.value > 0 && service.places.keys.contains_key("panic_threshold"));
+        let count = service.panic_min_healthy.as_ref().filter(|at| at.value > 0);
+        let action = service.panic_action();
+        let written = [
+            threshold.map(|at| ("panic_threshold", &at.span)),
+            count.map(|at| ("panic_min_healthy", &at.span)),
+            action.map(|at| ("panic_action", &at.span)),
+            fallback.map(|at| ("fallback", &at.span)),
+        ];
+        for (key, span) in written.into_iter().flatten() {
+            errors.add(
+                span.clone(),
+                format!(
+                    "`{key}` with mode = \"active_passive\": panic would send traffic to several \
+                     backends"
+                ),
+                "remove it",
+            );
+        }
+        return;
+    }
+    match (service.panic_action(), fallback) {
+        (Some(at), None) if at.value == PanicAction::Fallback => errors.add(
+            at.span.clone(),
+            "`panic_action` is \"fallback\" and no backend has `fallback = true`",
+            "add fallback = true to the backends that are to serve in panic",
+        ),
+        (Some(at), Some(_)) if at.value != PanicAction::Fallback => errors.add(
+            at.span.clone(),
+            format!(
+                "with panic_action = \"{}\" the backend with `fallback = true` would never get \
+                 traffic",
+                at.value.name()
+            ),
+            "write panic_action = \"fallback\", or leave it out",
+        ),
+        _ => {}
+    }
+    if let Some(first) = fallback
+        && service.backends.iter().all(|backend| {
+            let fallback = backend.fallback.as_ref();
+            fallback.is_none_or(|fallback| fallback.value)
+        })
+    {
+        errors.add(
+            first.span.clone(),
+            "all backends of the service have `fallback = true`, so none takes traffic ordinarily",
+            "remove it from those that do",
+        );
+    }
+}
+
 /// Checks the address of a backend against its service's.
 fn against_vip(
     service: &Draft,
@@ -310,6 +371,9 @@ fn against_vip(
 /// Checks that commands are run only where the host's own table allows it: a service's table may
 /// come from people who must not run programs on this host.
 pub fn commands_allowed(node: &Node, services: &[Draft], errors: &mut Errors<'_>) {
+    for service in services {
+        service.mode.check_allowed(node, errors);
+    }
     for service in services.iter().filter(|service| service.runs_commands()) {
         if !node.allow_exec {
             let place = service.places.keys.get("health.probe");

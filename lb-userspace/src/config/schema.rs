@@ -292,7 +292,7 @@ pub const NODE: Section = Section {
             "allow_exec",
             Kind::Boolean,
             Value("false"),
-            "Whether `probe = \"exec\"` may run commands on this host, with the agent's rights.",
+            "Whether `probe = \"exec\"` and `fence` may run commands on this host, with the agent's rights.",
         ),
     ],
 };
@@ -333,6 +333,36 @@ pub const SERVICE: Section = Section {
             "`flow` hashes the 5-tuple; `client` hashes the client's address, so that a client stays on one backend; `quic` (UDP) is `flow`, but a QUIC packet whose connection ID names a backend goes to that one.",
         ),
         key(
+            "mode",
+            Kind::Choice(&["balance", "active_passive"]),
+            Value("\"balance\""),
+            "`balance`: the backends share the traffic; `active_passive`: one has it all and the others stand by, see [One active backend](#one-active-backend).",
+        ),
+        key(
+            "promote_after",
+            Kind::Duration,
+            Value("\"10s\""),
+            "`active_passive`: how long the active backend must have been unhealthy before another becomes active.",
+        ),
+        key(
+            "failback",
+            Kind::Boolean,
+            Value("false"),
+            "`active_passive`: whether a backend that comes earlier in the order becomes active again once it has been healthy for `promote_after`.",
+        ),
+        key(
+            "fence",
+            Kind::Command,
+            Absent("nothing is run"),
+            "`active_passive`: program by its absolute path, and its arguments; it must succeed before another backend becomes active. Needs `allow_exec` in `[node]`.",
+        ),
+        key(
+            "fence_timeout",
+            Kind::Duration,
+            Value("\"30s\""),
+            "`active_passive`: how long `fence` may take; then it is killed and has failed.",
+        ),
+        key(
             "quic_server_id_length",
             Kind::Integer(1, 8),
             Value("4"),
@@ -355,6 +385,24 @@ pub const SERVICE: Section = Section {
             Kind::Integer(0, 100),
             Value("50"),
             "Percent of enabled weight that must be healthy; below it health is ignored for this service. 0: never.",
+        ),
+        key(
+            "panic_min_healthy",
+            Kind::Integer(0, 65535),
+            Value("0"),
+            "Backends that must be healthy; fewer are panic, too. 0: their number does not matter.",
+        ),
+        key(
+            "panic_action",
+            Kind::Choice(&["all", "fail", "fallback"]),
+            Derived("`\"fallback\"` if a backend has `fallback = true`, else `\"all\"`"),
+            "Who gets new flows in panic. `all`: every backend that is not administratively out; `fail`: none, so that clients go elsewhere; `fallback`: the backends with `fallback = true`, or all if none of these is healthy.",
+        ),
+        key(
+            "panic_exclude_refused",
+            Kind::Boolean,
+            Value("false"),
+            "Whether a backend that refuses connections on the port that packets go to gets none in panic either: a closed port is no fault of the probes.",
         ),
         key(
             "drain_deadline",
@@ -418,6 +466,12 @@ pub const BACKEND: Section = Section {
             Kind::Integer(0, 255),
             Value("0"),
             "0 first; a higher tier only takes traffic when the lower ones cannot.",
+        ),
+        key(
+            "fallback",
+            Kind::Boolean,
+            Value("false"),
+            "Whether it only takes traffic in panic, for example to say sorry; it counts in no percentage and in no tier.",
         ),
     ],
 };

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::health::Checks;
+use super::mode::{self, ModeDraft};
 use super::places::{ServicePlaces, health_key};
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
 use super::{rules, several, syntax, value};
 use crate::model::{
-    Affinity, Backend, Endpoint, Forwarding, OnDeath, PassiveHttp, PassiveRules, Protocol, Service,
-    backend_text,
+    Affinity, Backend, Endpoint, Forwarding, OnDeath, PanicAction, PanicRules, PassiveHttp,
+    PassiveRules, Protocol, Service, backend_text,
 };
 
 /// Longest name, in bytes. Names stand in tables, metrics and events.
@@ -26,12 +27,18 @@ pub struct Draft {
     pub protocol: Option<Protocol>,
     pub forwarding: Option<Forwarding>,
     pub affinity: Option<Affinity>,
+    pub mode: ModeDraft,
     /// As written, if it is.
     pub on_death: Option<At<OnDeath>>,
     /// As written, if it is.
     pub syn_rescue: Option<At<bool>>,
     pub server_id_length: Option<u8>,
-    panic_threshold: Option<u8>,
+    pub panic_threshold: Option<At<u8>>,
+    pub panic_min_healthy: Option<At<u32>>,
+    panic_action: Option<At<PanicAction>>,
+    /// Whether the action is written and wrong.
+    bad_panic_action: bool,
+    panic_exclude_refused: Option<bool>,
     drain_deadline: Option<Duration>,
     slow_start: Option<Duration>,
     /// None for `probe = "none"`.
@@ -59,6 +66,7 @@ pub struct BackendDraft {
     pub bad_server_id: bool,
     pub weight: Option<At<u32>>,
     tier: Option<u8>,
+    pub fallback: Option<At<bool>>,
 }
 
 /// Reads one service. What it says about itself is checked here and in
@@ -80,7 +88,14 @@ pub fn read<'a>(
         .flatten()
         .map(|reader| read_backend(reader, errors))
         .collect();
+    let panic_action = reader.get(errors, "panic_action", panic_action);
     let draft = Draft {
+        panic_min_healthy: reader.get(errors, "panic_min_healthy", value::integer),
+        bad_panic_action: panic_action.is_none() && reader.own("panic_action").is_some(),
+        panic_action,
+        panic_exclude_refused: reader
+            .get(errors, "panic_exclude_refused", value::boolean)
+            .map(|at| at.value),
         name: reader.get(errors, "name", name),
         address: reader.get(errors, "address", vip),
         protocol,
@@ -88,14 +103,13 @@ pub fn read<'a>(
             .get(errors, "forwarding", forwarding)
             .map(|at| at.value),
         affinity: reader.get(errors, "affinity", affinity).map(|at| at.value),
+        mode: mode::read(reader, errors),
         on_death: reader.get(errors, "on_death", on_death),
         syn_rescue: reader.get(errors, "syn_rescue", value::boolean),
         server_id_length: reader
             .get(errors, "quic_server_id_length", value::integer)
             .map(|at| at.value),
-        panic_threshold: reader
-            .get(errors, "panic_threshold", value::integer)
-            .map(|at| at.value),
+        panic_threshold: reader.get(errors, "panic_threshold", value::integer),
         drain_deadline: reader
             .get(errors, "drain_deadline", value::duration)
             .map(|at| at.value),
@@ -155,6 +169,7 @@ fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
         tier: reader
             .get(errors, "tier", value::integer)
             .map(|at| at.value),
+        fallback: reader.get(errors, "fallback", value::boolean),
     }
 }
 
@@ -190,6 +205,11 @@ fn places(
 }
 
 impl Draft {
+    /// Who gets the flows in panic, if that is written.
+    pub fn panic_action(&self) -> Option<&At<PanicAction>> {
+        self.panic_action.as_ref()
+    }
+
     /// Whether its probes are commands.
     pub fn runs_commands(&self) -> bool {
         self.checks.iter().flatten().any(Checks::runs_commands)
@@ -218,19 +238,39 @@ impl Draft {
         } else {
             OnDeath::Rehash
         };
+        let panic_threshold = self.panic_threshold?.value;
+        if self.bad_panic_action {
+            return None;
+        }
+        let action = match self.panic_action {
+            Some(at) => at.value,
+            None if backends.iter().any(|backend| backend.fallback) => PanicAction::Fallback,
+            None => PanicAction::All,
+        };
+        let panic = PanicRules {
+            min_healthy: self.panic_min_healthy?.value,
+            action,
+            exclude_refused: self.panic_exclude_refused?,
+        };
         Some(Service {
             name,
             address,
             protocol,
             forwarding,
             affinity,
+            panic_threshold: if self.mode.is_active_passive() {
+                0
+            } else {
+                panic_threshold
+            },
+            panic,
+            mode: self.mode.finish()?,
             on_death: self.on_death.map_or(on_death, |at| at.value),
             // Who asks for one backend for each client does not want a connection to go to another.
             syn_rescue: self
                 .syn_rescue
                 .map_or(is_nat_tcp && affinity == Affinity::Flow, |at| at.value),
             server_id_length,
-            panic_threshold: self.panic_threshold?,
             drain_deadline: self.drain_deadline?,
             slow_start: self.slow_start?,
             passive: PassiveRules {
@@ -295,6 +335,7 @@ impl BackendDraft {
             server_id,
             weight: self.weight?.value,
             tier: self.tier?,
+            fallback: self.fallback?.value,
             probes: (checks.iter())
                 .map(|checks| checks.of(address, service, &name))
                 .collect(),
@@ -336,6 +377,14 @@ fn passive_http(key: &Key, value: &Value<'_>) -> Result<PassiveHttp, Problem> {
         "report" => PassiveHttp::Report,
         "eject" => PassiveHttp::Eject,
         _ => PassiveHttp::Off,
+    })
+}
+
+fn panic_action(key: &Key, value: &Value<'_>) -> Result<PanicAction, Problem> {
+    Ok(match value::choice(key, value)? {
+        "fail" => PanicAction::Fail,
+        "fallback" => PanicAction::Fallback,
+        _ => PanicAction::All,
     })
 }
 

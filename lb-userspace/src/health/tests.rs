@@ -11,8 +11,8 @@ use super::*;
 use std::net::SocketAddr;
 
 use crate::model::{
-    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, PassiveRules, ProbeKind,
-    ProbeSpec, Protocol, Service,
+    Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules,
+    PassiveRules, ProbeKind, ProbeSpec, Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -44,6 +44,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
             server_id: None,
             weight: 100,
             tier: 0,
+            fallback: false,
             probes: vec![ProbeSpec {
                 target: address,
                 timeout: policy.timeout,
@@ -57,6 +58,8 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
         protocol: Protocol::Tcp,
         forwarding: Forwarding::Nat,
         affinity: Affinity::Flow,
+        mode: Mode::Balance,
+        panic: PanicRules::default(),
         on_death: crate::model::OnDeath::Reset,
         syn_rescue: true,
         passive: PassiveRules::default(),

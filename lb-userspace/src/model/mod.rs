@@ -12,12 +12,16 @@ use serde::{Deserialize, Serialize};
 
 mod class;
 mod endpoint;
+mod mode;
+mod panic;
 mod pattern;
 mod policy;
 mod probe;
 mod question;
 pub use class::Class;
 pub use endpoint::{Endpoint, Ports, backend_text};
+pub use mode::{ActivePassive, Fence, Mode};
+pub use panic::{PanicAction, PanicRules};
 pub use pattern::Pattern;
 pub use policy::{HealthPolicy, HoldDown, Window};
 pub use probe::{
@@ -215,14 +219,18 @@ pub struct Service {
     pub protocol: Protocol,
     pub forwarding: Forwarding,
     pub affinity: Affinity,
+    /// Whether all backends share the traffic or one has it all.
+    pub mode: Mode,
     /// Always [`OnDeath::Reset`] for TCP by NAT, [`OnDeath::Rehash`] for UDP.
     pub on_death: OnDeath,
     /// Whether a repeated SYN goes to another backend; never for UDP.
     pub syn_rescue: bool,
     /// Octets of the server ID in QUIC connection IDs; 0 unless the affinity is [`Affinity::Quic`].
     pub server_id_length: u8,
-    /// Percent of healthy weight under which health is ignored; 0: never.
+    /// Percent of healthy weight under which health is ignored; 0: never, as with one active
+    /// backend.
     pub panic_threshold: u8,
+    pub panic: PanicRules,
     pub drain_deadline: Duration,
     pub slow_start: Duration,
     pub passive: PassiveRules,
@@ -243,6 +251,8 @@ pub struct Backend {
     /// 0: no new flows.
     pub weight: u32,
     pub tier: u8,
+    /// Whether it only takes traffic in panic.
+    pub fallback: bool,
     /// What to ask, for each of the service's probes.
     pub probes: Vec<ProbeSpec>,
 }

@@ -107,6 +107,9 @@ impl Builder {
         let mut pools = Vec::new();
         for service in &model.services {
             let id = self.ids.service(service.address, service.protocol)?;
+            if service.mode.active_passive().is_some() {
+                next.exclusive.insert(id);
+            }
             let mut members = Vec::new();
             let mut shares = BTreeMap::new();
             for backend in &service.backends {
@@ -180,7 +183,8 @@ impl Builder {
         self.contents.backends.get(&index)?.path
     }
 
-    /// Backends that left the configuration drain; those of a service that left are out at once.
+    /// Backends that left the configuration drain; those of a service that left, or that has one
+    /// active backend at a time, are out at once.
     fn keep_leaving(&mut self, model: &Model, next: &mut Contents, now: Duration) {
         for (index, backend) in &self.contents.backends {
             if next.backends.contains_key(index) {
@@ -197,7 +201,9 @@ impl Builder {
                 // What was out has no flows to keep.
                 gone: !serves(backend.state),
             });
-            if service.is_none() || now >= leaving.until {
+            if service.is_none_or(|service| service.mode.active_passive().is_some())
+                || now >= leaving.until
+            {
                 leaving.gone = true;
             }
             let state = if leaving.gone {

@@ -35,6 +35,9 @@ pub struct Contents {
     pub reset_rate: u32,
     pub services: BTreeMap<ServiceId, Service>,
     pub backends: BTreeMap<BackendIndex, Backend>,
+    /// Services of which one backend at a time may get packets: whoever may do less does so before
+    /// another may do more. Not in the maps, which always are in such a state.
+    pub exclusive: BTreeSet<ServiceId>,
     /// Addresses of this host that NAT sends from, old ones included: their replies still come.
     pub sources: BTreeSet<IpAddr>,
 }

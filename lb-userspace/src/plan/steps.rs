@@ -135,6 +135,22 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
     if now.answer_ping != wanted.answer_ping {
         ops.push(Op::AnswerPing(wanted.answer_ping));
     }
+    // A number that has come to mean another address: nothing refers to the old one any more.
+    let same = |id: &BackendIndex| {
+        let (known, wanted) = (now.backends.get(id)?, wanted.backends.get(id)?);
+        ((known.service, known.address) == (wanted.service, wanted.address)).then_some(known)
+    };
+    let changes = wanted.backends.iter().filter_map(|(id, backend)| {
+        let known = same(id)?.state;
+        (known != backend.state).then_some((known, *id, backend))
+    });
+    let (wider, narrower): (Vec<_>, Vec<_>) =
+        changes.partition(|(from, _, to)| widens(*from, to.state));
+    let (first, narrower): (Vec<_>, Vec<_>) = narrower
+        .into_iter()
+        .partition(|(_, _, to)| wanted.exclusive.contains(&to.service));
+    let state = |(_, id, to): (BackendState, BackendIndex, &Backend)| Op::State(id, to.state);
+    ops.extend(first.into_iter().map(state));
     let mut both = old.clone();
     for (address, is_vip) in &new {
         *both.entry(*address).or_default() |= is_vip;
@@ -142,11 +158,6 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
     if both != old {
         ops.push(Op::Filter(both.clone()));
     }
-    // A number that has come to mean another address: nothing refers to the old one any more.
-    let same = |id: &BackendIndex| {
-        let (known, wanted) = (now.backends.get(id)?, wanted.backends.get(id)?);
-        ((known.service, known.address) == (wanted.service, wanted.address)).then_some(known)
-    };
     for (id, backend) in &wanted.backends {
         match same(id) {
             None => {
@@ -168,12 +179,6 @@ pub fn plan(now: &Contents, wanted: &Contents) -> Vec<Op> {
             }
         }
     }
-    let changes = wanted.backends.iter().filter_map(|(id, backend)| {
-        let known = same(id)?.state;
-        (known != backend.state).then_some((known, *id, backend.state))
-    });
-    let (wider, narrower): (Vec<_>, Vec<_>) = changes.partition(|(from, _, to)| widens(*from, *to));
-    let state = |(_, id, to)| Op::State(id, to);
     ops.extend(wider.into_iter().map(state));
     let mut orphans = Vec::new();
     for (id, service) in &wanted.services {
@@ -327,6 +332,7 @@ mod tests {
                 answer_ping,
                 services,
                 backends,
+                exclusive: BTreeSet::new(),
                 sources: sources
                     .into_iter()
                     .map(|last| [10, 0, 0, last].into())
@@ -400,6 +406,45 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Of two contents that are right, in each of which one backend of a service may get
+        /// packets, no step shows two.
+        #[test]
+        fn of_an_exclusive_service_no_step_lets_packets_to_two_backends(
+            old in proptest::collection::btree_map(1..6u16, backend(), 0..6),
+            mut new in proptest::collection::btree_map(1..6u16, backend(), 0..6),
+            serving in (1..7u16, 1..7u16),
+            of in service(),
+        ) {
+            let contents = |mut backends: BTreeMap<BackendIndex, Backend>, serving, owner| {
+                for (id, backend) in &mut backends {
+                    if *id != serving {
+                        backend.state = BackendState::Out;
+                    }
+                }
+                let slots = Arc::new(vec![Slot::settled(owner); TABLE_SIZES[0] as usize]);
+                Contents {
+                    services: BTreeMap::from([(1, Service { slots, ..of.clone() })]),
+                    backends,
+                    exclusive: BTreeSet::from([1]),
+                    ..Contents::default()
+                }
+            };
+            // Whatever leaves the configuration is out before it is removed.
+            for (id, backend) in &old {
+                new.entry(*id).or_insert_with(|| backend.clone());
+            }
+            let (old, new) = (contents(old, serving.0, serving.0), contents(new, serving.1, serving.1));
+            let mut noted = old.clone();
+            for op in plan(&old, &new) {
+                op.note(&mut noted);
+                let serves = |backend: &&Backend| {
+                    matches!(backend.state, BackendState::Active | BackendState::Draining)
+                };
+                prop_assert!(noted.backends.values().filter(serves).count() <= 1, "after {op:?}");
+            }
+            prop_assert_eq!(noted, new);
+        }
+
         #[test]
         fn every_step_shows_the_old_contents_or_the_new(old in contents(), new in contents()) {
             let mut maps = Maps::default();

@@ -1,4 +1,5 @@
-//! The exec probe: a command of this host, judged by its exit status.
+//! The exec probe: a command of this host, judged by its exit status. [`run_command`] runs others in
+//! the same way.
 //!
 //! No shell. The command leads a process group of its own, which is killed as a whole when the
 //! probe ends, whatever way it ends; a process that has left the group (setsid) is not found.
@@ -33,15 +34,45 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 /// Runs the command to its end.
 pub async fn ask(target: SocketAddr, probe: &ExecProbe, trace: &mut Trace) -> Answer {
-    let (program, arguments) = probe
-        .command
+    run(&probe.command, environment(target, probe), trace).await
+}
+
+/// Runs a command of this host that is no probe; gives its exit status and its first line.
+///
+/// # Errors
+/// In one line for people: it could not be started, ended with another exit status than 0, or was
+/// still running after `limit`, and then killed with its process group.
+pub async fn run_command(
+    command: &[String],
+    environment: impl IntoIterator<Item = (&'static str, String)>,
+    limit: Duration,
+) -> Result<String, String> {
+    let mut trace = Trace::start();
+    let path = [("PATH", PATH.to_owned())];
+    let environment = path.into_iter().chain(environment);
+    match timeout(limit, run(command, environment, &mut trace)).await {
+        Ok(Ok(Success(detail))) => Ok(detail),
+        Ok(Err(failure)) => Err(failure.detail),
+        Err(_) => Err(format!(
+            "still running after {} and killed",
+            text::duration(limit)
+        )),
+    }
+}
+
+async fn run(
+    command: &[String],
+    environment: impl IntoIterator<Item = (&'static str, String)>,
+    trace: &mut Trace,
+) -> Answer {
+    let (program, arguments) = command
         .split_first()
         .ok_or_else(|| Failure::internal("the command is empty"))?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .env_clear()
-        .envs(environment(target, probe))
+        .envs(environment)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -31,6 +31,7 @@ mod wire;
 
 use connect::ProbeStream;
 use deadline::Expired;
+pub use exec::run_command;
 use failure::Failure;
 pub use outcome::{Class, Outcome, Step, Verdict};
 use tls::{Alpn, TlsContext, TlsContexts};

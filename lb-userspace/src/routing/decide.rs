@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::active_passive::{self, Candidate};
 use super::panic::{Situation, judge};
 use super::slow_start;
 use super::tiers::{Share, in_service, one_is_whole};
 use super::weight;
-use super::{Admin, Cause, Decided, Decision, Event, EventKind, Routing, RoutingState};
+use super::{Admin, Cause, Decided, Decision, Event, EventKind, Orders, Routing, RoutingState};
 use super::{RoutingState as Previous, ServiceRouting};
 use crate::health::passive::Doubt;
 use crate::health::{Health, TargetView};
-use crate::model::{Backend, BackendKey, Service};
+use crate::model::{Backend, BackendKey, PanicAction, Service};
+use crate::probe::{Class, Verdict};
 
 /// What a decision rests on.
 pub struct Input<'a> {
@@ -26,6 +28,8 @@ pub struct Input<'a> {
     /// Backends no longer in the configuration, and until when their established flows may stay.
     /// Once out, an entry may be dropped.
     pub removed: &'a BTreeMap<BackendKey, Duration>,
+    /// For services with one active backend.
+    pub orders: &'a Orders,
 }
 
 /// Decides for all services, given what was decided before.
@@ -35,7 +39,9 @@ pub fn decide(input: &Input<'_>, previous: &Previous, now: Duration) -> Decided 
     let mut next = Earliest(None);
     for service in input.services {
         let before = previous.services.get(&service.name);
-        let routing = decide_service(input, service, before, now, &mut next);
+        let mut told = Vec::new();
+        let routing = decide_service(input, service, before, now, &mut next, &mut told);
+        events.entry(service.name.clone()).or_default().extend(told);
         if let Some(before) = before {
             let changes = service_events(&service.name, before, &routing, now);
             events
@@ -82,10 +88,10 @@ pub fn decide(input: &Input<'_>, previous: &Previous, now: Duration) -> Decided 
 }
 
 /// The earliest time at which something changes by itself.
-struct Earliest(Option<Duration>);
+pub(super) struct Earliest(Option<Duration>);
 
 impl Earliest {
-    fn consider(&mut self, at: Duration) {
+    pub(super) fn consider(&mut self, at: Duration) {
         self.0 = Some(self.0.map_or(at, |earliest| earliest.min(at)));
     }
 }
@@ -122,9 +128,45 @@ impl Subject<'_> {
         }
     }
 
+    fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            backend: self.backend,
+            admin: self.admin,
+            health: self.health(),
+            gone: self.gone(),
+            remembered: self.doubt.is_none() && self.view.is_some_and(|view| view.assumed),
+            said: self.reason(),
+        }
+    }
+
+    /// Whether it is there for ordinary times, and the operator has nothing against it.
+    fn is_regular(&self) -> bool {
+        self.admin == Admin::Enabled && !self.backend.fallback
+    }
+
     /// Whether it counts in percentages.
     fn counts(&self) -> bool {
-        self.admin == Admin::Enabled && self.health() != Health::Unknown
+        self.is_regular() && self.health() != Health::Unknown
+    }
+
+    /// Whether it is a fallback that can serve.
+    fn can_fall_back(&self) -> bool {
+        self.backend.fallback
+            && self.admin == Admin::Enabled
+            && self.health() == Health::Healthy
+            && self.backend.weight > 0
+    }
+
+    /// Whether a last probe was refused at the very port that packets go to.
+    fn is_refused(&self) -> bool {
+        let checks = self.view.map_or(&[][..], |view| &view.checks);
+        let mut asked = self.backend.probes.iter().zip(checks);
+        asked.any(|(probe, check)| {
+            let mut outcomes = check.history.iter().rev();
+            let counted = outcomes.find(|outcome| outcome.verdict != Verdict::Internal);
+            probe.target == self.backend.address
+                && counted.is_some_and(|last| last.class == Class::Refused)
+        })
     }
 }
 
@@ -134,6 +176,7 @@ fn decide_service(
     before: Option<&ServiceRouting>,
     now: Duration,
     next: &mut Earliest,
+    told: &mut Vec<Event>,
 ) -> ServiceRouting {
     let subjects: Vec<Subject<'_>> = service
         .backends
@@ -153,7 +196,7 @@ fn decide_service(
         .collect();
 
     let (mut all, mut tiers) = (Share::default(), BTreeMap::<u8, Share>::new());
-    for subject in subjects.iter().filter(|s| s.admin == Admin::Enabled) {
+    for subject in subjects.iter().filter(|subject| subject.is_regular()) {
         let tier = tiers.entry(subject.backend.tier).or_default();
         if subject.counts() {
             let healthy = subject.health() == Health::Healthy;
@@ -173,7 +216,7 @@ fn decide_service(
     let round_ends = round_started + service.probe_round();
     let undecided = subjects
         .iter()
-        .any(|s| s.admin == Admin::Enabled && s.health() == Health::Unknown);
+        .any(|s| s.is_regular() && s.health() == Health::Unknown);
     let fail_open = !decided && now >= round_ends;
     if !decided && undecided && !fail_open {
         next.consider(round_ends);
@@ -181,6 +224,7 @@ fn decide_service(
 
     let situation = Situation {
         threshold: service.panic_threshold,
+        min_healthy: service.panic.min_healthy,
         interval,
         share: all,
         spared: one_is_whole(&tiers),
@@ -196,13 +240,49 @@ fn decide_service(
         next.consider(at);
     }
 
-    let tiers = if mood.panic || fail_open {
+    let order = active_passive::in_order(subjects.iter().map(Subject::candidate));
+    let primary = service.mode.active_passive().and_then(|rules| {
+        let situation = active_passive::Situation {
+            rules,
+            service: &service.name,
+            order: &order,
+            orders: input.orders,
+            now,
+        };
+        let before = before.and_then(|before| before.primary.as_ref());
+        let mut happened = Vec::new();
+        let primary = active_passive::step(&situation, before, next, &mut happened);
+        told.extend(happened.into_iter().map(|what| {
+            Event {
+                at: now,
+                service: service.name.clone(),
+                backend: what
+                    .backend
+                    .map(|backend| BackendKey::new(service.name.clone(), backend)),
+                kind: what.kind,
+                reason: what.reason,
+            }
+        }));
+        primary
+    });
+    let tiers = if let Some(primary) = &primary {
+        let active = subjects
+            .iter()
+            .find(|s| s.backend.name == primary.backend)
+            .map(|active| active.backend.tier);
+        active.into_iter().collect()
+    } else if mood.panic || fail_open {
         tiers.keys().copied().collect()
     } else {
         in_service(&tiers)
     };
+    let action = match service.panic.action {
+        PanicAction::Fallback if !subjects.iter().any(Subject::can_fall_back) => PanicAction::All,
+        action => action,
+    };
     let rules = Rules {
-        panic: mood.panic,
+        panic: mood.panic.then_some(action),
+        exclude_refused: service.panic.exclude_refused,
         fail_open,
         tiers: &tiers,
         drain_deadline: service.drain_deadline,
@@ -211,7 +291,13 @@ fn decide_service(
         .iter()
         .map(|subject| {
             let before = before.and_then(|before| before.backends.get(&subject.key));
-            let decision = decide_backend(subject, &rules, before, now, next);
+            let passive = primary
+                .as_ref()
+                .and_then(|primary| active_passive::routing_of(&subject.candidate(), primary));
+            let decision = match passive {
+                Some((routing, cause, reason)) => decision(routing, cause, reason, before, now),
+                None => decide_backend(subject, &rules, before, now, next),
+            };
             (subject.key.clone(), decision)
         })
         .collect();
@@ -224,6 +310,7 @@ fn decide_service(
         healthy_percent: all.percent(),
         tiers,
         backends,
+        primary,
         enough_since: mood.enough_since,
         round_started,
         decided,
@@ -232,7 +319,9 @@ fn decide_service(
 
 /// What holds for the whole service.
 struct Rules<'a> {
-    panic: bool,
+    /// Who gets the new flows, in panic.
+    panic: Option<PanicAction>,
+    exclude_refused: bool,
     fail_open: bool,
     tiers: &'a [u8],
     drain_deadline: Duration,
@@ -266,7 +355,7 @@ fn decide_backend(
             };
             (routing, Cause::Drained, reason.to_owned())
         }
-        (Admin::Enabled, Health::Unknown) if fail_open => (
+        (Admin::Enabled, Health::Unknown) if fail_open && !subject.backend.fallback => (
             Routing::Active,
             Cause::FailOpen,
             format!("no verdict on any backend after a probe round: {said}"),
@@ -276,11 +365,16 @@ fn decide_backend(
             Cause::Undecided,
             format!("waiting for its first verdict: {said}"),
         ),
-        (Admin::Enabled, Health::Unhealthy) if rules.panic => (
-            Routing::Panic,
-            Cause::Panic,
-            format!("panic, too few are healthy: {said}"),
-        ),
+        (Admin::Enabled, Health::Unhealthy)
+            if rules.panic == Some(PanicAction::All)
+                && !(rules.exclude_refused && subject.is_refused()) =>
+        {
+            (
+                Routing::Panic,
+                Cause::Panic,
+                format!("panic, too few are healthy: {said}"),
+            )
+        }
         (Admin::Enabled, Health::Unhealthy) if gone => {
             (Routing::Out, Cause::Gone, format!("unhealthy: {said}"))
         }
@@ -296,6 +390,27 @@ fn decide_backend(
             };
             let routing = drain(alive, until, now, next);
             (routing, Cause::Unhealthy, format!("unhealthy: {said}"))
+        }
+        (Admin::Enabled, Health::Healthy) if subject.backend.fallback => match rules.panic {
+            Some(PanicAction::Fallback | PanicAction::All) => (
+                Routing::Active,
+                Cause::Fallback,
+                format!("panic, too few are healthy: {said}"),
+            ),
+            Some(PanicAction::Fail) | None => (
+                Routing::Standby,
+                Cause::Fallback,
+                format!("for panic only: {said}"),
+            ),
+        },
+        (Admin::Enabled, Health::Healthy)
+            if matches!(rules.panic, Some(PanicAction::Fail | PanicAction::Fallback)) =>
+        {
+            let reason = match rules.panic {
+                Some(PanicAction::Fail) => "panic, too few are healthy, new flows are dropped",
+                _ => "panic, too few are healthy, new flows go to the fallback",
+            };
+            (Routing::Standby, Cause::Panic, format!("{reason}: {said}"))
         }
         (Admin::Enabled, Health::Healthy) if rules.tiers.contains(&subject.backend.tier) => {
             (Routing::Active, Cause::Healthy, said.to_owned())
@@ -391,7 +506,7 @@ fn service_events(
         (false, false) | (true, true) => {}
     }
     // Before the first verdict all tiers are waiting, which is no switch.
-    if before.decided && before.tiers != after.tiers {
+    if before.decided && before.tiers != after.tiers && after.primary.is_none() {
         let reason = format!(
             "tiers in service: {:?}, before: {:?}",
             after.tiers, before.tiers

@@ -12,7 +12,9 @@
 //!   Those that are gone are out at once. One that was out is not drained again: its flows are
 //!   given up already.
 //! - *Panic*, see [`panic`](mod@panic); *tiers*, see [`tiers`]; *slow start*, see [`slow_start`].
+//! - Of a service with one *active* backend only that one gets anything, see [`active_passive`].
 
+pub mod active_passive;
 mod decide;
 pub mod panic;
 pub mod slow_start;
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use active_passive::{Orders, Primary};
 pub use decide::{Input, decide};
 
 use crate::model::BackendKey;
@@ -125,10 +128,16 @@ pub enum Cause {
     Unhealthy,
     /// It does not answer.
     Gone,
-    /// Unhealthy, but so are too many.
+    /// Too many are unhealthy.
     Panic,
+    /// Healthy, and there for panic only.
+    Fallback,
     /// Healthy, but its tier is not needed.
     TierNotNeeded,
+    /// Healthy, but another one is the active one.
+    StandingBy,
+    /// The active one until now, which is to get nothing while another takes over.
+    CutOff,
     Healthy,
 }
 
@@ -159,6 +168,8 @@ pub struct ServiceRouting {
     /// Tiers that take traffic, ascending.
     pub tiers: Vec<u8>,
     pub backends: BTreeMap<BackendKey, Decision>,
+    /// The active backend of a service that has one at a time.
+    pub primary: Option<Primary>,
     /// In panic: since when enough have been healthy again.
     enough_since: Option<Duration>,
     /// When the service was last without any verdict: the start of its first probe round.
@@ -211,6 +222,12 @@ pub enum EventKind {
     Drained,
     /// Gets traffic only because its service is in panic.
     Panicked,
+    /// The active backend is cut off and fenced, so that another can take over.
+    Fencing,
+    /// That failed, and nobody is promoted.
+    FenceFailed,
+    /// It is the active one from now on.
+    Promoted,
 }
 
 impl EventKind {
@@ -226,6 +243,9 @@ impl EventKind {
             Self::Draining => "draining",
             Self::Drained => "drained",
             Self::Panicked => "panicked",
+            Self::Fencing => "fencing",
+            Self::FenceFailed => "fence_failed",
+            Self::Promoted => "promoted",
         }
     }
 }

@@ -1,18 +1,23 @@
 //! When health is ignored.
 //!
 //! A service is in panic when fewer than `panic_threshold` percent, by weight, of its enabled and
-//! decided backends are healthy: then either the probes are wrong or those left could not carry the
-//! load. Backends that are undecided, disabled or drained by the operator do not count, so neither a
-//! deploy nor a drain starts one. There is none
+//! decided backends are healthy, or fewer than `panic_min_healthy` of them by number: then either the
+//! probes are wrong or those left could not carry the load. Backends that are undecided, disabled
+//! or drained by the operator do not count, so neither a deploy nor a drain starts one. There is none
 //!
-//! - with a threshold of 0;
+//! - with a threshold of 0 and no number;
 //! - when of several tiers one could carry the load alone: that is what it stands by for;
 //! - in a service's first probe round while some are undecided: the first failure of a hundred
 //!   backends is not a hundred percent.
 //!
-//! It ends at once when threshold + 10 percent (at most 100) are healthy, or when the threshold has
-//! been reached for one probe interval without interruption: no flapping at the border, and a
-//! service of two with one dead does not stay in panic.
+//! It ends at once when threshold + 10 percent (at most 100) and one backend more than the number (at
+//! most all) are healthy, or when both have been reached for one probe interval without interruption:
+//! no flapping at the border, and a service of two with one dead does not stay in panic.
+//!
+//! Who gets new flows in panic is the service's `panic_action`: all backends, none, or those with
+//! `fallback = true`, which get none otherwise and count nowhere. Nothing overrides the operator, and
+//! with `panic_exclude_refused` a backend whose own port refuses connections gets none either: that
+//! is no fault of the probes.
 
 use std::time::Duration;
 
@@ -26,6 +31,8 @@ const HYSTERESIS: u64 = 10;
 pub(super) struct Situation {
     /// Percent; 0: never.
     pub threshold: u8,
+    /// Backends; 0: never.
+    pub min_healthy: u32,
     /// Probe interval.
     pub interval: Duration,
     /// All enabled and decided backends.
@@ -57,10 +64,12 @@ pub(super) fn judge(
     };
     let threshold = u64::from(situation.threshold);
     let share = situation.share;
-    if threshold == 0 || share.total == 0 || situation.spared {
+    let wanted = situation.min_healthy;
+    if (threshold == 0 && wanted == 0) || share.count == 0 || situation.spared {
         return calm;
     }
-    if !share.reaches(threshold) {
+    let reaches = |percent, count| share.reaches(percent) && share.healthy_count >= count;
+    if !reaches(threshold, wanted) {
         if !was_in_panic
             && let Some(not_before) = situation.not_before
             && now < not_before
@@ -75,7 +84,18 @@ pub(super) fn judge(
             ..calm
         };
     }
-    if !was_in_panic || share.reaches((threshold + HYSTERESIS).min(100)) {
+    let percent = if threshold == 0 {
+        0
+    } else {
+        (threshold + HYSTERESIS).min(100)
+    };
+    let count = if wanted == 0 {
+        0
+    } else {
+        // A number beyond that of the backends is never reached.
+        (wanted + 1).min(share.count.max(wanted))
+    };
+    if !was_in_panic || reaches(percent, count) {
         return calm;
     }
     let since = enough_since.unwrap_or(now);

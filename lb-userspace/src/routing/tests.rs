@@ -11,10 +11,13 @@ use std::net::SocketAddr;
 
 use crate::health::passive::Doubt;
 use crate::model::{
-    Affinity, Backend, Endpoint, Forwarding, HealthPolicy, PassiveRules, ProbeKind, ProbeSpec,
-    Protocol, Service,
+    Affinity, Backend, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules, PassiveRules,
+    ProbeKind, ProbeSpec, Protocol, Service,
 };
 use crate::probe::{Class, Outcome, Verdict};
+
+mod active_passive;
+mod panic;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -28,6 +31,7 @@ struct World {
     admin: BTreeMap<BackendKey, Admin>,
     passive: BTreeMap<BackendKey, Doubt>,
     removed: BTreeMap<BackendKey, Duration>,
+    orders: Orders,
     state: RoutingState,
     now: Duration,
     events: Vec<(Option<String>, EventKind)>,
@@ -49,6 +53,7 @@ impl World {
                 server_id: None,
                 weight,
                 tier,
+                fallback: false,
                 probes: vec![ProbeSpec {
                     target: address,
                     timeout: s(2),
@@ -62,6 +67,8 @@ impl World {
             protocol: Protocol::Tcp,
             forwarding: Forwarding::Dsr,
             affinity: Affinity::Flow,
+            mode: Mode::Balance,
+            panic: PanicRules::default(),
             on_death: crate::model::OnDeath::Reset,
             syn_rescue: true,
             passive: PassiveRules::default(),
@@ -89,6 +96,7 @@ impl World {
             admin: BTreeMap::new(),
             passive: BTreeMap::new(),
             removed: BTreeMap::new(),
+            orders: Orders::default(),
             state: RoutingState::default(),
             now: s(100),
             events: Vec::new(),
@@ -159,6 +167,7 @@ impl World {
             passive: &self.passive,
             admin: &self.admin,
             removed: &self.removed,
+            orders: &self.orders,
         };
         let decided = decide(&input, &self.state, self.now);
         assert_eq!(decided, decide(&input, &self.state, self.now), "pure");

@@ -15,12 +15,17 @@ const OVERPROVISIONING: u64 = 140;
 pub struct Share {
     pub healthy: u64,
     pub total: u64,
+    /// Backends, whatever their weights.
+    pub healthy_count: u32,
+    pub count: u32,
 }
 
 impl Share {
     pub(super) fn add(&mut self, weight: u32, healthy: bool) {
         self.total += u64::from(weight);
+        self.count += 1;
         if healthy {
+            self.healthy_count += 1;
             self.healthy += u64::from(weight);
         }
     }

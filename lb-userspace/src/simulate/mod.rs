@@ -19,7 +19,8 @@ pub use trace::{LineError, Observation, TraceError, parse, read};
 
 use crate::health::{Engine, Health};
 use crate::model::{BackendKey, Model};
-use crate::routing::{self, Input, Routing, RoutingState};
+use crate::routing::active_passive::{Fenced, Phase};
+use crate::routing::{self, Input, Orders, Routing, RoutingState};
 
 /// Another health or routing of a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -65,6 +66,8 @@ struct Replay<'m> {
     engine: Engine,
     routing: RoutingState,
     next_decision: Option<Duration>,
+    /// How fences ended, of handovers under way.
+    orders: Orders,
     /// What was last told of each backend.
     told: BTreeMap<BackendKey, (Health, Routing)>,
     lines: Vec<ChangeLine>,
@@ -80,6 +83,7 @@ impl<'m> Replay<'m> {
             engine,
             routing: RoutingState::default(),
             next_decision: None,
+            orders: Orders::default(),
             told: BTreeMap::new(),
             lines: Vec::new(),
         };
@@ -95,7 +99,33 @@ impl<'m> Replay<'m> {
         }
     }
 
+    /// Nothing stands in the way of a handover: the simulated data plane follows at once, and every
+    /// fence succeeds.
     fn decide(&mut self, now: Duration) {
+        loop {
+            self.decide_once(now);
+            let fencing =
+                self.routing.services.iter().filter_map(|(name, service)| {
+                    match service.primary.as_ref()?.phase {
+                        Phase::Fencing { turn, .. } => Some((name.clone(), turn)),
+                        Phase::Serving
+                        | Phase::Failing { .. }
+                        | Phase::FenceFailed { .. }
+                        | Phase::Fenced { .. } => None,
+                    }
+                });
+            let fenced = fencing.map(|(name, turn)| {
+                let result = Ok(());
+                (name, Fenced { turn, result })
+            });
+            self.orders.fenced = fenced.collect();
+            if self.orders.fenced.is_empty() {
+                break;
+            }
+        }
+    }
+
+    fn decide_once(&mut self, now: Duration) {
         let engine = &self.engine;
         let decided = routing::decide(
             &Input {
@@ -104,6 +134,7 @@ impl<'m> Replay<'m> {
                 passive: &BTreeMap::new(),
                 admin: &BTreeMap::new(),
                 removed: &BTreeMap::new(),
+                orders: &self.orders,
             },
             &self.routing,
             now,

@@ -151,6 +151,29 @@ fn panic_is_entered_and_left() {
 }
 
 #[test]
+fn one_active_backend_is_followed_by_another_after_the_hold_down() {
+    let mode = "mode = \"active_passive\"\npromote_after = \"12s\"";
+    let model = model(mode, &["", "", ""]);
+    let mut outcomes = at(0, &[OK, OK, OK]);
+    for seconds in [5, 10, 15] {
+        outcomes.extend(at(seconds, &[DEAD, OK, OK]));
+    }
+    outcomes.extend(at(40, &[OK]));
+    outcomes.extend(at(45, &[OK]));
+    assert_eq!(
+        changes(&model, &outcomes),
+        [
+            "0 web/b0 healthy active",
+            "0 web/b1 healthy standby",
+            "0 web/b2 healthy standby",
+            "15 web/b0 unhealthy out",
+            "27 web/b1 healthy active",
+            "45 web/b0 healthy standby",
+        ]
+    );
+}
+
+#[test]
 fn panic_at_the_border_ends_by_time_alone() {
     let model = model("panic_threshold = 50", &["", ""]);
     let mut outcomes = at(0, &[OK, OK]);

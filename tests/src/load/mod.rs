@@ -5,6 +5,7 @@ pub mod download;
 pub mod flows;
 pub mod grpc;
 pub mod http;
+pub mod idle;
 pub mod udp;
 
 use std::collections::BTreeMap;
