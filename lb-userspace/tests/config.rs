@@ -159,6 +159,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
                     target,
                     timeout: seconds(2),
                     kind: ProbeKind::Tcp,
+                    egress: Default::default()
                 }),
             }],
         }]
@@ -189,6 +190,7 @@ fn every_key_of_the_contract_is_read() {
                 tls: None,
                 ..HttpProbe::default()
             }),
+            egress: Default::default()
         })
     );
     assert_eq!((web.backends[1].weight, web.backends[1].tier), (50, 1));

@@ -108,6 +108,7 @@ fn spec(
             metadata: Vec::new(),
             tls,
         },
+        egress: Default::default(),
     }
 }
 

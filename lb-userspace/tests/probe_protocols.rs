@@ -24,6 +24,7 @@ async fn probe(target: SocketAddr, kind: ProbeKind) -> Outcome {
         target,
         timeout: TIMEOUT,
         kind,
+        egress: Default::default(),
     };
     Prober::new().run(&spec).await
 }
@@ -427,6 +428,7 @@ async fn mutated_answers_are_judged() {
             target: server.address,
             timeout: Duration::from_secs(1),
             kind,
+            egress: Default::default(),
         };
         let outcome = support::judged(async || Prober::new().run(&spec).await).await;
         (spec, answers, outcome)

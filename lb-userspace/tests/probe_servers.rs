@@ -78,6 +78,7 @@ async fn probe(port: u16, kind: &ProbeKind) -> Outcome {
         target: loopback(port),
         timeout: Duration::from_secs(5),
         kind: kind.clone(),
+        egress: Default::default(),
     };
     Prober::new().run(&spec).await
 }

@@ -24,7 +24,7 @@ use crate::datapath::{Counters, Notice, Sweep};
 use crate::health::passive::Passive;
 use crate::health::{Engine, Health, Start};
 use crate::model::{BackendKey, Model, Service};
-use crate::neighbor::{Problem, Ways};
+use crate::neighbor::{Paths, Problem, Ways};
 use crate::plan::{Builder, Contents, Duty};
 use crate::probe::Verdict;
 use crate::routing::{self, Admin, Input, Routing, RoutingState};
@@ -235,6 +235,11 @@ impl Core {
         }
         self.ways = ways;
         self.dirty = true;
+    }
+
+    /// The ways to the backends that the data plane uses.
+    pub const fn paths(&self) -> &Paths {
+        &self.ways.paths
     }
 
     /// The datapath reports.

@@ -8,6 +8,7 @@ use super::passive::{Burst, Questions};
 use crate::health::Start;
 use crate::health::passive::Suspicion;
 use crate::model::BackendKey;
+use crate::probe::via::Carrier;
 use crate::probe::{Outcome, Prober};
 
 /// Probes in flight at a time; what is due beyond that waits, those longest due first.
@@ -30,7 +31,7 @@ pub struct Probes {
 
 impl Probes {
     /// Also gives where ended probes and ended bursts are told.
-    pub fn new() -> (
+    pub fn new(carrier: Arc<Carrier>) -> (
         Self,
         mpsc::UnboundedReceiver<Finished>,
         mpsc::UnboundedReceiver<Burst>,
@@ -39,7 +40,7 @@ impl Probes {
         let (bursts, ended) = mpsc::unbounded_channel();
         (
             Self {
-                prober: Arc::new(Prober::new()),
+                prober: Arc::new(Prober::with_carrier(carrier)),
                 report,
                 in_flight: 0,
                 bursts,

@@ -30,6 +30,7 @@ use crate::model::{Model, OnExit};
 use crate::neighbor::{self, Links, Ways};
 use crate::privileges;
 use crate::probe::Class;
+use crate::probe::via::Carrier;
 
 /// How often the status that everybody may read is put together, while anybody may.
 const PUBLISH: Duration = Duration::from_secs(1);
@@ -54,6 +55,8 @@ pub struct Agent {
     pub options: RunOptions,
     pub core: Core,
     pub probes: Probes,
+    /// For probes by way of VIPs.
+    pub carrier: Arc<Carrier>,
     pub writer: Writer,
     pub attached: Vec<Attached>,
     /// The interfaces there are; empty until the kernel has told.
@@ -108,6 +111,8 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     )
     .await?;
     let attached = attach(&writer, &model, options.replace).await?;
+    let carrier = Arc::new(Carrier::open());
+    carrier.set_node(&node);
     privileges::give_up().map_err(|source| RunError::System {
         what: "giving up capabilities",
         source,
@@ -117,12 +122,13 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     let (targets, watched) = watch::channel(Arc::new(addresses(&model)));
     let (silent, doubted) = mpsc::unbounded_channel();
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
-    let (probes, finished, bursts) = Probes::new();
+    let (probes, finished, bursts) = Probes::new(carrier.clone());
     (inbox.probes, inbox.bursts) = (finished, bursts);
     let mut agent = Agent {
         options: options.clone(),
         core,
         probes,
+        carrier,
         writer,
         attached,
         links: Arc::default(),
@@ -241,6 +247,7 @@ impl Agent {
                 Some(paths) = inbox.paths.recv() => {
                     let native = self.attached.iter().any(|on| on.native);
                     self.core.moved(&paths, native);
+                    self.carrier.set_paths(self.core.paths());
                 }
                 Some(links) = inbox.links.recv() => self.links_changed(links).await,
                 Some(call) = inbox.calls.recv() => {
@@ -315,6 +322,7 @@ impl Agent {
         calls::check_reload(&self.core.model.node, &model.node)?;
         // Also where nothing has changed: an interface may have been removed and made again.
         self.attached = attach(&self.writer, &model, self.options.replace).await?;
+        self.carrier.set_node(&model.node);
         let what = self.core.configure(model);
         // The watcher ends only with the agent.
         self.targets
@@ -379,6 +387,9 @@ impl Agent {
             Ok(End::Detached) => "the data plane was taken off".to_owned(),
             Err(error) => format!("{error}; the data plane goes on by the last verdicts"),
         };
+        if let Err(error) = self.carrier.close().await {
+            warn!("removing the rule for probes by way of VIPs: {error}");
+        }
         info!("ended: {what}");
         self.core
             .record(Change::node(Kind::Stopped, Origin::Agent, what));

@@ -9,10 +9,10 @@ use super::duration::format;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{HEALTH, Key};
 use super::value;
-use super::{kinds, web};
+use super::{egress, kinds, web};
 use crate::model::{
-    ClientCertificate, ExecProbe, HealthPolicy, HttpProbe, Pattern, ProbeKind, ProbeSpec, Protocol,
-    Reuse, StatusRange, TlsOptions, host_text,
+    ClientCertificate, Endpoint, ExecProbe, Forwarding, HealthPolicy, HttpProbe, Pattern,
+    ProbeKind, ProbeSpec, Protocol, Reuse, StatusRange, TlsOptions, host_text,
 };
 
 /// Kind of probe, as written.
@@ -63,6 +63,7 @@ pub struct Settings {
     client_cert: Option<At<PathBuf>>,
     client_key: Option<At<PathBuf>>,
     kinds: kinds::Settings,
+    egress: egress::Settings,
 }
 
 /// The health checks of one service.
@@ -71,6 +72,7 @@ pub struct Checks {
     pub policy: HealthPolicy,
     port: Option<u16>,
     question: Question,
+    pub egress: egress::Rules,
 }
 
 /// A probe without its target.
@@ -103,9 +105,16 @@ impl Checks {
         self.port.is_some()
     }
 
-    /// The probe of the backend `name` at `address`.
-    pub fn of(&self, address: SocketAddr, service: &Arc<str>, name: &Arc<str>) -> ProbeSpec {
-        let target = SocketAddr::new(address.ip(), self.port.unwrap_or(address.port()));
+    /// The probe of the backend `name` at `address`, whose service has this VIP and is forwarded so.
+    pub fn of(
+        &self,
+        address: SocketAddr,
+        (vip, forwarding): (Endpoint, Forwarding),
+        service: &Arc<str>,
+        name: &Arc<str>,
+    ) -> ProbeSpec {
+        let port = self.port.unwrap_or(address.port());
+        let (target, egress) = self.egress.of(address.ip(), port, vip, forwarding);
         let kind = match &self.question {
             Question::Same(ProbeKind::Exec(exec)) => ProbeKind::Exec(ExecProbe {
                 service: service.clone(),
@@ -142,6 +151,7 @@ impl Checks {
             target,
             timeout: self.policy.timeout,
             kind,
+            egress,
         }
     }
 }
@@ -186,6 +196,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         client_cert: reader.get(errors, "client_cert", value::path),
         client_key: reader.get(errors, "client_key", value::path),
         kinds: kinds::read(reader, errors),
+        egress: egress::read(reader, errors),
     }
 }
 
@@ -208,6 +219,7 @@ pub fn checks(
         refuse_meaningless(reader, probe, tls, errors);
     }
     let policy = policy(&settings, reader, probe, errors);
+    let egress = egress::rules(&settings.egress, reader, probe?, errors);
     let question = match probe? {
         Probe::None => return Some(None),
         Probe::Tcp
@@ -256,6 +268,7 @@ pub fn checks(
         policy: policy?,
         port: settings.port.map(|port| port.value),
         question,
+        egress: egress?,
     }))
 }
 
@@ -517,6 +530,9 @@ fn users(key: &str) -> &'static [Probe] {
         "hello" => &[Smtp],
         "query" | "query_type" | "expect_rcode" | "expect_answer" => &[Dns],
         "command" => &[Exec],
+        "via" | "source" | "mark" | "interface" => &[
+            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Agent,
+        ],
         _ => &[
             Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec, Agent,
         ],

@@ -15,6 +15,7 @@ pub mod budget;
 pub mod check;
 mod diagnostic;
 pub mod duration;
+mod egress;
 mod health;
 mod kinds;
 mod lint;

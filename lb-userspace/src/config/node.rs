@@ -91,7 +91,7 @@ fn interfaces(names: At<Vec<At<String>>>, errors: &mut Errors<'_>) -> Option<Vec
 }
 
 /// What the kernel would refuse as a name (dev_valid_name in net/core/dev.c).
-fn bad_interface(name: &str) -> Option<(String, &'static str)> {
+pub(super) fn bad_interface(name: &str) -> Option<(String, &'static str)> {
     let shown = value::shown(name);
     if name.is_empty() {
         return Some((

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use lb_common::abi::{MAX_BACKENDS, MAX_RANGES, MAX_SERVICES};
 
+use super::egress;
 use super::reader::Errors;
 use super::service::{BackendDraft, Draft};
 use crate::model::{
@@ -75,6 +76,7 @@ pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
         }
     }
     probe_ports(service, errors);
+    egress::check(service, errors);
     server_ids(service, errors);
 }
 

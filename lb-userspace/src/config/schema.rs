@@ -57,6 +57,7 @@ pub enum Kind {
     Headers,
     /// List of inline tables: the steps of a TCP script.
     Steps,
+    IpAddress,
     /// List of IP addresses.
     IpAddresses,
     /// A program and its arguments.
@@ -102,6 +103,7 @@ impl Kind {
             Self::GrpcCodes => "list of gRPC status codes".into(),
             Self::Headers => "table of texts".into(),
             Self::Steps => "list of tables".into(),
+            Self::IpAddress => "IP address".into(),
             Self::IpAddresses => "list of IP addresses".into(),
             Self::Command => "list of texts".into(),
         }
@@ -125,6 +127,7 @@ impl Kind {
             Self::GrpcCodes => "a list of gRPC status codes",
             Self::Headers => "a table of texts",
             Self::Steps => "a list of tables",
+            Self::IpAddress => "an IP address, as text",
             Self::IpAddresses => "a list of IP addresses, as texts",
             Self::Command => "a list of texts",
         }
@@ -151,6 +154,7 @@ impl Kind {
             Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
             Self::Headers => "{ \"X-Probe\" = \"lb\" }",
             Self::Steps => "[{ send = 'PING\\r\\n' }, { expect = '+PONG' }]",
+            Self::IpAddress => "\"192.0.2.1\"",
             Self::IpAddresses => "[\"192.0.2.1\"]",
             Self::Command => "[\"/usr/local/bin/check-web\", \"--fast\"]",
         }

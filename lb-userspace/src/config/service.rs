@@ -188,7 +188,7 @@ impl Draft {
         let checks = self.checks?;
         let name: Arc<str> = Arc::from(self.name?.value);
         let address = self.address.as_ref()?.value;
-        let affinity = self.affinity?;
+        let (affinity, forwarding) = (self.affinity?, self.forwarding?);
         let server_id_length = match affinity {
             Affinity::Quic => self.server_id_length?,
             Affinity::Flow | Affinity::Client => 0,
@@ -196,10 +196,13 @@ impl Draft {
         let backends = self
             .backends
             .into_iter()
-            .map(|backend| backend.finish(&name, address, server_id_length, checks.as_ref()))
+            .map(|backend| {
+                let way = (address, forwarding);
+                backend.finish(&name, way, server_id_length, checks.as_ref())
+            })
             .collect::<Option<Vec<_>>>()?;
         self.complete.then_some(())?;
-        let (protocol, forwarding) = (self.protocol?, self.forwarding?);
+        let protocol = self.protocol?;
         let is_nat_tcp = protocol == Protocol::Tcp && forwarding == Forwarding::Nat;
         let on_death = if is_nat_tcp {
             OnDeath::Reset
@@ -260,7 +263,7 @@ impl BackendDraft {
     fn finish(
         self,
         service: &Arc<str>,
-        vip: Endpoint,
+        (vip, forwarding): (Endpoint, Forwarding),
         server_id_length: u8,
         checks: Option<&Checks>,
     ) -> Option<Backend> {
@@ -281,7 +284,7 @@ impl BackendDraft {
             server_id,
             weight: self.weight?.value,
             tier: self.tier?,
-            probe: checks.map(|checks| checks.of(address, service, &name)),
+            probe: checks.map(|checks| checks.of(address, (vip, forwarding), service, &name)),
             name,
         })
     }

@@ -44,6 +44,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
                 target: address,
                 timeout: policy.timeout,
                 kind: ProbeKind::Tcp,
+                egress: Default::default(),
             }),
         }
     };

@@ -17,7 +17,7 @@ mod question;
 pub use endpoint::{Endpoint, Ports, backend_text};
 pub use pattern::Pattern;
 pub use probe::{
-    ClientCertificate, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
+    ClientCertificate, Egress, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions, Via,
 };
 pub use question::{
     DnsProbe, ExecProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole, ScriptStep,

@@ -4,6 +4,7 @@
 //! the end only HTTP connections are kept, for services that ask for it. What a peer sends is never trusted: heads, bodies and messages are bounded,
 //! and text from the peer is escaped and shortened before a person sees it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{ProbeKind, ProbeSpec, RedisProbe, TlsOptions};
@@ -11,6 +12,7 @@ use crate::model::{ProbeKind, ProbeSpec, RedisProbe, TlsOptions};
 mod agent;
 mod connect;
 mod deadline;
+mod dial;
 mod dns;
 mod exec;
 mod failure;
@@ -27,10 +29,12 @@ mod smtp;
 mod text;
 mod tls;
 mod trace;
+pub mod via;
 mod wire;
 
 use connect::ProbeStream;
 use deadline::Expired;
+use dial::Dialer;
 use failure::Failure;
 pub use outcome::{Class, Outcome, Step, Verdict};
 use tls::{Alpn, TlsContext, TlsContexts};
@@ -47,11 +51,20 @@ const USER_AGENT: &str = concat!("lb/", env!("CARGO_PKG_VERSION"));
 pub struct Prober {
     contexts: TlsContexts,
     kept: http::Kept,
+    dialer: Dialer,
 }
 
 impl Prober {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// With a carrier for probes by way of VIPs, which are `internal` without.
+    pub fn with_carrier(carrier: Arc<via::Carrier>) -> Self {
+        Self {
+            dialer: Dialer::new(carrier),
+            ..Self::default()
+        }
     }
 
     /// Probes once. Takes `spec.timeout` at most, from the first SYN to the last byte judged.
@@ -66,7 +79,7 @@ impl Prober {
         let mut trace = Trace::start();
         let result = match prepared {
             Ok(prepared) => {
-                let work = ask(spec, &prepared, &self.kept, &mut trace);
+                let work = self.ask(spec, &prepared, &mut trace);
                 match deadline::within(spec.timeout, work).await {
                     Ok(result) => result,
                     Err(expired) => Err(expired_failure(expired, spec.timeout, &trace)),
@@ -93,6 +106,29 @@ impl Prober {
             _ => None,
         };
         Ok(Prepared { tls, password })
+    }
+
+    async fn ask(&self, spec: &ProbeSpec, prepared: &Prepared, trace: &mut Trace) -> Answer {
+        let dialer = &self.dialer;
+        match &spec.kind {
+            ProbeKind::Http(http) => {
+                let tls = prepared.tls.as_ref();
+                self.kept.ask(dialer, spec, http, tls, trace).await
+            }
+            ProbeKind::TcpHalfOpen => half_open::ask(dialer, spec, trace).await,
+            ProbeKind::Dns(dns) => dns::ask(dialer, spec, dns, trace).await,
+            ProbeKind::Exec(exec) => exec::ask(spec.target, exec, trace).await,
+            _ => {
+                let tcp = dialer.connect(spec, trace).await?;
+                match &prepared.tls {
+                    None => converse(tcp, spec, prepared, trace).await,
+                    Some(context) => {
+                        let stream = context.connect(tcp, trace).await?;
+                        converse(stream, spec, prepared, trace).await
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -124,30 +160,6 @@ fn tls_options(kind: &ProbeKind) -> Option<(&TlsOptions, Alpn)> {
         | ProbeKind::Exec(_) => return None,
     };
     tls.as_ref().map(|options| (options, alpn))
-}
-
-async fn ask(
-    spec: &ProbeSpec,
-    prepared: &Prepared,
-    kept: &http::Kept,
-    trace: &mut Trace,
-) -> Answer {
-    match &spec.kind {
-        ProbeKind::Http(http) => kept.ask(spec, http, prepared.tls.as_ref(), trace).await,
-        ProbeKind::TcpHalfOpen => half_open::ask(spec.target, trace).await,
-        ProbeKind::Dns(dns) => dns::ask(spec.target, dns, spec.timeout, trace).await,
-        ProbeKind::Exec(exec) => exec::ask(spec.target, exec, trace).await,
-        _ => {
-            let tcp = connect::connect(spec.target, trace).await?;
-            match &prepared.tls {
-                None => converse(tcp, spec, prepared, trace).await,
-                Some(context) => {
-                    let stream = context.connect(tcp, trace).await?;
-                    converse(stream, spec, prepared, trace).await
-                }
-            }
-        }
-    }
 }
 
 /// Speaks the probe's protocol on an established connection.

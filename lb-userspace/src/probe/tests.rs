@@ -13,6 +13,7 @@ fn tcp(target: SocketAddr) -> ProbeSpec {
         target,
         timeout: Duration::from_secs(5),
         kind: ProbeKind::Tcp,
+        egress: Default::default(),
     }
 }
 

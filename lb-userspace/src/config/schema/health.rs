@@ -66,6 +66,30 @@ pub const HEALTH: Section = Section {
             "Port that is probed.",
         ),
         key(
+            "via",
+            Kind::Choice(&["direct", "vip"]),
+            Value("\"direct\""),
+            "`direct`: the backend's own address is probed; `vip` (`dsr`, `ipip`, `gue`): the VIP, and the packets go to the backend as the service's traffic does, see [probes](probes.md#through-the-data-path).",
+        ),
+        key(
+            "source",
+            Kind::IpAddress,
+            Absent("the kernel's choice"),
+            "Address of this host that probes come from.",
+        ),
+        key(
+            "mark",
+            Kind::Integer(1, 4_294_967_295),
+            Absent("none"),
+            "Mark of the probes' packets, for policy routing and firewalls (`SO_MARK`); not with `via = \"vip\"`.",
+        ),
+        key(
+            "interface",
+            Kind::Text,
+            Absent("as the kernel routes"),
+            "Interface that probes leave and answers arrive by (`SO_BINDTODEVICE`); not with `via = \"vip\"`.",
+        ),
+        key(
             "path",
             Kind::Text,
             Value("\"/\""),
