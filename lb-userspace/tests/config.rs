@@ -15,10 +15,7 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, Backend, ClientCertificate, DnsProbe, Endpoint, ExecProbe, Forwarding, HealthPolicy,
-    HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit, PassiveHttp, PassiveRules, Pattern,
-    Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse,
-    ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, XdpMode,
+    Affinity, Backend, ClientCertificate, DnsProbe, Egress, Endpoint, ExecProbe, Forwarding, HealthPolicy, HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit, PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -323,10 +320,53 @@ fn every_kind_of_probe_is_read() {
             key: "/etc/lb/probe.key".into(),
         })
     );
+    let way = |name: &str| {
+        let backends = &model.service(name).unwrap().backends;
+        let spec = backends[0].probe.clone().unwrap();
+        (spec.target, spec.egress)
+    };
+    let via = Egress {
+        source: Some("10.0.0.2".parse().unwrap()),
+        via: Some(Via {
+            backend: "2001:db8::11".parse().unwrap(),
+            forwarding: Forwarding::Gue,
+        }),
+        ..Egress::default()
+    };
+    assert_eq!(way("via"), ("203.0.113.20:81".parse().unwrap(), via));
+    let marked = Egress {
+        mark: Some(7),
+        interface: Some("eth1".into()),
+        ..Egress::default()
+    };
+    assert_eq!(way("marked"), ("10.0.0.11:80".parse().unwrap(), marked));
     let ProbeKind::Grpc { metadata, .. } = kind("grpc") else {
         panic!("{:?}", kind("grpc"));
     };
     assert_eq!(metadata, [("x-tenant".to_owned(), "lb".to_owned())]);
+}
+
+#[test]
+fn an_inherited_way_of_probes_holds_where_it_can() {
+    let text = good("kinds.toml").replace(
+        "[node]",
+        "[defaults.health]\nvia = \"vip\"\nsource = \"10.0.0.2\"\n\n[node]",
+    );
+    let model = config::parse(&text, "lb.toml").unwrap();
+    let egress = |name: &str| {
+        let backends = &model.service(name).unwrap().backends;
+        backends[0].probe.clone().unwrap().egress
+    };
+    assert!(egress("via").via.is_some());
+    let source = Some("10.0.0.2".parse().unwrap());
+    for name in ["smtp", "marked"] {
+        assert_eq!(
+            (egress(name).via, egress(name).source),
+            (None, source),
+            "{name}: by NAT"
+        );
+    }
+    assert_eq!(egress("exec"), Egress::default());
 }
 
 /// The probe of the one backend of the smallest file with this health table.

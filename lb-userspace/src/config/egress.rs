@@ -72,6 +72,11 @@ pub fn rules(
     }
     for key in ["mark", "interface"] {
         if let Some(span) = own(key) {
+            if rules.own_via.is_none() {
+                // The service's own word goes before an inherited one.
+                rules.via_vip = false;
+                return Some(rules);
+            }
             errors.add(
                 span,
                 format!("`{key}` cannot stand with via = \"vip\", which sends by itself"),
@@ -80,7 +85,6 @@ pub fn rules(
             return None;
         }
     }
-    (rules.mark, rules.interface) = (None, None);
     Some(rules)
 }
 
@@ -100,11 +104,19 @@ impl Rules {
         });
         let target = SocketAddr::new(if via.is_some() { vip.ip() } else { address }, port);
         let fits = |source: &IpAddr| source.is_ipv4() == target.is_ipv4();
-        let egress = Egress {
-            source: self.source.filter(fits),
-            mark: self.mark,
-            interface: self.interface.clone(),
-            via,
+        let source = self.source.filter(fits);
+        let egress = match via {
+            Some(_) => Egress {
+                source,
+                via,
+                ..Egress::default()
+            },
+            None => Egress {
+                source,
+                mark: self.mark,
+                interface: self.interface.clone(),
+                via,
+            },
         };
         (target, egress)
     }

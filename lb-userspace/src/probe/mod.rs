@@ -94,7 +94,7 @@ impl Prober {
         let tls = match tls_options(&spec.kind) {
             None => None,
             Some((options, alpn)) => {
-                let context = self.contexts.get(spec.target, options, alpn).await;
+                let context = self.contexts.get(spec, options, alpn).await;
                 Some(context.map_err(|error| Failure::internal(error.to_string()))?)
             }
         };

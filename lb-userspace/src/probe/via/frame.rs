@@ -142,3 +142,150 @@ pub fn wrap(packet: &[u8], entropy: u32, via: Via, path: &Path) -> Option<Vec<u8
     out.extend(packet);
     Some(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+    use lb_common::abi::Hop;
+
+    use super::*;
+    use crate::plan::Tunnel;
+
+    const MARKED: u8 = 0xb8;
+
+    fn inner(v6: bool) -> Vec<u8> {
+        let builder = match v6 {
+            false => PacketBuilder::ipv4([10, 0, 0, 2], [203, 0, 113, 10], 64),
+            true => PacketBuilder::ipv6([1; 16], [2; 16], 64),
+        };
+        let mut packet = Vec::new();
+        let tcp = builder.tcp(40_000, 80, 1, 1024).syn();
+        tcp.write(&mut packet, b"hello").unwrap();
+        match v6 {
+            false => packet[1] = MARKED,
+            true => (packet[0], packet[1]) = (0x60 | MARKED >> 4, MARKED << 4),
+        }
+        packet
+    }
+
+    fn path(source: &str, tunnel: Tunnel) -> Path {
+        Path {
+            hop: Hop::default(),
+            source: source.parse().unwrap(),
+            mtu: 1500,
+            tunnel,
+        }
+    }
+
+    #[test]
+    fn a_flow_is_read_off_its_packets() {
+        let flow = Flow::of(&inner(false)).unwrap();
+        assert_eq!(flow.protocol, TCP);
+        assert_eq!(flow.source, ("10.0.0.2".parse().unwrap(), 40_000));
+        assert_eq!(flow.target, ("203.0.113.10".parse().unwrap(), 80));
+        assert!(Flow::of(&inner(true)).is_some());
+        let mut ping = inner(false);
+        ping[9] = 1;
+        assert_eq!(Flow::of(&ping), None);
+        // Whatever is cut off.
+        for v6 in [false, true] {
+            let packet = inner(v6);
+            let header = if v6 { 40 } else { 20 };
+            for length in 0..header + 4 {
+                assert_eq!(Flow::of(&packet[..length]), None, "{length}");
+            }
+        }
+        // A header length that is impossible.
+        let mut short = inner(false);
+        short[0] = 0x41;
+        assert!(Flow::of(&short).is_none_or(|flow| flow.protocol == TCP));
+    }
+
+    #[test]
+    fn outer_headers_are_those_of_the_data_plane() {
+        let (v4, v6) = (("10.0.0.2", "10.9.9.9"), ("fd00::2", "fd00::9"));
+        for forwarding in [Forwarding::Ipip, Forwarding::Gue] {
+            for ((source, backend), inner_v6) in [(v4, false), (v4, true), (v6, false), (v6, true)]
+            {
+                let gue_port = if forwarding == Forwarding::Gue {
+                    6080
+                } else {
+                    0
+                };
+                let tunnel = Tunnel {
+                    gue_port,
+                    source_bits: 0,
+                };
+                let via = Via {
+                    backend: backend.parse().unwrap(),
+                    forwarding,
+                };
+                let packet = inner(inner_v6);
+                let bytes = wrap(&packet, 0x1234_5678, via, &path(source, tunnel)).unwrap();
+                assert!(bytes.ends_with(&packet));
+                let outer = SlicedPacket::from_ip(&bytes).unwrap();
+                let (protocol, class) = match outer.net.unwrap() {
+                    etherparse::NetSlice::Ipv4(ip) => {
+                        let header = ip.header().to_header();
+                        assert_eq!(header.header_checksum, header.calc_header_checksum());
+                        assert!(header.dont_fragment);
+                        assert_eq!(
+                            IpAddr::from(header.source),
+                            source.parse::<IpAddr>().unwrap()
+                        );
+                        assert_eq!(IpAddr::from(header.destination), via.backend);
+                        assert_eq!(usize::from(header.total_len), bytes.len());
+                        (header.protocol.0, bytes[1])
+                    }
+                    etherparse::NetSlice::Ipv6(ip) => {
+                        let header = ip.header().to_header();
+                        assert_eq!(
+                            IpAddr::from(header.source),
+                            source.parse::<IpAddr>().unwrap()
+                        );
+                        assert_eq!(IpAddr::from(header.destination), via.backend);
+                        assert_eq!(usize::from(header.payload_length) + 40, bytes.len());
+                        (header.next_header.0, header.traffic_class)
+                    }
+                    other => panic!("{other:?}"),
+                };
+                assert_eq!(class, MARKED);
+                match (forwarding, inner_v6) {
+                    (Forwarding::Gue, _) => {
+                        let Some(TransportSlice::Udp(udp)) = outer.transport else {
+                            panic!("no UDP");
+                        };
+                        assert_eq!((udp.destination_port(), udp.checksum()), (6080, 0));
+                        assert!(udp.source_port() >= FIRST_PORT);
+                        assert_eq!(usize::from(udp.length()), packet.len() + 8);
+                    }
+                    (_, false) => assert_eq!(protocol, IPV4_IN),
+                    (_, true) => assert_eq!(protocol, IPV6_IN),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_source_varies_in_its_network_only() {
+        let bits = u32::from_be_bytes([0, 0, 0xff, 0xff]).to_be();
+        let tunnel = Tunnel {
+            gue_port: 0,
+            source_bits: bits,
+        };
+        let via = Via {
+            backend: "10.9.9.9".parse().unwrap(),
+            forwarding: Forwarding::Ipip,
+        };
+        let bytes = wrap(&inner(false), 0xabcd_1234, via, &path("172.16.0.0", tunnel)).unwrap();
+        assert_eq!(bytes[12..16], [172, 16, 0x12, 0x34]);
+        let direct = Via {
+            forwarding: Forwarding::Dsr,
+            ..via
+        };
+        assert_eq!(
+            wrap(&inner(false), 1, direct, &path("10.0.0.2", tunnel)),
+            None
+        );
+    }
+}
