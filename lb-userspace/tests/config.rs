@@ -15,7 +15,11 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    Affinity, Backend, ClientCertificate, DnsProbe, Egress, Endpoint, ExecProbe, Forwarding, HealthPolicy, HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit, PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, Via, XdpMode,
+    Affinity, Backend, ClientCertificate, DnsProbe, Egress, Endpoint, ExecProbe, Family,
+    Forwarding, HealthPolicy, HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit,
+    PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
+    Protocol, Question, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange,
+    TcpScript, TlsOptions, Via, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -115,6 +119,8 @@ fn the_smallest_file_gets_the_documented_defaults() {
             tunnel_source6: None,
             answer_ping: true,
             allow_exec: false,
+            dns_servers: None,
+            dns_max_ttl: Duration::from_secs(60),
         }
     );
     let seconds = Duration::from_secs;
@@ -367,6 +373,71 @@ fn an_inherited_way_of_probes_holds_where_it_can() {
         );
     }
     assert_eq!(egress("exec"), Egress::default());
+}
+
+#[test]
+fn backends_by_host_name_are_templates() {
+    let model = config::parse(&good("names.toml"), "lb.toml").unwrap();
+    let servers = vec![
+        "10.0.0.53:53".parse().unwrap(),
+        "[fd00::53]:5353".parse().unwrap(),
+    ];
+    assert_eq!(model.node.dns_servers, Some(servers));
+    assert_eq!(model.node.dns_max_ttl, Duration::from_secs(5));
+    assert_eq!(model.service("web").unwrap().backends.len(), 1);
+    let [app, pay, quic] = &model.names[..] else {
+        panic!("{:#?}", model.names)
+    };
+    let question = |host: &str, family| Question {
+        host: host.into(),
+        family,
+    };
+    assert_eq!(app.question, question("app.internal", Family::Ipv4));
+    assert_eq!(pay.question, question("pay.internal.", Family::Ipv6));
+    assert_eq!(quic.question, question("app.internal", Family::Ipv4));
+
+    let at = app.at("10.0.0.11".parse().unwrap(), model.service("web").unwrap());
+    assert_eq!((&*at.name, at.weight), ("app@10.0.0.11", 50));
+    assert_eq!(at.address, "10.0.0.11:8443".parse().unwrap());
+    let probe = at.probe.unwrap();
+    assert_eq!(probe.target, at.address);
+    let ProbeKind::Http(http) = probe.kind else {
+        panic!("{probe:?}")
+    };
+    assert_eq!(http.host, "app.internal:8443");
+    assert_eq!(http.tls.unwrap().sni.as_deref(), Some("app.internal"));
+
+    let at = pay.at(
+        "2001:db8::11".parse().unwrap(),
+        model.service("direct").unwrap(),
+    );
+    assert_eq!(&*at.name, "pay.internal.@2001:db8::11");
+    assert_eq!(at.address.port(), 443);
+    let probe = at.probe.unwrap();
+    assert_eq!(probe.target, "[2001:db8::10]:443".parse().unwrap());
+    assert_eq!(probe.egress.via.unwrap().backend, at.address.ip());
+    let ProbeKind::Grpc { authority, tls, .. } = probe.kind else {
+        panic!("{probe:?}")
+    };
+    assert_eq!(authority, "pay.example");
+    assert_eq!(tls.unwrap().sni.as_deref(), Some("pay.example"));
+
+    let at = quic.at("10.0.0.11".parse().unwrap(), model.service("quic").unwrap());
+    assert_eq!(at.server_id, Some(0x0a00_000b));
+
+    let report = check(&good("names.toml"), "lb.toml").unwrap();
+    let counts: Vec<_> = report
+        .services
+        .iter()
+        .map(|s| (s.backends, s.probe))
+        .collect();
+    assert_eq!(counts, [(2, "https"), (1, "grpc"), (1, "none")]);
+    let ids: Vec<_> = report
+        .warnings
+        .iter()
+        .filter_map(|warning| warning.id)
+        .collect();
+    assert!(!ids.contains(&"single-backend"), "{ids:?}");
 }
 
 /// The probe of the one backend of the smallest file with this health table.

@@ -12,6 +12,7 @@ mod clock;
 mod core;
 mod events;
 mod explain;
+mod names;
 mod passive;
 mod probes;
 mod restore;

@@ -31,7 +31,9 @@ pub struct Probes {
 
 impl Probes {
     /// Also gives where ended probes and ended bursts are told.
-    pub fn new(carrier: Arc<Carrier>) -> (
+    pub fn new(
+        carrier: Arc<Carrier>,
+    ) -> (
         Self,
         mpsc::UnboundedReceiver<Finished>,
         mpsc::UnboundedReceiver<Burst>,

@@ -25,6 +25,8 @@ use crate::api::event::{Change, Kind, Origin};
 use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server};
 use crate::config;
 use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer};
+use crate::discovery::Answer;
+use crate::discovery::resolve::{self, Wanted};
 use crate::health::passive;
 use crate::model::{Model, OnExit};
 use crate::neighbor::{self, Links, Ways};
@@ -45,6 +47,7 @@ struct Inbox {
     bursts: mpsc::UnboundedReceiver<Burst>,
     paths: mpsc::UnboundedReceiver<Arc<Ways>>,
     links: mpsc::UnboundedReceiver<Arc<Links>>,
+    answers: mpsc::UnboundedReceiver<Answer>,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -70,6 +73,7 @@ pub struct Agent {
     targets: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     /// Backends whose probes get no answer.
     silent: mpsc::UnboundedSender<IpAddr>,
+    names: watch::Sender<Arc<Wanted>>,
     snapshot: watch::Sender<Arc<Status>>,
     /// The generation that the datapath was last told.
     told: u64,
@@ -119,8 +123,9 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     })?;
     let followers = journal.followers();
     let core = Core::new(clock, model.clone(), journal, saver, saved, contents);
-    let (targets, watched) = watch::channel(Arc::new(addresses(&model)));
     let (silent, doubted) = mpsc::unbounded_channel();
+    let (targets, watched) = watch::channel(Arc::new(addresses(&core.model)));
+    let (names, wanted) = watch::channel(core.wanted_names());
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
     let (probes, finished, bursts) = Probes::new(carrier.clone());
     (inbox.probes, inbox.bursts) = (finished, bursts);
@@ -138,6 +143,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         asked: Vec::new(),
         targets,
         silent,
+        names,
         snapshot,
         told: 0,
     };
@@ -154,6 +160,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     }
     tasks.spawn(neighbor::keep_watching(watched, doubted, senders.paths));
     tasks.spawn(neighbor::keep_watching_links(senders.links));
+    tasks.spawn(resolve::keep_resolving(wanted, senders.answers));
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
 }
@@ -172,6 +179,7 @@ struct Senders {
     notices: mpsc::UnboundedSender<Notice>,
     paths: mpsc::UnboundedSender<Arc<Ways>>,
     links: mpsc::UnboundedSender<Arc<Links>>,
+    answers: mpsc::UnboundedSender<Answer>,
 }
 
 fn inbox() -> Result<(Inbox, Senders), RunError> {
@@ -185,6 +193,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
     let (notices, notice_receiver) = mpsc::unbounded_channel();
     let (paths, path_receiver) = mpsc::unbounded_channel();
     let (links, link_receiver) = mpsc::unbounded_channel();
+    let (answers, answer_receiver) = mpsc::unbounded_channel();
     let inbox = Inbox {
         calls: call_receiver,
         notices: notice_receiver,
@@ -192,6 +201,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
         bursts: mpsc::unbounded_channel().1,
         paths: path_receiver,
         links: link_receiver,
+        answers: answer_receiver,
         hangup: listen(SignalKind::hangup())?,
         terminate: listen(SignalKind::terminate())?,
         interrupt: listen(SignalKind::interrupt())?,
@@ -203,6 +213,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
             notices,
             paths,
             links,
+            answers,
         },
     ))
 }
@@ -248,6 +259,11 @@ impl Agent {
                     let native = self.attached.iter().any(|on| on.native);
                     self.core.moved(&paths, native);
                     self.carrier.set_paths(self.core.paths());
+                }
+                Some(answer) = inbox.answers.recv() => {
+                    if self.core.answered(answer) {
+                        self.watch_ways();
+                    }
                 }
                 Some(links) = inbox.links.recv() => self.links_changed(links).await,
                 Some(call) = inbox.calls.recv() => {
@@ -323,11 +339,16 @@ impl Agent {
         // Also where nothing has changed: an interface may have been removed and made again.
         self.attached = attach(&self.writer, &model, self.options.replace).await?;
         self.carrier.set_node(&model.node);
-        let what = self.core.configure(model);
-        // The watcher ends only with the agent.
+        let what = self.core.reconfigure(model);
+        self.watch_ways();
+        self.names.send_replace(self.core.wanted_names());
+        Ok(what)
+    }
+
+    /// Has the ways to the present backends watched. The watcher ends only with the agent.
+    fn watch_ways(&self) {
         self.targets
             .send_replace(Arc::new(addresses(&self.core.model)));
-        Ok(what)
     }
 
     /// Has the counters read; they come as a notice, since the datapath's thread may be busy.

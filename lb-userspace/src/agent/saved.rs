@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::discovery::SavedName;
 use crate::health::Restored;
 use crate::model::BackendKey;
 
@@ -87,6 +88,9 @@ pub struct Saved {
     pub agent_id: u64,
     pub saved_at: Timestamp,
     pub backends: Vec<SavedBackend>,
+    /// What host names resolved to, so that an agent that finds DNS out of order has its backends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<SavedName>,
 }
 
 /// What is kept of a backend.
@@ -108,6 +112,7 @@ impl Saved {
             agent_id,
             saved_at,
             backends: Vec::new(),
+            names: Vec::new(),
         }
     }
 

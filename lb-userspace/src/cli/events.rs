@@ -45,6 +45,7 @@ fn paint(palette: Palette, kind: Kind) -> String {
         | Kind::Admin
         | Kind::Tier
         | Kind::Suspected
+        | Kind::Name
         | Kind::Datapath => palette.soft(&name),
         Kind::Started
         | Kind::Stopped

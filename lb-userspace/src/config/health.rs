@@ -105,10 +105,12 @@ impl Checks {
         self.port.is_some()
     }
 
-    /// The probe of the backend `name` at `address`, whose service has this VIP and is forwarded so.
+    /// The probe of the backend `name` at `address`, written as `host`, whose service has this VIP
+    /// and is forwarded so.
     pub fn of(
         &self,
         address: SocketAddr,
+        written: Option<&str>,
         (vip, forwarding): (Endpoint, Forwarding),
         service: &Arc<str>,
         name: &Arc<str>,
@@ -124,8 +126,12 @@ impl Checks {
             Question::Same(kind) => kind.clone(),
             Question::Http { probe, host } => {
                 let usual = if probe.tls.is_some() { 443 } else { 80 };
+                let named = host.is_none() && written.is_some();
                 ProbeKind::Http(HttpProbe {
-                    host: host.clone().unwrap_or_else(|| authority_of(target, usual)),
+                    host: host
+                        .clone()
+                        .unwrap_or_else(|| authority_of(written, target, usual)),
+                    tls: tls_of(&probe.tls, written.filter(|_| named)),
                     ..probe.clone()
                 })
             }
@@ -137,13 +143,14 @@ impl Checks {
                 tls,
             } => {
                 let usual = if tls.is_some() { 443 } else { 80 };
+                let named = authority.is_none() && written.is_some();
                 let authority = authority.clone();
                 ProbeKind::Grpc {
                     service: service.clone(),
-                    authority: authority.unwrap_or_else(|| authority_of(target, usual)),
+                    authority: authority.unwrap_or_else(|| authority_of(written, target, usual)),
                     accept_status: accept_status.clone(),
                     metadata: metadata.clone(),
-                    tls: tls.clone(),
+                    tls: tls_of(tls, written.filter(|_| named)),
                 }
             }
         };
@@ -156,13 +163,27 @@ impl Checks {
     }
 }
 
-/// `target` as an authority; the scheme's usual port is left out (RFC 9110, 4.2.3).
-fn authority_of(target: SocketAddr, usual_port: u16) -> String {
+/// `target`, or the host name that it has, as an authority; the scheme's usual port is left out
+/// (RFC 9110, 4.2.3).
+fn authority_of(written: Option<&str>, target: SocketAddr, usual_port: u16) -> String {
+    let host = match written {
+        Some(name) => name.trim_end_matches('.').to_owned(),
+        None => host_text(target.ip()),
+    };
     if target.port() == usual_port {
-        host_text(target.ip())
+        host
     } else {
-        target.to_string()
+        format!("{host}:{}", target.port())
     }
+}
+
+/// TLS options for a server whose host name is known, unless the settings name another.
+fn tls_of(options: &Option<TlsOptions>, name: Option<&str>) -> Option<TlsOptions> {
+    let mut options = options.clone()?;
+    if options.sni.is_none() {
+        options.sni = name.and_then(name_in);
+    }
+    Some(options)
 }
 
 /// Reads every key and reports what is wrong with any by itself.

@@ -319,6 +319,11 @@ fn pool(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
             );
         }
     }
+    // How many backends a host name stands for is not known here.
+    let unknown = |backend: &Backend| backend.address.ip().is_unspecified();
+    if service.backends.iter().any(unknown) {
+        return;
+    }
     if service.backends.len() == 1 {
         sink.add(
             "single-backend",

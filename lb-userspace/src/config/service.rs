@@ -1,6 +1,7 @@
 //! `[[service]]` and its backends.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,11 @@ use super::health::{self, Checks};
 use super::places::ServicePlaces;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
+use super::value::Place;
 use super::{rules, syntax, value};
 use crate::model::{
-    Affinity, Backend, Endpoint, Forwarding, OnDeath, PassiveHttp, PassiveRules, Protocol, Service,
-    backend_text,
+    Affinity, Backend, Endpoint, Family, Forwarding, NamedBackend, OnDeath, PassiveHttp,
+    PassiveRules, Protocol, Question, Service, backend_text, server_id,
 };
 
 /// Longest name, in bytes. Names stand in tables, metrics and events.
@@ -51,7 +53,10 @@ pub struct BackendDraft {
     pub name: Option<At<String>>,
     /// Whether the name is written and wrong.
     bad_name: bool,
+    /// `None` also if it is written by name.
     pub address: Option<At<SocketAddr>>,
+    /// Host name and port, if it is written by name.
+    pub host: Option<At<(String, u16)>>,
     /// How many octets, and as a number. `None` also if it is not written.
     pub server_id: Option<At<(u8, u64)>>,
     /// Whether the server ID is written and wrong.
@@ -138,12 +143,23 @@ fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
     reader.refuse_unknown(errors);
     let name = reader.get(errors, "name", name);
     let server_id = reader.get(errors, "quic_server_id", value::hex);
+    let (address, host) = match reader.get(errors, "address", backend_address) {
+        None => (None, None),
+        Some(At { value, span }) => match value {
+            Place::Address(value) => (Some(At { value, span }), None),
+            Place::Name(host, port) => {
+                let value = (host, port);
+                (None, Some(At { value, span }))
+            }
+        },
+    };
     BackendDraft {
+        host,
         bad_server_id: server_id.is_none() && reader.own("quic_server_id").is_some(),
         server_id,
         bad_name: name.is_none() && reader.own("name").is_some(),
         name,
-        address: reader.get(errors, "address", backend_address),
+        address,
         weight: reader.get(errors, "weight", value::integer),
         tier: reader
             .get(errors, "tier", value::integer)
@@ -172,6 +188,7 @@ fn places(
         grpc_service: health_table.and_then(|health| health.key_span("service")),
         backends: backends
             .iter()
+            .filter(|backend| backend.host.is_none())
             .map(|backend| backend.address.as_ref().map_or(0..0, |at| at.span.clone()))
             .collect(),
     }
@@ -183,8 +200,8 @@ impl Draft {
         matches!(&self.checks, Some(Some(checks)) if checks.runs_commands())
     }
 
-    /// The service, if nothing in it is wrong.
-    pub fn finish(self) -> Option<Service> {
+    /// The service and those of its backends that are written by name, if nothing in it is wrong.
+    pub fn finish(self) -> Option<(Service, Vec<NamedBackend>)> {
         let checks = self.checks?;
         let name: Arc<str> = Arc::from(self.name?.value);
         let address = self.address.as_ref()?.value;
@@ -193,14 +210,24 @@ impl Draft {
             Affinity::Quic => self.server_id_length?,
             Affinity::Flow | Affinity::Client => 0,
         };
-        let backends = self
-            .backends
-            .into_iter()
-            .map(|backend| {
-                let way = (address, forwarding);
-                backend.finish(&name, way, server_id_length, checks.as_ref())
-            })
-            .collect::<Option<Vec<_>>>()?;
+        let mut backends = Vec::new();
+        let mut names = Vec::new();
+        for draft in self.backends {
+            let host = draft.host.as_ref().map(|at| at.value.0.clone());
+            let way = (address, forwarding);
+            let backend = draft.finish(&name, way, server_id_length, checks.as_ref())?;
+            match host {
+                None => backends.push(backend),
+                Some(host) => names.push(NamedBackend {
+                    service: name.clone(),
+                    question: Question {
+                        host,
+                        family: Family::of(address.ip()),
+                    },
+                    template: backend,
+                }),
+            }
+        }
         self.complete.then_some(())?;
         let protocol = self.protocol?;
         let is_nat_tcp = protocol == Protocol::Tcp && forwarding == Forwarding::Nat;
@@ -209,7 +236,7 @@ impl Draft {
         } else {
             OnDeath::Rehash
         };
-        Some(Service {
+        let service = Service {
             name,
             address,
             protocol,
@@ -232,14 +259,21 @@ impl Draft {
             },
             health: checks.map(|checks| checks.policy),
             backends,
-        })
+        };
+        Some((service, names))
     }
 }
 
 impl BackendDraft {
     /// Its address and port, 0 if packets keep one of several.
+    ///
+    /// The unspecified address of the VIP's family stands for those of a name.
     pub fn at(&self, vip: Endpoint) -> Option<SocketAddr> {
-        let address = self.address.as_ref()?.value;
+        let address = match (&self.address, &self.host) {
+            (Some(address), _) => address.value,
+            (None, Some(host)) => SocketAddr::new(Family::of(vip.ip()).any(), host.value.1),
+            (None, None) => return None,
+        };
         Some(match (address.port(), vip.port()) {
             // The same, and clearer.
             (0, Some(port)) => SocketAddr::new(address.ip(), port),
@@ -252,12 +286,13 @@ impl BackendDraft {
         if let Some(written) = &self.server_id {
             return Some(written.value.1);
         }
-        let number = match self.address.as_ref()?.value.ip() {
-            IpAddr::V4(v4) => v4.to_bits().into(),
-            IpAddr::V6(v6) => v6.to_bits(),
-        };
-        let mask = u64::MAX >> (64 - 8 * u32::from(length.clamp(1, 8)));
-        Some(number as u64 & mask)
+        Some(server_id(self.address.as_ref()?.value.ip(), length))
+    }
+
+    /// Where its address or name stands.
+    pub fn span(&self) -> Option<Range<usize>> {
+        let address = self.address.as_ref().map(|at| at.span.clone());
+        address.or_else(|| self.host.as_ref().map(|at| at.span.clone()))
     }
 
     fn finish(
@@ -273,18 +308,24 @@ impl BackendDraft {
         let address = self.at(vip)?;
         let server_id = match server_id_length {
             0 => None,
+            // Each of a name's addresses has its own.
+            _ if self.host.is_some() => None,
             length => Some(self.server_id(length)?),
         };
-        let name: Arc<str> = match self.name {
-            Some(name) => name.value.into(),
-            None => backend_text(address).into(),
+        let name: Arc<str> = match (self.name, &self.host) {
+            (Some(name), _) => name.value.into(),
+            (None, Some(host)) => host.value.0.as_str().into(),
+            (None, None) => backend_text(address).into(),
         };
         Some(Backend {
             address,
             server_id,
             weight: self.weight?.value,
             tier: self.tier?,
-            probe: checks.map(|checks| checks.of(address, (vip, forwarding), service, &name)),
+            probe: checks.map(|checks| {
+                let host = self.host.as_ref().map(|at| at.value.0.as_str());
+                checks.of(address, host, (vip, forwarding), service, &name)
+            }),
             name,
         })
     }
@@ -376,14 +417,16 @@ fn vip(key: &Key, value: &Value<'_>) -> Result<Endpoint, Problem> {
     }
 }
 
-fn backend_address(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
-    let address = value::server(key, value)?;
+fn backend_address(key: &Key, value: &Value<'_>) -> Result<Place, Problem> {
+    let Place::Address(address) = value::server(key, value)? else {
+        return value::server(key, value);
+    };
     match unusable(address.ip()) {
         Some(what) => Err(Problem::new(
             format!("the backend's address is {what}: {}", address.ip()),
             "write the server's own address, for example \"10.0.0.11:8080\"",
         )),
-        None => Ok(address),
+        None => Ok(Place::Address(address)),
     }
 }
 

@@ -11,10 +11,12 @@ pub use lb_common::abi::{Affinity, Forwarding};
 use serde::{Deserialize, Serialize};
 
 mod endpoint;
+mod named;
 mod pattern;
 mod probe;
 mod question;
 pub use endpoint::{Endpoint, Ports, backend_text};
+pub use named::{Family, NamedBackend, Question, server_id};
 pub use pattern::Pattern;
 pub use probe::{
     ClientCertificate, Egress, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions, Via,
@@ -29,6 +31,9 @@ pub use question::{
 pub struct Model {
     pub node: Node,
     pub services: Vec<Service>,
+    /// Backends that are written by name, in the order of the file; they are not among those of
+    /// `services`, but the ones they stand for are put there.
+    pub names: Vec<NamedBackend>,
 }
 
 /// `[node]`.
@@ -59,6 +64,10 @@ pub struct Node {
     pub answer_ping: bool,
     /// Whether probes may run commands of this host.
     pub allow_exec: bool,
+    /// Who is asked for host names; `None`: as the host's /etc/resolv.conf says.
+    pub dns_servers: Option<Vec<SocketAddr>>,
+    /// Longest time between two questions for one name.
+    pub dns_max_ttl: Duration,
 }
 
 /// A network: the addresses that begin with the same bits.
