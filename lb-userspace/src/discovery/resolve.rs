@@ -20,8 +20,10 @@ use crate::model::{Family, Question};
 
 /// A name is asked for this often at the most, whatever its TTL.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// What takes longer has failed: several servers, each asked several times.
-const DEADLINE: Duration = Duration::from_secs(15);
+/// What takes longer has failed, whatever /etc/resolv.conf says of several servers and attempts.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a server of `dns_servers` may take, twice.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is to be asked, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -124,7 +126,11 @@ fn resolver(family: Family, servers: Option<&[SocketAddr]>) -> Result<TokioResol
         None => TokioResolver::builder_tokio()?,
         Some(servers) => {
             let config = ResolverConfig::from_name_servers(servers.iter().map(server).collect());
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            let mut builder =
+                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+            builder.options_mut().timeout = TIMEOUT;
+            builder.options_mut().attempts = 1;
+            builder
         }
     };
     let options = builder.options_mut();
