@@ -73,29 +73,25 @@ async fn keep_asking(
     wanted: Arc<Wanted>,
     report: mpsc::UnboundedSender<Answer>,
 ) {
-    let mut failures = 0;
+    let mut failures = 0u32;
     loop {
         let asked = timeout(DEADLINE, ask(&question, wanted.servers.as_deref())).await;
         let asked = asked.unwrap_or_else(|_| Err(format!("no answer within {DEADLINE:?}")));
-        let (pause, result) = match asked {
+        let (ttl, result) = match asked {
             Ok((addresses, ttl)) => {
                 failures = 0;
-                (
-                    ttl.clamp(SHORTEST, wanted.longest.max(SHORTEST)),
-                    Ok(addresses),
-                )
+                (Ok(ttl), Ok(addresses))
             }
             Err(error) => {
-                let pause = SHORTEST.saturating_mul(1 << failures.min(16));
                 failures += 1;
-                (pause.min(wanted.longest.max(SHORTEST)), Err(error))
+                (Err(failures), Err(error))
             }
         };
         let question = question.clone();
         if report.send(Answer { question, result }).is_err() {
             return;
         }
-        sleep(pause).await;
+        sleep(pause(ttl, wanted.longest)).await;
     }
 }
 
@@ -143,6 +139,15 @@ fn resolver(family: Family, servers: Option<&[SocketAddr]>) -> Result<TokioResol
     builder.build()
 }
 
+/// When to ask again: after the TTL of what was found, or later after each failure in a row.
+fn pause(ttl: Result<Duration, u32>, longest: Duration) -> Duration {
+    let pause = match ttl {
+        Ok(ttl) => ttl,
+        Err(failures) => SHORTEST.saturating_mul(1 << failures.saturating_sub(1).min(16)),
+    };
+    pause.clamp(SHORTEST, longest.max(SHORTEST))
+}
+
 fn server(at: &SocketAddr) -> NameServerConfig {
     let mut server = NameServerConfig::udp_and_tcp(at.ip());
     for connection in &mut server.connections {
@@ -164,4 +169,20 @@ fn explain(question: &Question, error: &NetError) -> String {
 
 fn no_records(question: &Question) -> String {
     format!("it has no {} records", question.family.record())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ttls_are_honoured_between_a_second_and_the_longest() {
+        let seconds = Duration::from_secs;
+        let after = |ttl, longest| pause(Ok(ttl), seconds(longest));
+        assert_eq!(after(seconds(30), 60), seconds(30));
+        assert_eq!(after(seconds(86_400), 60), seconds(60));
+        assert_eq!(after(Duration::ZERO, 60), seconds(1));
+        let failed = |times| pause(Err(times), seconds(20)).as_secs();
+        assert_eq!([1, 2, 3, 5, 6, 99].map(failed), [1, 2, 4, 16, 20, 20]);
+    }
 }
