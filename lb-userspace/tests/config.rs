@@ -16,8 +16,8 @@ use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
     Affinity, Backend, ClientCertificate, DnsProbe, Egress, Endpoint, ExecProbe, Family,
-    Forwarding, HealthPolicy, HttpProbe, Match, Model, MysqlProbe, Node, OnDeath, OnExit,
-    PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
+    Forwarding, HealthPolicy, HttpProbe, LdapProbe, Match, Model, MysqlProbe, Node, OnDeath,
+    OnExit, PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
     Protocol, Question, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange,
     TcpScript, TlsOptions, Via, XdpMode,
 };
@@ -307,6 +307,7 @@ fn every_kind_of_probe_is_read() {
         })
     );
     assert_eq!(kind("agent"), ProbeKind::Agent);
+    assert_eq!(kind("ldap"), ProbeKind::Ldap(LdapProbe { tls: None }));
     let ProbeKind::Http(http) = kind("https") else {
         panic!("{:?}", kind("https"));
     };

@@ -219,6 +219,7 @@ fn servers(missing: &mut Missing) {
         &[
             ("redis-check-rdb", "redis-tools"),
             ("dnsmasq", "dnsmasq-base"),
+            ("slapd", "slapd"),
         ],
     );
     let mut versions = std::fs::read_dir("/usr/lib/postgresql")

@@ -27,6 +27,7 @@ pub enum Probe {
     Postgres,
     Mysql,
     Smtp,
+    Ldap,
     Dns,
     Exec,
     Agent,
@@ -248,6 +249,7 @@ pub fn checks(
         | Probe::Postgres
         | Probe::Mysql
         | Probe::Smtp
+        | Probe::Ldap
         | Probe::Dns
         | Probe::Agent
         | Probe::Exec => {
@@ -531,10 +533,12 @@ fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut
 
 /// The kinds of probe that use a key.
 fn users(key: &str) -> &'static [Probe] {
-    use Probe::{Agent, Dns, Exec, Grpc, Http, Https, Mysql, None, Postgres, Redis, Smtp, Tcp};
+    use Probe::{
+        Agent, Dns, Exec, Grpc, Http, Https, Ldap, Mysql, None, Postgres, Redis, Smtp, Tcp,
+    };
     match key {
         "probe" => &[
-            None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec, Agent,
+            None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Exec, Agent,
         ],
         "headers" => &[Http, Https, Grpc],
         "path" | "method" | "host" | "expect_status" | "expect_body" | "expect_body_regex"
@@ -542,8 +546,8 @@ fn users(key: &str) -> &'static [Probe] {
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
         "authority" | "accept_status" => &[Grpc],
-        "tls" => &[Grpc, Tcp, Redis, Smtp],
-        key if TLS_KEYS.contains(&key) => &[Https, Grpc, Tcp, Redis, Smtp],
+        "tls" => &[Grpc, Tcp, Redis, Smtp, Ldap],
+        key if TLS_KEYS.contains(&key) => &[Https, Grpc, Tcp, Redis, Smtp, Ldap],
         "half_open" | "script" => &[Tcp],
         "user" => &[Redis, Postgres, Mysql],
         "password_file" | "role" => &[Redis],
@@ -552,10 +556,10 @@ fn users(key: &str) -> &'static [Probe] {
         "query" | "query_type" | "expect_rcode" | "expect_answer" => &[Dns],
         "command" => &[Exec],
         "via" | "source" | "mark" | "interface" => &[
-            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Agent,
+            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Agent,
         ],
         _ => &[
-            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec, Agent,
+            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Exec, Agent,
         ],
     }
 }
@@ -572,6 +576,7 @@ impl Probe {
             Self::Postgres => "postgres",
             Self::Mysql => "mysql",
             Self::Smtp => "smtp",
+            Self::Ldap => "ldap",
             Self::Dns => "dns",
             Self::Exec => "exec",
             Self::Agent => "agent",
@@ -589,6 +594,7 @@ fn probe(key: &Key, value: &Value<'_>) -> Result<Probe, Problem> {
         "postgres" => Probe::Postgres,
         "mysql" => Probe::Mysql,
         "smtp" => Probe::Smtp,
+        "ldap" => Probe::Ldap,
         "dns" => Probe::Dns,
         "exec" => Probe::Exec,
         "agent" => Probe::Agent,

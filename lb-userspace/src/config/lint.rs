@@ -237,6 +237,7 @@ fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &m
         ProbeKind::TcpScript(script) => script.tls.is_some(),
         ProbeKind::Redis(redis) => redis.tls.is_some(),
         ProbeKind::Smtp(smtp) => smtp.tls.is_some(),
+        ProbeKind::Ldap(ldap) => ldap.tls.is_some(),
         ProbeKind::Grpc { tls, .. } => tls.is_some(),
         ProbeKind::Http(http) => {
             if let Some(span) = place.places.grpc_service(place.service) {

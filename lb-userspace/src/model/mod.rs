@@ -22,8 +22,8 @@ pub use probe::{
     ClientCertificate, Egress, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions, Via,
 };
 pub use question::{
-    DnsProbe, ExecProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole, ScriptStep,
-    SmtpProbe, TcpScript,
+    DnsProbe, ExecProbe, LdapProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole,
+    ScriptStep, SmtpProbe, TcpScript,
 };
 
 /// Everything the agent works from.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use lb_common::abi::Forwarding;
 
 use super::{
-    DnsProbe, ExecProbe, MysqlProbe, Pattern, PostgresProbe, RedisProbe, SmtpProbe, TcpScript,
+    DnsProbe, ExecProbe, LdapProbe, MysqlProbe, Pattern, PostgresProbe, RedisProbe, SmtpProbe,
+    TcpScript,
 };
 
 /// One probe of one backend, complete in itself: two equal specs are the same probe.
@@ -79,6 +80,7 @@ pub enum ProbeKind {
     Postgres(PostgresProbe),
     Mysql(MysqlProbe),
     Smtp(SmtpProbe),
+    Ldap(LdapProbe),
     Dns(DnsProbe),
     /// A line in the words of HAProxy's agent check.
     Agent,
@@ -150,6 +152,7 @@ impl ProbeKind {
             Self::Postgres(_) => "postgres",
             Self::Mysql(_) => "mysql",
             Self::Smtp(_) => "smtp",
+            Self::Ldap(_) => "ldap",
             Self::Dns(_) => "dns",
             Self::Exec(_) => "exec",
             Self::Agent => "agent",

@@ -19,6 +19,7 @@ mod failure;
 mod grpc;
 mod half_open;
 mod http;
+mod ldap;
 mod mysql;
 mod outcome;
 mod postgres;
@@ -151,6 +152,7 @@ fn tls_options(kind: &ProbeKind) -> Option<(&TlsOptions, Alpn)> {
         ProbeKind::TcpScript(script) => (&script.tls, Alpn::Absent),
         ProbeKind::Redis(redis) => (&redis.tls, Alpn::Absent),
         ProbeKind::Smtp(smtp) => (&smtp.tls, Alpn::Absent),
+        ProbeKind::Ldap(ldap) => (&ldap.tls, Alpn::Absent),
         ProbeKind::Tcp
         | ProbeKind::TcpHalfOpen
         | ProbeKind::Postgres(_)
@@ -200,6 +202,7 @@ async fn converse<S: ProbeStream>(
         ProbeKind::Postgres(postgres) => postgres::ask(stream, postgres, trace).await,
         ProbeKind::Mysql(mysql) => mysql::ask(stream, mysql, trace).await,
         ProbeKind::Smtp(smtp) => smtp::ask(stream, smtp, trace).await,
+        ProbeKind::Ldap(_) => ldap::ask(stream, trace).await,
         ProbeKind::TcpHalfOpen | ProbeKind::Http(_) | ProbeKind::Dns(_) | ProbeKind::Exec(_) => {
             Err(Failure::internal("this probe connects by itself"))
         }

@@ -11,8 +11,8 @@ pub const HEALTH: Section = Section {
         key(
             "probe",
             Kind::Choice(&[
-                "tcp", "http", "https", "grpc", "redis", "postgres", "mysql", "smtp", "dns",
-                "exec", "agent", "none",
+                "tcp", "http", "https", "grpc", "redis", "postgres", "mysql", "smtp", "ldap",
+                "dns", "exec", "agent", "none",
             ]),
             Derived("`\"tcp\"` for TCP services, `\"none\"` for UDP services"),
             "What is asked; `none`: backends always count as healthy.",
@@ -167,7 +167,7 @@ pub const HEALTH: Section = Section {
             "tls",
             Kind::Boolean,
             Value("false"),
-            "`grpc`, `tcp`, `redis`, `smtp`: whether the probe speaks TLS from the first byte.",
+            "`grpc`, `tcp`, `redis`, `smtp`, `ldap`: whether the probe speaks TLS from the first byte.",
         ),
         key(
             "verify",
