@@ -221,6 +221,7 @@ fn every_key_of_the_contract_is_read() {
                 ca: Some("/etc/lb/ca.pem".into()),
                 ..TlsOptions::default()
             }),
+            watch: false
         }
     );
 
@@ -347,9 +348,13 @@ fn every_kind_of_probe_is_read() {
         ..Egress::default()
     };
     assert_eq!(way("marked"), ("10.0.0.11:80".parse().unwrap(), marked));
-    let ProbeKind::Grpc { metadata, .. } = kind("grpc") else {
+    let ProbeKind::Grpc {
+        metadata, watch, ..
+    } = kind("grpc")
+    else {
         panic!("{:?}", kind("grpc"));
     };
+    assert!(watch);
     assert_eq!(metadata, [("x-tenant".to_owned(), "lb".to_owned())]);
 }
 

@@ -107,6 +107,7 @@ fn spec(
             accept_status: Vec::new(),
             metadata: Vec::new(),
             tls,
+            watch: false,
         },
         egress: Default::default(),
     }

@@ -25,7 +25,7 @@ use crate::datapath::{Counters, Notice, Sweep};
 use crate::discovery::Names;
 use crate::health::passive::Passive;
 use crate::health::{Engine, Health, Start};
-use crate::model::{BackendKey, Model, Service};
+use crate::model::{BackendKey, Model, ProbeSpec, Service};
 use crate::neighbor::{Paths, Problem, Ways};
 use crate::plan::{Builder, Contents, Duty};
 use crate::probe::Verdict;
@@ -182,6 +182,11 @@ impl Core {
             self.prober.lag_seconds = now.saturating_sub(last.due).as_secs_f64();
         }
         starts
+    }
+
+    /// A server has said that something has changed: the probe is due now.
+    pub fn hurry(&mut self, spec: &ProbeSpec) {
+        self.engine.hurry(spec, self.clock.now());
     }
 
     /// A probe has ended.

@@ -28,7 +28,7 @@ use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, W
 use crate::discovery::Answer;
 use crate::discovery::resolve::{self, Wanted};
 use crate::health::passive;
-use crate::model::{Model, OnExit};
+use crate::model::{Model, OnExit, ProbeSpec};
 use crate::neighbor::{self, Links, Ways};
 use crate::privileges;
 use crate::probe::Class;
@@ -45,6 +45,7 @@ struct Inbox {
     notices: mpsc::UnboundedReceiver<Notice>,
     probes: mpsc::UnboundedReceiver<Finished>,
     bursts: mpsc::UnboundedReceiver<Burst>,
+    changes: mpsc::UnboundedReceiver<ProbeSpec>,
     paths: mpsc::UnboundedReceiver<Arc<Ways>>,
     links: mpsc::UnboundedReceiver<Arc<Links>>,
     answers: mpsc::UnboundedReceiver<Answer>,
@@ -127,8 +128,8 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     let (targets, watched) = watch::channel(Arc::new(addresses(&core.model)));
     let (names, wanted) = watch::channel(core.wanted_names());
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
-    let (probes, finished, bursts) = Probes::new(carrier.clone());
-    (inbox.probes, inbox.bursts) = (finished, bursts);
+    let (probes, finished, bursts, changes) = Probes::new(carrier.clone());
+    (inbox.probes, inbox.bursts, inbox.changes) = (finished, bursts, changes);
     let mut agent = Agent {
         options: options.clone(),
         core,
@@ -199,6 +200,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
         notices: notice_receiver,
         probes: mpsc::unbounded_channel().1,
         bursts: mpsc::unbounded_channel().1,
+        changes: mpsc::unbounded_channel().1,
         paths: path_receiver,
         links: link_receiver,
         answers: answer_receiver,
@@ -260,6 +262,7 @@ impl Agent {
                     self.core.moved(&paths, native);
                     self.carrier.set_paths(self.core.paths());
                 }
+                Some(spec) = inbox.changes.recv() => self.core.hurry(&spec),
                 Some(answer) = inbox.answers.recv() => {
                     if self.core.answered(answer) {
                         self.watch_ways();

@@ -57,6 +57,7 @@ pub struct Settings {
     service: Option<At<String>>,
     authority: Option<At<String>>,
     accept_status: Option<At<Vec<u32>>>,
+    watch: Option<At<bool>>,
     tls: Option<At<bool>>,
     verify: Option<At<bool>>,
     ca: Option<At<PathBuf>>,
@@ -92,6 +93,7 @@ enum Question {
         accept_status: Vec<u32>,
         metadata: Vec<(String, String)>,
         tls: Option<TlsOptions>,
+        watch: bool,
     },
 }
 
@@ -142,6 +144,7 @@ impl Checks {
                 accept_status,
                 metadata,
                 tls,
+                watch,
             } => {
                 let usual = if tls.is_some() { 443 } else { 80 };
                 let named = authority.is_none() && written.is_some();
@@ -152,6 +155,7 @@ impl Checks {
                     accept_status: accept_status.clone(),
                     metadata: metadata.clone(),
                     tls: tls_of(tls, written.filter(|_| named)),
+                    watch: *watch,
                 }
             }
         };
@@ -211,6 +215,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         service: reader.get(errors, "service", value::text),
         authority: reader.get(errors, "authority", web::authority),
         accept_status: reader.get(errors, "accept_status", value::grpc_codes),
+        watch: reader.get(errors, "watch", value::boolean),
         tls: reader.get(errors, "tls", value::boolean),
         verify: reader.get(errors, "verify", value::boolean),
         ca: reader.get(errors, "ca", value::path),
@@ -284,6 +289,7 @@ pub fn checks(
                 authority: settings.authority.map(|authority| authority.value),
                 accept_status: settings.accept_status?.value,
                 tls,
+                watch: settings.watch?.value,
             }
         }
     };
@@ -545,7 +551,7 @@ fn users(key: &str) -> &'static [Probe] {
         | "reuse" | "reuse_limit" => &[Http, Https],
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
-        "authority" | "accept_status" => &[Grpc],
+        "authority" | "accept_status" | "watch" => &[Grpc],
         "tls" => &[Grpc, Tcp, Redis, Smtp, Ldap],
         key if TLS_KEYS.contains(&key) => &[Https, Grpc, Tcp, Redis, Smtp, Ldap],
         "half_open" | "script" => &[Tcp],

@@ -232,6 +232,25 @@ impl Engine {
         starts
     }
 
+    /// Brings the next probes of what `spec` asks forward to `now`, whatever their deadline. One that is
+    /// in flight is left alone.
+    pub fn hurry(&mut self, spec: &ProbeSpec, now: Duration) {
+        let asks = |own: &ProbeSpec| {
+            (own.target, &own.kind, &own.egress) == (spec.target, &spec.kind, &spec.egress)
+        };
+        for (key, target) in &mut self.targets {
+            if let Some(plan) = target.plan.as_mut()
+                && let State::Waiting { due, .. } = plan.state
+                && due > now
+                && asks(&plan.spec)
+            {
+                self.queue.remove(&(due, key.clone()));
+                plan.wait(now, now, &mut target.view);
+                self.queue.insert((now, key.clone()));
+            }
+        }
+    }
+
     /// Counts the outcome of a probe. One that is no longer expected (its target was removed or
     /// configured anew, or it was taken for lost) changes nothing.
     pub fn finish(

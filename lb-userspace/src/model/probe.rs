@@ -75,6 +75,8 @@ pub enum ProbeKind {
         /// Further request headers, names in lower case.
         metadata: Vec<(String, String)>,
         tls: Option<TlsOptions>,
+        /// Whether a stream of `Health/Watch` is kept open, if the server offers it.
+        watch: bool,
     },
     Redis(RedisProbe),
     Postgres(PostgresProbe),

@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::model::{ProbeKind, ProbeSpec, RedisProbe, TlsOptions};
 
 mod agent;
@@ -37,6 +39,7 @@ use connect::ProbeStream;
 use deadline::Expired;
 use dial::Dialer;
 use failure::Failure;
+use grpc::watch::Watched;
 pub use outcome::{Class, Outcome, Step, Verdict};
 use tls::{Alpn, TlsContext, TlsContexts};
 use trace::Trace;
@@ -53,6 +56,7 @@ pub struct Prober {
     contexts: TlsContexts,
     kept: http::Kept,
     dialer: Dialer,
+    watches: grpc::watch::Watches,
 }
 
 impl Prober {
@@ -65,6 +69,14 @@ impl Prober {
         Self {
             dialer: Dialer::new(carrier),
             ..Self::default()
+        }
+    }
+
+    /// Reports changes that servers say on kept streams, by the probe that should follow.
+    pub fn reporting(self, report: mpsc::UnboundedSender<ProbeSpec>) -> Self {
+        Self {
+            watches: grpc::watch::Watches::new(report),
+            ..self
         }
     }
 
@@ -119,18 +131,71 @@ impl Prober {
             ProbeKind::TcpHalfOpen => half_open::ask(dialer, spec, trace).await,
             ProbeKind::Dns(dns) => dns::ask(dialer, spec, dns, trace).await,
             ProbeKind::Exec(exec) => exec::ask(spec.target, exec, trace).await,
-            _ => {
-                let tcp = dialer.connect(spec, trace).await?;
+            ProbeKind::Grpc { watch: true, .. } => self.watch(spec, prepared, trace).await,
+            _ => self.converse(spec, prepared, trace).await,
+        }
+    }
+
+    /// By the stream of a gRPC server, or by a call where it offers none.
+    async fn watch(&self, spec: &ProbeSpec, prepared: &Prepared, trace: &mut Trace) -> Answer {
+        let watched = match self.watches.ask_kept(spec, trace).await {
+            Some(watched) => watched,
+            None => {
+                let call = grpc_call(spec, prepared)?;
+                let tcp = self.dialer.connect(spec, trace).await?;
                 match &prepared.tls {
-                    None => converse(tcp, spec, prepared, trace).await,
+                    None => self.watches.ask_fresh(tcp, spec, &call, trace).await,
                     Some(context) => {
                         let stream = context.connect(tcp, trace).await?;
-                        converse(stream, spec, prepared, trace).await
+                        self.watches.ask_fresh(stream, spec, &call, trace).await
                     }
                 }
             }
+        };
+        match watched {
+            Watched::Answer(answer) => answer,
+            Watched::Unoffered => self.converse(spec, prepared, trace).await,
         }
     }
+
+    /// On a fresh connection.
+    async fn converse(&self, spec: &ProbeSpec, prepared: &Prepared, trace: &mut Trace) -> Answer {
+        let tcp = self.dialer.connect(spec, trace).await?;
+        match &prepared.tls {
+            None => converse(tcp, spec, prepared, trace).await,
+            Some(context) => {
+                let stream = context.connect(tcp, trace).await?;
+                converse(stream, spec, prepared, trace).await
+            }
+        }
+    }
+}
+
+/// The call of a gRPC probe.
+fn grpc_call<'a>(spec: &'a ProbeSpec, prepared: &Prepared) -> Result<grpc::Call<'a>, Failure> {
+    let ProbeKind::Grpc {
+        service,
+        authority,
+        accept_status,
+        metadata,
+        tls: _,
+        watch: _,
+    } = &spec.kind
+    else {
+        return Err(Failure::internal("this probe is not one of gRPC"));
+    };
+    Ok(grpc::Call {
+        service,
+        authority,
+        accept_status,
+        metadata,
+        timeout: spec.timeout,
+        scheme: if prepared.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        },
+    })
 }
 
 /// What a probe needs from this host.
@@ -174,27 +239,7 @@ async fn converse<S: ProbeStream>(
     match &spec.kind {
         ProbeKind::Tcp => Ok(Success("connected".to_owned())),
         ProbeKind::TcpScript(script) => script::ask(stream, script, trace).await,
-        ProbeKind::Grpc {
-            service,
-            authority,
-            accept_status,
-            metadata,
-            tls: _,
-        } => {
-            let call = grpc::Call {
-                service,
-                authority,
-                accept_status,
-                metadata,
-                timeout: spec.timeout,
-                scheme: if prepared.tls.is_some() {
-                    "https"
-                } else {
-                    "http"
-                },
-            };
-            grpc::ask(stream, &call, trace).await
-        }
+        ProbeKind::Grpc { .. } => grpc::ask(stream, &grpc_call(spec, prepared)?, trace).await,
         ProbeKind::Redis(redis) => {
             redis::ask(stream, redis, prepared.password.as_deref(), trace).await
         }

@@ -158,6 +158,12 @@ pub const HEALTH: Section = Section {
             "`grpc`: the `:authority` header; with `tls` also the default of `sni`.",
         ),
         key(
+            "watch",
+            Kind::Boolean,
+            Value("false"),
+            "`grpc`: whether a stream of `Health/Watch` is kept open, so that the server says changes at once, see [probes](probes.md#grpc).",
+        ),
+        key(
             "accept_status",
             Kind::GrpcCodes,
             Value("[]"),

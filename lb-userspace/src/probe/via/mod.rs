@@ -27,7 +27,7 @@ use tokio::task::AbortHandle;
 use tracing::{debug, info};
 
 use super::failure::Failure;
-use crate::model::{Node, ProbeSpec, Via};
+use crate::model::{Node, ProbeKind, ProbeSpec, Via};
 use crate::plan::Path;
 
 mod frame;
@@ -69,6 +69,8 @@ struct State {
 struct Entry {
     via: Via,
     until: Instant,
+    /// How much longer after each packet.
+    lifetime: Duration,
     carried: Arc<AtomicU64>,
 }
 
@@ -154,9 +156,11 @@ impl Carrier {
         };
         let carried = Arc::new(AtomicU64::new(0));
         let now = Instant::now();
+        let lifetime = lifetime(spec) + LINGER;
         let entry = Entry {
             via,
-            until: now + lifetime(spec) + LINGER,
+            until: now + lifetime,
+            lifetime,
             carried: carried.clone(),
         };
         let mut state = self.shared.state();
@@ -218,13 +222,14 @@ impl Carrier {
     }
 }
 
-/// How long packets of a connection may come.
+/// How long a connection may be silent before further packets.
 fn lifetime(spec: &ProbeSpec) -> Duration {
     let kept = match &spec.kind {
-        crate::model::ProbeKind::Http(http) => http.reuse.map(|reuse| reuse.max_age),
-        _ => None,
+        ProbeKind::Http(http) => http.reuse.map_or(Duration::ZERO, |reuse| reuse.max_age),
+        ProbeKind::Grpc { watch: true, .. } => super::grpc::watch::UNUSED,
+        _ => Duration::ZERO,
     };
-    spec.timeout + kept.unwrap_or_default()
+    spec.timeout + kept
 }
 
 /// The address that a probe comes from: as configured, else that of this host on the way to the
@@ -277,10 +282,11 @@ impl Shared {
             return Ok(());
         };
         let (path, via) = {
-            let state = self.state();
-            let Some(entry) = state.flows.get(&flow) else {
+            let mut state = self.state();
+            let Some(entry) = state.flows.get_mut(&flow) else {
                 return Ok(());
             };
+            entry.until = Instant::now() + entry.lifetime;
             entry.carried.fetch_add(1, Ordering::Relaxed);
             let via = entry.via;
             let path = state.paths.get(&via.backend).copied();
