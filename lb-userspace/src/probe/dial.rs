@@ -97,7 +97,7 @@ impl Dialer {
                     "via = \"vip\" needs the ways that the agent knows; run `lb probe` without --config",
                 ));
             };
-            return carrier.admit(socket, protocol, spec, via).await.map(Some);
+            return carrier.admit(socket, protocol, spec, via).await;
         }
         let set = |what: &str, result: io::Result<()>| {
             result.map_err(|error| Failure::internal(format!("cannot send {what}: {error}")))

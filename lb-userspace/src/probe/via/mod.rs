@@ -126,14 +126,19 @@ impl Carrier {
     }
 
     /// Has the packets of a socket that is not yet bound carried: gives it a mark and an address.
-    /// `protocol`: that of the IP header.
+    /// `protocol`: that of the IP header. `None`: the backend is this host, where packets to the VIP
+    /// stay anyway.
     pub async fn admit(
         &self,
         socket: SockRef<'_>,
         protocol: u8,
         spec: &ProbeSpec,
         via: Via,
-    ) -> Result<Ticket, Failure> {
+    ) -> Result<Option<Ticket>, Failure> {
+        let is_local = |path: &Path| path.is_local();
+        if (self.shared.state().paths.get(&via.backend)).is_some_and(is_local) {
+            return Ok(None);
+        }
         if let Err(error) = &self.shared.socket {
             return Err(Failure::internal(format!(
                 "via = \"vip\" needs a packet socket (CAP_NET_RAW at the agent's start): {error}"
@@ -166,7 +171,7 @@ impl Carrier {
         let mut state = self.shared.state();
         state.flows.retain(|_, entry| now < entry.until);
         state.flows.insert(flow, entry);
-        Ok(Ticket { carried })
+        Ok(Some(Ticket { carried }))
     }
 
     /// Takes the device away, and the rule if there is one.
@@ -295,7 +300,10 @@ impl Shared {
             let Some((path, node)) = path else {
                 return Ok(());
             };
-            (path.through(via.forwarding, node), via)
+            let Some(path) = path.through(via.forwarding, node) else {
+                return Ok(());
+            };
+            (path, via)
         };
         let wrapped;
         let bytes = match frame::wrap(packet, flow.entropy(), via, &path) {
