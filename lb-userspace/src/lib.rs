@@ -10,6 +10,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod discovery;
 pub mod health;
 pub mod model;
 pub mod neighbor;

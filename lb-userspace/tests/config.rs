@@ -15,11 +15,12 @@ use lb_userspace::config::check::{LINTS, check};
 use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
-    ActivePassive, Affinity, Backend, Class, ClientCertificate, DnsProbe, Endpoint, ExecProbe,
-    Fence, Forwarding, HealthPolicy, HoldDown, HttpProbe, Match, Mode, Model, MysqlProbe, Node,
-    OnDeath, OnExit, PanicAction, PanicRules, PassiveHttp, PassiveRules, Pattern, Ports,
-    PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, RedisProbe, RedisRole, Reuse,
-    ScriptStep, Service, SmtpProbe, StatusRange, TcpScript, TlsOptions, Window, XdpMode,
+    ActivePassive, Affinity, Backend, Class, ClientCertificate, DnsProbe, Egress, Endpoint,
+    ExecProbe, Family, Fence, Forwarding, HealthPolicy, HoldDown, HttpProbe, LdapProbe, Match,
+    Mode, Model, MysqlProbe, Node, OnDeath, OnExit, PanicAction, PanicRules, PassiveHttp,
+    PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, Question,
+    RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript,
+    TlsOptions, Via, Window, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -119,6 +120,8 @@ fn the_smallest_file_gets_the_documented_defaults() {
             tunnel_source6: None,
             answer_ping: true,
             allow_exec: false,
+            dns_servers: None,
+            dns_max_ttl: Duration::from_secs(60),
         }
     );
     let seconds = Duration::from_secs;
@@ -155,6 +158,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
                     target,
                     timeout: seconds(2),
                     kind: ProbeKind::Tcp,
+                    egress: Default::default(),
                 }],
             }],
         }]
@@ -221,6 +225,7 @@ fn every_key_of_the_contract_is_read() {
                 tls: None,
                 ..HttpProbe::default()
             }),
+            egress: Default::default(),
         }]
     );
     assert_eq!((web.backends[1].weight, web.backends[1].tier), (50, 1));
@@ -248,6 +253,7 @@ fn every_key_of_the_contract_is_read() {
                 ca: Some("/etc/lb/ca.pem".into()),
                 ..TlsOptions::default()
             }),
+            watch: false
         }
     );
 
@@ -376,6 +382,7 @@ fn every_kind_of_probe_is_read() {
         })
     );
     assert_eq!(kind("agent"), ProbeKind::Agent);
+    assert_eq!(kind("ldap"), ProbeKind::Ldap(LdapProbe { tls: None }));
     let ProbeKind::Http(http) = kind("https") else {
         panic!("{:?}", kind("https"));
     };
@@ -395,10 +402,122 @@ fn every_kind_of_probe_is_read() {
             key: "/etc/lb/probe.key".into(),
         })
     );
-    let ProbeKind::Grpc { metadata, .. } = kind("grpc") else {
+    let way = |name: &str| {
+        let backends = &model.service(name).unwrap().backends;
+        let spec = backends[0].probes[0].clone();
+        (spec.target, spec.egress)
+    };
+    let via = Egress {
+        source: Some("10.0.0.2".parse().unwrap()),
+        via: Some(Via {
+            backend: "2001:db8::11".parse().unwrap(),
+            forwarding: Forwarding::Gue,
+        }),
+        ..Egress::default()
+    };
+    assert_eq!(way("via"), ("203.0.113.20:81".parse().unwrap(), via));
+    let marked = Egress {
+        mark: Some(7),
+        interface: Some("eth1".into()),
+        ..Egress::default()
+    };
+    assert_eq!(way("marked"), ("10.0.0.11:80".parse().unwrap(), marked));
+    let ProbeKind::Grpc {
+        metadata, watch, ..
+    } = kind("grpc")
+    else {
         panic!("{:?}", kind("grpc"));
     };
+    assert!(watch);
     assert_eq!(metadata, [("x-tenant".to_owned(), "lb".to_owned())]);
+}
+
+#[test]
+fn an_inherited_way_of_probes_holds_where_it_can() {
+    let text = good("kinds.toml").replace(
+        "[node]",
+        "[defaults.health]\nvia = \"vip\"\nsource = \"10.0.0.2\"\n\n[node]",
+    );
+    let model = config::parse(&text, "lb.toml").unwrap();
+    let egress = |name: &str| {
+        let backends = &model.service(name).unwrap().backends;
+        backends[0].probes[0].clone().egress
+    };
+    assert!(egress("via").via.is_some());
+    let source = Some("10.0.0.2".parse().unwrap());
+    for name in ["smtp", "marked"] {
+        assert_eq!(
+            (egress(name).via, egress(name).source),
+            (None, source),
+            "{name}: by NAT"
+        );
+    }
+    assert_eq!(egress("exec"), Egress::default());
+}
+
+#[test]
+fn backends_by_host_name_are_templates() {
+    let model = config::parse(&good("names.toml"), "lb.toml").unwrap();
+    let servers = vec![
+        "10.0.0.53:53".parse().unwrap(),
+        "[fd00::53]:5353".parse().unwrap(),
+    ];
+    assert_eq!(model.node.dns_servers, Some(servers));
+    assert_eq!(model.node.dns_max_ttl, Duration::from_secs(5));
+    assert_eq!(model.service("web").unwrap().backends.len(), 1);
+    let [app, pay, quic] = &model.names[..] else {
+        panic!("{:#?}", model.names)
+    };
+    let question = |host: &str, family| Question {
+        host: host.into(),
+        family,
+    };
+    assert_eq!(app.question, question("app.internal", Family::Ipv4));
+    assert_eq!(pay.question, question("pay.internal.", Family::Ipv6));
+    assert_eq!(quic.question, question("app.internal", Family::Ipv4));
+
+    let at = app.at("10.0.0.11".parse().unwrap(), model.service("web").unwrap());
+    assert_eq!((&*at.name, at.weight), ("app@10.0.0.11", 50));
+    assert_eq!(at.address, "10.0.0.11:8443".parse().unwrap());
+    let probe = at.probes[0].clone();
+    assert_eq!(probe.target, at.address);
+    let ProbeKind::Http(http) = probe.kind else {
+        panic!("{probe:?}")
+    };
+    assert_eq!(http.host, "app.internal:8443");
+    assert_eq!(http.tls.unwrap().sni.as_deref(), Some("app.internal"));
+
+    let at = pay.at(
+        "2001:db8::11".parse().unwrap(),
+        model.service("direct").unwrap(),
+    );
+    assert_eq!(&*at.name, "pay.internal.@2001:db8::11");
+    assert_eq!(at.address.port(), 443);
+    let probe = at.probes[0].clone();
+    assert_eq!(probe.target, "[2001:db8::10]:443".parse().unwrap());
+    assert_eq!(probe.egress.via.unwrap().backend, at.address.ip());
+    let ProbeKind::Grpc { authority, tls, .. } = probe.kind else {
+        panic!("{probe:?}")
+    };
+    assert_eq!(authority, "pay.example");
+    assert_eq!(tls.unwrap().sni.as_deref(), Some("pay.example"));
+
+    let at = quic.at("10.0.0.11".parse().unwrap(), model.service("quic").unwrap());
+    assert_eq!(at.server_id, Some(0x0a00_000b));
+
+    let report = check(&good("names.toml"), "lb.toml").unwrap();
+    let counts: Vec<_> = report
+        .services
+        .iter()
+        .map(|s| (s.backends, s.probe.as_str()))
+        .collect();
+    assert_eq!(counts, [(2, "https"), (1, "grpc"), (1, "none")]);
+    let ids: Vec<_> = report
+        .warnings
+        .iter()
+        .filter_map(|warning| warning.id)
+        .collect();
+    assert!(!ids.contains(&"single-backend"), "{ids:?}");
 }
 
 /// The probe of the one backend of the smallest file with this health table.

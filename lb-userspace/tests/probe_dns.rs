@@ -16,6 +16,7 @@ async fn probe(target: SocketAddr, kind: ProbeKind) -> Outcome {
         target,
         timeout: Duration::from_secs(5),
         kind,
+        egress: Default::default(),
     };
     Prober::new().run(&spec).await
 }
@@ -115,6 +116,7 @@ async fn dns_without_a_server() {
         target: silent.local_addr().unwrap(),
         timeout: Duration::from_millis(600),
         kind: dns(&[]),
+        egress: Default::default(),
     };
     let outcome = support::judged(async || Prober::new().run(&spec).await).await;
     assert_eq!(outcome.class, Class::Timeout, "{outcome:?}");

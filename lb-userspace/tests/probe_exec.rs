@@ -17,6 +17,7 @@ async fn probe(target: SocketAddr, kind: ProbeKind) -> Outcome {
         target,
         timeout: Duration::from_secs(5),
         kind,
+        egress: Default::default(),
     };
     Prober::new().run(&spec).await
 }
@@ -102,6 +103,7 @@ async fn a_command_dies_with_its_children_at_the_deadline() {
         target: TARGET.parse().unwrap(),
         timeout: Duration::from_millis(1000),
         kind: exec(&["/bin/sh", "-c", &text]),
+        egress: Default::default(),
     };
     let outcome = support::judged(async || Prober::new().run(&spec).await).await;
     assert_eq!(outcome.class, Class::Timeout, "{outcome:?}");

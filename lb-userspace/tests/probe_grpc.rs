@@ -107,7 +107,9 @@ fn spec(
             accept_status: Vec::new(),
             metadata: Vec::new(),
             tls,
+            watch: false,
         },
+        egress: Default::default(),
     }
 }
 

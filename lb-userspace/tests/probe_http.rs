@@ -159,6 +159,7 @@ fn spec(probe: &Json, target: SocketAddr, ca: &std::path::Path) -> ProbeSpec {
             tls,
             ..HttpProbe::default()
         }),
+        egress: Default::default(),
     }
 }
 
@@ -266,6 +267,7 @@ fn simple(target: SocketAddr, method: &str, path: &str) -> ProbeSpec {
             tls: None,
             ..HttpProbe::default()
         }),
+        egress: Default::default(),
     }
 }
 

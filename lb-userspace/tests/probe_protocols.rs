@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use lb_userspace::model::{
-    MysqlProbe, PostgresProbe, ProbeKind, ProbeSpec, RedisProbe, RedisRole, SmtpProbe,
+    LdapProbe, MysqlProbe, PostgresProbe, ProbeKind, ProbeSpec, RedisProbe, RedisRole, SmtpProbe,
 };
 use lb_userspace::probe::{Class, Outcome, Prober, Verdict};
 use support::{Connection, Server};
@@ -24,6 +24,7 @@ async fn probe(target: SocketAddr, kind: ProbeKind) -> Outcome {
         target,
         timeout: TIMEOUT,
         kind,
+        egress: Default::default(),
     };
     Prober::new().run(&spec).await
 }
@@ -427,6 +428,7 @@ async fn mutated_answers_are_judged() {
             target: server.address,
             timeout: Duration::from_secs(1),
             kind,
+            egress: Default::default(),
         };
         let outcome = support::judged(async || Prober::new().run(&spec).await).await;
         (spec, answers, outcome)
@@ -473,4 +475,59 @@ async fn agents_are_taken_at_their_word() {
     let endless = scripted(true, vec![vec![b'u'; 5000]]).await;
     let outcome = probe(endless.address, ProbeKind::Agent).await;
     assert_eq!(outcome.class, Class::TooLarge, "{outcome:?}");
+}
+
+#[tokio::test]
+async fn ldap_answers() {
+    let bind = ProbeKind::Ldap(LdapProbe { tls: None });
+    let long: &[u8] =
+        b"\x30\x84\x00\x00\x00\x10\x02\x01\x01\x61\x84\x00\x00\x00\x07\x0a\x01\x00\x04\x00\x04\x00";
+    let cases: &[(&[&[u8]], Class, &str)] = &[
+        (
+            &[b"\x30\x0c\x02\x01\x01\x61\x07\x0a\x01\x00\x04\x00\x04\x00"],
+            Class::Ok,
+            "anonymous bind: success",
+        ),
+        (&[long], Class::Ok, "anonymous bind: success"),
+        (
+            &[b"\x30\x10\x02\x01\x01\x61\x0b\x0a\x01\x33\x04\x00\x04\x04wait"],
+            Class::Application,
+            "anonymous bind refused: busy (51), \"wait\"",
+        ),
+        (
+            &[b"\x30\x0c\x02\x01\x01\x61\x07\x0a\x01\x63\x04\x00\x04\x00"],
+            Class::Application,
+            "anonymous bind refused: result code 99",
+        ),
+        (
+            &[b"\x30\x0c\x02\x01\x00\x78\x07\x0a\x01\x34\x04\x00\x04\x00"],
+            Class::Application,
+            "the server takes no sessions: unavailable (52)",
+        ),
+        (
+            &[b"HTTP/1.1 400 Bad Request\r\n\r\n"],
+            Class::Malformed,
+            "not LDAP: the answer begins with: \"HTTP/1.1 400 Bad Request\\r\\n\\r\\n\"",
+        ),
+        (&[b""], Class::Empty, "connection closed without an answer"),
+        (
+            &[b"\x30\x0c\x02\x01"],
+            Class::Truncated,
+            "connection closed in the middle of the answer, after \"\\u{2}\\u{1}\"",
+        ),
+    ];
+    check(false, &bind, cases).await;
+    // An answer to another message, a length that leads out of its message, one that is indefinite,
+    // and one that is too long.
+    let malformed: [&[u8]; 4] = [
+        b"\x30\x0c\x02\x01\x07\x61\x07\x0a\x01\x00\x04\x00\x04\x00",
+        b"\x30\x05\x02\x7f\x01ab",
+        b"\x30\x80\x02\x01",
+        b"\x30\x84\x7f\xff\xff\xff",
+    ];
+    for answer in malformed {
+        let server = scripted(false, vec![answer.to_vec()]).await;
+        let outcome = probe(server.address, bind.clone()).await;
+        assert_eq!(outcome.class, Class::Malformed, "{outcome:?}");
+    }
 }

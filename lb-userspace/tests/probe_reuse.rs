@@ -35,6 +35,7 @@ fn spec(server: &Server) -> ProbeSpec {
             }),
             ..HttpProbe::default()
         }),
+        egress: Default::default(),
     }
 }
 

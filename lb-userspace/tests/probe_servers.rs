@@ -1,4 +1,4 @@
-//! Redis, PostgreSQL and DNS probes against the real servers, each an own instance on loopback with
+//! Redis, PostgreSQL, LDAP and DNS probes against the real servers, each an own instance on loopback with
 //! its data under a temporary directory.
 //!
 //! Where a server is not installed its test says so and is skipped; `cargo xtask setup --ci`
@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lb_userspace::model::{DnsProbe, PostgresProbe, ProbeKind, ProbeSpec, RedisProbe, RedisRole};
+use lb_userspace::model::{
+    DnsProbe, LdapProbe, PostgresProbe, ProbeKind, ProbeSpec, RedisProbe, RedisRole,
+};
 use lb_userspace::probe::{Class, Outcome, Prober, Verdict};
 
 /// The servers start on a slow and busy machine.
@@ -78,6 +80,7 @@ async fn probe(port: u16, kind: &ProbeKind) -> Outcome {
         target: loopback(port),
         timeout: Duration::from_secs(5),
         kind: kind.clone(),
+        egress: Default::default(),
     };
     Prober::new().run(&spec).await
 }
@@ -319,4 +322,33 @@ async fn dnsmasq_itself() {
     assert_eq!(probe(port, &absent).await.verdict, Verdict::Success);
     let outcome = probe(port, &kind("", ("NS", 2), NOERROR, &[])).await;
     assert_eq!(outcome.detail, "REFUSED for ., want NOERROR");
+}
+
+#[tokio::test]
+async fn slapd_itself() {
+    let Some(program) = installed("slapd", &["/usr/sbin/slapd".into()]) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let start = |name: &str, settings: &str| {
+        let (port, file) = (free_port(), folder.path().join(name));
+        fs::write(&file, settings).unwrap();
+        let mut command = Command::new(&program);
+        command
+            .args(["-d", "0", "-h", &format!("ldap://127.0.0.1:{port}/"), "-f"])
+            .arg(&file);
+        (port, Daemon::start(&mut command))
+    };
+    let kind = ProbeKind::Ldap(LdapProbe { tls: None });
+    let (port, server) = start("open.conf", "");
+    let outcome = until(port, &kind, Class::Ok).await;
+    assert_eq!(outcome.detail, "anonymous bind: success");
+    drop(server);
+    assert_eq!(probe(port, &kind).await.class, Class::Refused);
+    let (port, _server) = start("closed.conf", "disallow bind_anon\n");
+    let outcome = until(port, &kind, Class::Application).await;
+    assert_eq!(
+        outcome.detail,
+        "anonymous bind refused: inappropriateAuthentication (48), \"anonymous bind disallowed\""
+    );
 }

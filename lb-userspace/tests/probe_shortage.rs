@@ -46,6 +46,7 @@ fn inner() {
         target: listener.local_addr().unwrap(),
         timeout: Duration::from_secs(5),
         kind,
+        egress: Default::default(),
     };
     let kinds = [
         ProbeKind::Tcp,

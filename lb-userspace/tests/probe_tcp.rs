@@ -21,6 +21,7 @@ fn spec(target: SocketAddr, kind: ProbeKind) -> ProbeSpec {
         target,
         timeout: Duration::from_secs(5),
         kind,
+        egress: Default::default(),
     }
 }
 

@@ -47,6 +47,7 @@ fn spec(server: &Server, sni: &str, verify: bool, ca: Option<PathBuf>) -> ProbeS
             }),
             ..HttpProbe::default()
         }),
+        egress: Default::default(),
     }
 }
 

@@ -74,6 +74,7 @@ fn backend(n: u16, tier: u8) -> Backend {
             target: address,
             timeout: TIMEOUT,
             kind: ProbeKind::Tcp,
+            egress: Default::default(),
         }],
     }
 }

@@ -185,7 +185,10 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
             // Without root the tests that need these are skipped, and say so.
             Purpose::Lab | Purpose::Test | Purpose::Applications if !is_root() => {}
             Purpose::Lab => tools(&mut missing, &[("ip", "iproute2"), ("ethtool", "ethtool")]),
-            Purpose::Test => tools(&mut missing, &[("tshark", "tshark")]),
+            Purpose::Test => tools(
+                &mut missing,
+                &[("tshark", "tshark"), ("dnsmasq", "dnsmasq-base")],
+            ),
             Purpose::Applications => {
                 tools(&mut missing, &applications::TOOLS);
                 missing.python = applications::python_is_missing();
@@ -216,6 +219,7 @@ fn servers(missing: &mut Missing) {
         &[
             ("redis-check-rdb", "redis-tools"),
             ("dnsmasq", "dnsmasq-base"),
+            ("slapd", "slapd"),
         ],
     );
     let mut versions = std::fs::read_dir("/usr/lib/postgresql")

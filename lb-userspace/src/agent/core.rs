@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use super::clock::Clock;
 use super::events::Pending;
 use super::fence::Handover;
+use super::names::Discovery;
 use super::primaries::{SavedPrimary, known};
 use super::probes::Finished;
 use super::restore::restore;
@@ -24,10 +25,11 @@ use crate::api::event::{Change, Evidence, Kind, Origin};
 use crate::api::status::{ProbeCounts, Prober};
 use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
+use crate::discovery::Names;
 use crate::health::passive::Passive;
 use crate::health::{self, Engine, Health, Start};
-use crate::model::{BackendKey, Model, Service};
-use crate::neighbor::{Problem, Ways};
+use crate::model::{BackendKey, Model, ProbeSpec, Service};
+use crate::neighbor::{Paths, Problem, Ways};
 use crate::plan::{Builder, Contents, Duty};
 use crate::probe::{Outcome, Verdict};
 use crate::routing::{self, Admin, Input, Orders, Routing, RoutingState};
@@ -42,7 +44,9 @@ const BELIEVED: Duration = Duration::from_secs(60);
 
 pub struct Core {
     pub clock: Clock,
+    /// With the backends that names stand for.
     pub model: Arc<Model>,
+    pub(super) discovery: Discovery,
     pub(super) journal: Journal,
     pub(super) saver: Saver,
     pub(super) engine: Engine,
@@ -92,7 +96,7 @@ impl Core {
     /// The state of an agent that takes over what the maps hold and what an earlier one saved.
     pub fn new(
         clock: Clock,
-        model: Arc<Model>,
+        configured: Arc<Model>,
         journal: Journal,
         saver: Saver,
         saved: Option<Saved>,
@@ -105,6 +109,9 @@ impl Core {
                 lb_common::hash::mix(wall.as_nanosecond() as u64 ^ u64::from(std::process::id()))
             }
         };
+        let names = saved.as_ref().map(|saved| Names::restore(&saved.names));
+        let mut discovery = Discovery::new(configured, names.unwrap_or_default());
+        let model = discovery.model();
         let words = saved.as_ref().map(Saved::words).unwrap_or_default();
         let longest = model.services.iter().flat_map(|service| &service.health);
         let longest = longest
@@ -125,6 +132,7 @@ impl Core {
         let mut core = Self {
             clock,
             model: model.clone(),
+            discovery,
             journal,
             saver,
             engine: Engine::new(agent_id),
@@ -194,6 +202,11 @@ impl Core {
         asked
             .filter_map(|(key, _)| Some(self.model.backend(&key)?.1.address.ip()))
             .collect()
+    }
+
+    /// A server has said that something has changed: the probe is due now.
+    pub fn hurry(&mut self, spec: &ProbeSpec) {
+        self.engine.hurry(spec, self.clock.now());
     }
 
     /// A probe has ended.
@@ -282,6 +295,11 @@ impl Core {
         }
         self.ways = ways;
         self.dirty = true;
+    }
+
+    /// The ways to the backends that the data plane uses.
+    pub const fn paths(&self) -> &Paths {
+        &self.ways.paths
     }
 
     /// The datapath reports.
@@ -464,8 +482,14 @@ impl Core {
         self.builder.gone()
     }
 
-    /// Takes over a new configuration; says what is new.
-    pub fn configure(&mut self, model: Arc<Model>) -> String {
+    /// Takes over another model; says what is new. `why` is said of each backend that is new, and
+    /// of each that is gone.
+    pub(super) fn configure(
+        &mut self,
+        model: Arc<Model>,
+        origin: Origin,
+        [why_new, why_gone]: [&str; 2],
+    ) -> String {
         let keys = |model: &Model| -> BTreeSet<BackendKey> {
             let services = model.services.iter();
             services
@@ -490,11 +514,11 @@ impl Core {
             old.difference(&new).collect(),
         );
         for (kind, keys, what) in [
-            (Kind::Added, &added, "new in the configuration"),
-            (Kind::Removed, &removed, "no longer in the configuration"),
+            (Kind::Added, &added, why_new),
+            (Kind::Removed, &removed, why_gone),
         ] {
             for key in keys {
-                self.record(Change::backend(kind, key, Origin::Config, what));
+                self.record(Change::backend(kind, key, origin.clone(), what));
             }
         }
         self.save_soon();
@@ -541,7 +565,8 @@ impl Core {
     /// Has the state file written.
     pub fn save(&mut self, done: Option<Done>) {
         self.save_at = self.clock.now() + SAVE_INTERVAL;
-        let saved = Saved::new(self.agent_id, Timestamp::now());
+        let mut saved = Saved::new(self.agent_id, Timestamp::now());
+        saved.names = self.discovery.names().save();
         let saved = saved.with(&self.words, self.engine.snapshot(self.clock.now()));
         let primaries = self.primaries.values().cloned().collect();
         self.saver.save(saved.with_primaries(primaries), done);

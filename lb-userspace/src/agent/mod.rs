@@ -13,6 +13,7 @@ mod core;
 mod events;
 mod explain;
 mod fence;
+mod names;
 mod passive;
 mod primaries;
 mod probes;

@@ -1,5 +1,6 @@
 //! Passive detection at work: reads the counters, and runs the probes that a suspicion provokes.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_common::abi::Traffic;
@@ -127,9 +128,11 @@ impl Core {
         let timeout = LEAST.max(TIMES * last_latency(self.engine.get(&suspicion.key)));
         let timeout = timeout.min(probe.timeout);
         let connect = ProbeSpec {
-            target: backend.address,
+            // The VIP, for probes that go the way of the traffic.
+            target: SocketAddr::new(probe.target.ip(), backend.address.port()),
             timeout,
             kind: ProbeKind::Tcp,
+            egress: probe.egress.clone(),
         };
         let is_command = matches!(probe.kind, ProbeKind::Exec(_));
         Some(Questions {

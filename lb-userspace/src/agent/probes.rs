@@ -7,6 +7,8 @@ use tokio::sync::mpsc;
 use super::passive::{Burst, Questions};
 use crate::health::Start;
 use crate::health::passive::Suspicion;
+use crate::model::ProbeSpec;
+use crate::probe::via::Carrier;
 use crate::probe::{Outcome, Prober};
 
 /// Probes in flight at a time; what is due beyond that waits, those longest due first.
@@ -28,23 +30,28 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Also gives where ended probes and ended bursts are told.
-    pub fn new() -> (
+    /// Also gives where ended probes, ended bursts and what servers say unasked are told.
+    pub fn new(
+        carrier: Arc<Carrier>,
+    ) -> (
         Self,
         mpsc::UnboundedReceiver<Finished>,
         mpsc::UnboundedReceiver<Burst>,
+        mpsc::UnboundedReceiver<ProbeSpec>,
     ) {
         let (report, finished) = mpsc::unbounded_channel();
         let (bursts, ended) = mpsc::unbounded_channel();
+        let (changes, changed) = mpsc::unbounded_channel();
         (
             Self {
-                prober: Arc::new(Prober::new()),
+                prober: Arc::new(Prober::with_carrier(carrier).reporting(changes)),
                 report,
                 in_flight: 0,
                 bursts,
             },
             finished,
             ended,
+            changed,
         )
     }
 

@@ -26,11 +26,14 @@ use crate::api::event::{Change, Kind, Origin};
 use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server};
 use crate::config;
 use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer};
+use crate::discovery::Answer;
+use crate::discovery::resolve::{self, Wanted};
 use crate::health::passive;
-use crate::model::{Model, OnExit};
+use crate::model::{Model, OnExit, ProbeSpec};
 use crate::neighbor::{self, Links, Ways};
 use crate::privileges;
 use crate::probe::Class;
+use crate::probe::via::Carrier;
 
 /// How often the status that everybody may read is put together, while anybody may.
 const PUBLISH: Duration = Duration::from_secs(1);
@@ -44,8 +47,10 @@ struct Inbox {
     probes: mpsc::UnboundedReceiver<Finished>,
     bursts: mpsc::UnboundedReceiver<Burst>,
     fences: mpsc::UnboundedReceiver<fence::Ended>,
+    changes: mpsc::UnboundedReceiver<ProbeSpec>,
     paths: mpsc::UnboundedReceiver<Arc<Ways>>,
     links: mpsc::UnboundedReceiver<Arc<Links>>,
+    answers: mpsc::UnboundedReceiver<Answer>,
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -57,6 +62,8 @@ pub struct Agent {
     pub core: Core,
     pub probes: Probes,
     fences: Fences,
+    /// For probes by way of VIPs.
+    pub carrier: Arc<Carrier>,
     pub writer: Writer,
     pub attached: Vec<Attached>,
     /// The interfaces there are; empty until the kernel has told.
@@ -70,6 +77,7 @@ pub struct Agent {
     targets: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     /// Backends whose probes get no answer.
     silent: mpsc::UnboundedSender<IpAddr>,
+    names: watch::Sender<Arc<Wanted>>,
     snapshot: watch::Sender<Arc<Status>>,
     /// The generation that the datapath was last told.
     told: u64,
@@ -111,17 +119,20 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     )
     .await?;
     let attached = attach(&writer, &model, options.replace).await?;
+    let carrier = Arc::new(Carrier::open());
+    carrier.set_node(&node);
     privileges::give_up().map_err(|source| RunError::System {
         what: "giving up capabilities",
         source,
     })?;
     let followers = journal.followers();
     let core = Core::new(clock, model.clone(), journal, saver, saved, contents);
-    let (targets, watched) = watch::channel(Arc::new(addresses(&model)));
     let (silent, doubted) = mpsc::unbounded_channel();
+    let (targets, watched) = watch::channel(Arc::new(addresses(&core.model)));
+    let (names, wanted) = watch::channel(core.wanted_names());
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
-    let (probes, finished, bursts) = Probes::new();
-    (inbox.probes, inbox.bursts) = (finished, bursts);
+    let (probes, finished, bursts, changes) = Probes::new(carrier.clone());
+    (inbox.probes, inbox.bursts, inbox.changes) = (finished, bursts, changes);
     let (fences, ended) = Fences::new();
     inbox.fences = ended;
     let mut agent = Agent {
@@ -129,6 +140,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         core,
         probes,
         fences,
+        carrier,
         writer,
         attached,
         links: Arc::default(),
@@ -138,6 +150,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         asked: Vec::new(),
         targets,
         silent,
+        names,
         snapshot,
         told: 0,
     };
@@ -154,6 +167,7 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     }
     tasks.spawn(neighbor::keep_watching(watched, doubted, senders.paths));
     tasks.spawn(neighbor::keep_watching_links(senders.links));
+    tasks.spawn(resolve::keep_resolving(wanted, senders.answers));
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
 }
@@ -172,6 +186,7 @@ struct Senders {
     notices: mpsc::UnboundedSender<Notice>,
     paths: mpsc::UnboundedSender<Arc<Ways>>,
     links: mpsc::UnboundedSender<Arc<Links>>,
+    answers: mpsc::UnboundedSender<Answer>,
 }
 
 fn inbox() -> Result<(Inbox, Senders), RunError> {
@@ -185,14 +200,17 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
     let (notices, notice_receiver) = mpsc::unbounded_channel();
     let (paths, path_receiver) = mpsc::unbounded_channel();
     let (links, link_receiver) = mpsc::unbounded_channel();
+    let (answers, answer_receiver) = mpsc::unbounded_channel();
     let inbox = Inbox {
         calls: call_receiver,
         notices: notice_receiver,
         probes: mpsc::unbounded_channel().1,
         bursts: mpsc::unbounded_channel().1,
         fences: mpsc::unbounded_channel().1,
+        changes: mpsc::unbounded_channel().1,
         paths: path_receiver,
         links: link_receiver,
+        answers: answer_receiver,
         hangup: listen(SignalKind::hangup())?,
         terminate: listen(SignalKind::terminate())?,
         interrupt: listen(SignalKind::interrupt())?,
@@ -204,6 +222,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
             notices,
             paths,
             links,
+            answers,
         },
     ))
 }
@@ -249,6 +268,13 @@ impl Agent {
                 Some(paths) = inbox.paths.recv() => {
                     let native = self.attached.iter().any(|on| on.native);
                     self.core.moved(&paths, native);
+                    self.carrier.set_paths(self.core.paths());
+                }
+                Some(spec) = inbox.changes.recv() => self.core.hurry(&spec),
+                Some(answer) = inbox.answers.recv() => {
+                    if self.core.answered(answer) {
+                        self.watch_ways();
+                    }
                 }
                 Some(links) = inbox.links.recv() => self.links_changed(links).await,
                 Some(call) = inbox.calls.recv() => {
@@ -326,11 +352,17 @@ impl Agent {
         calls::check_reload(&self.core.model.node, &model.node)?;
         // Also where nothing has changed: an interface may have been removed and made again.
         self.attached = attach(&self.writer, &model, self.options.replace).await?;
-        let what = self.core.configure(model);
-        // The watcher ends only with the agent.
+        self.carrier.set_node(&model.node);
+        let what = self.core.reconfigure(model);
+        self.watch_ways();
+        self.names.send_replace(self.core.wanted_names());
+        Ok(what)
+    }
+
+    /// Has the ways to the present backends watched. The watcher ends only with the agent.
+    fn watch_ways(&self) {
         self.targets
             .send_replace(Arc::new(addresses(&self.core.model)));
-        Ok(what)
     }
 
     /// Has the counters read; they come as a notice, since the datapath's thread may be busy.
@@ -390,6 +422,9 @@ impl Agent {
             Ok(End::Detached) => "the data plane was taken off".to_owned(),
             Err(error) => format!("{error}; the data plane goes on by the last verdicts"),
         };
+        if let Err(error) = self.carrier.close().await {
+            warn!("removing the rule for probes by way of VIPs: {error}");
+        }
         info!("ended: {what}");
         self.core
             .record(Change::node(Kind::Stopped, Origin::Agent, what));

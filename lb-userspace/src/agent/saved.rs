@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::primaries::SavedPrimary;
+use crate::discovery::SavedName;
 use crate::health::Restored;
 use crate::model::BackendKey;
 
@@ -92,6 +93,9 @@ pub struct Saved {
     /// The active backends of services that have one at a time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub primaries: Vec<SavedPrimary>,
+    /// What host names resolved to, so that an agent that finds DNS out of order has its backends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<SavedName>,
 }
 
 /// What is kept of a backend.
@@ -114,6 +118,7 @@ impl Saved {
             saved_at,
             backends: Vec::new(),
             primaries: Vec::new(),
+            names: Vec::new(),
         }
     }
 

@@ -64,6 +64,7 @@ impl Core {
             verdict_age_seconds: age.as_secs_f64(),
             attached: agent.attached.len() == self.model.node.interfaces.len(),
             first_round_done: self.first_round_done(now),
+            names: self.name_statuses(),
             reload_error: self.reload_error.clone(),
             datapath_error: self.datapath_error.clone(),
             verdicts: verdicts(agent, 0),

@@ -73,6 +73,8 @@ pub enum Kind {
     Suspected,
     /// The next hop of a backend was found, changed or lost.
     Neighbor,
+    /// A host name cannot be resolved, or can be again.
+    Name,
     /// The data plane could not be written, or can be again.
     Datapath,
     /// An interface is back, with the program on it.
@@ -107,6 +109,7 @@ impl Kind {
             Self::ReloadRefused => "reload_refused",
             Self::Suspected => "suspected",
             Self::Neighbor => "neighbor",
+            Self::Name => "name",
             Self::Datapath => "datapath",
             Self::Attached => "attached",
             Self::Detached => "detached",

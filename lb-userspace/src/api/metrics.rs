@@ -46,6 +46,21 @@ fn node(text: &mut Encoder, status: &Status) {
         "1 if the last reload was refused and the old configuration runs on.",
         u8::from(node.reload_error.is_some()),
     );
+    if !node.names.is_empty() {
+        text.family(
+            "lb_name_resolved",
+            GAUGE,
+            "1 if a backend's host name was resolved at the last attempt, 0 while its last addresses stay.",
+        );
+    }
+    for name in &node.names {
+        let labels = [
+            ("name", name.name.as_str()),
+            ("family", name.family.as_str()),
+        ];
+        let resolved = u8::from(name.error.is_none());
+        text.sample("lb_name_resolved", &labels, resolved);
+    }
     text.family(
         "lb_interface_attached",
         GAUGE,

@@ -49,6 +49,9 @@ pub struct Node {
     /// Why the data plane does not follow the verdicts, while it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datapath_error: Option<String>,
+    /// Host names of backends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<NameStatus>,
     /// Packets by verdict that belong to no service, by [`lb_common::verdict::Verdict::label`].
     #[serde(default)]
     pub verdicts: BTreeMap<String, u64>,
@@ -59,6 +62,19 @@ pub struct Node {
     pub flows: FlowTable,
     #[serde(default)]
     pub prober: Prober,
+}
+
+/// A host name that stands for backends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameStatus {
+    pub name: String,
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// As last resolved.
+    pub addresses: Vec<String>,
+    /// Why the last attempt to resolve it failed, while it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// The flow table.
@@ -304,6 +320,7 @@ impl Default for Node {
             verdict_age_seconds: 0.0,
             attached: false,
             first_round_done: false,
+            names: Vec::new(),
             reload_error: None,
             datapath_error: None,
             verdicts: BTreeMap::new(),

@@ -16,6 +16,7 @@ use crate::api::{self, ApiError, BackendName, Request};
 use crate::datapath::{self, PinDirectory};
 use crate::model::Protocol;
 use crate::plan::explain::Tuple;
+use crate::probe::via;
 
 /// `lb status`.
 pub fn status(socket: &Path, service: Option<String>, json: bool) -> Result<u8, Failure> {
@@ -84,6 +85,12 @@ pub fn detach(socket: &Path) -> Result<u8, Failure> {
     }
     datapath::enter_bpffs().context("detaching without an agent; run as root")?;
     let existed = datapath::detach(&PinDirectory::of(socket)).context("detaching")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    // What a killed agent has left.
+    (runtime.block_on(via::remove_rules()))
+        .context("removing the rule for probes by way of VIPs")?;
     output::print(if existed {
         "detached: the program is off all interfaces and nothing is pinned (no agent was running)\n"
     } else {

@@ -48,6 +48,7 @@ fn paint(palette: Palette, kind: Kind) -> String {
         | Kind::Tier
         | Kind::Suspected
         | Kind::Datapath
+        | Kind::Name
         | Kind::Weight => palette.soft(&name),
         Kind::Started
         | Kind::Stopped

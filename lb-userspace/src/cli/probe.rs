@@ -214,6 +214,7 @@ mod tests {
             target: "10.0.0.11:8080".parse().unwrap(),
             timeout: Duration::from_secs(2),
             kind: ProbeKind::Tcp,
+            egress: Default::default(),
         };
         assert_eq!(
             to_text("web/web-1", &spec, &outcome()),

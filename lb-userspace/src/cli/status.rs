@@ -88,6 +88,16 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
             tame(first)
         ));
     }
+    for name in &node.names {
+        if let Some(error) = &name.error {
+            warn(format!(
+                "{} cannot be resolved: {}; {} known addresses stay",
+                tame(&name.name),
+                tame(error),
+                name.addresses.len()
+            ));
+        }
+    }
     if node.capturing {
         let text = "packets are being captured (`lb events` tells for whom)";
         lines.push(palette.soft(text));

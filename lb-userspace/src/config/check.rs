@@ -80,10 +80,11 @@ pub fn check_file(path: &Path) -> Result<Report, ConfigError> {
 /// [`ConfigError`] as [`super::parse`].
 pub fn check(text: &str, name: &str) -> Result<Report, ConfigError> {
     let (model, places) = parse_with_places(text, name)?;
-    let services: Vec<ServiceReport> = model.services.iter().map(ServiceReport::new).collect();
+    let shown = with_templates(&model);
+    let services: Vec<ServiceReport> = shown.services.iter().map(ServiceReport::new).collect();
     Ok(Report {
-        warnings: lint::warnings(&model, &places, text),
-        probes_per_second: load(&model),
+        warnings: lint::warnings(&shown, &places, text),
+        probes_per_second: load(&shown),
         services,
         model,
     })
@@ -94,6 +95,18 @@ fn load(model: &Model) -> f64 {
     let mut engine = Engine::new(0);
     engine.configure(&model.services, &BTreeMap::new(), Duration::ZERO);
     engine.probes_per_second()
+}
+
+/// The model with one backend for each host name: how many there will be, nobody knows yet.
+fn with_templates(model: &Model) -> Model {
+    let mut shown = model.clone();
+    for named in &model.names {
+        let mut services = shown.services.iter_mut();
+        if let Some(service) = services.find(|service| service.name == named.service) {
+            service.backends.push(named.template.clone());
+        }
+    }
+    shown
 }
 
 impl ServiceReport {

@@ -9,10 +9,10 @@ use super::duration::format;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{HEALTH, Key};
 use super::value;
-use super::{deciding, kinds, web};
+use super::{deciding, egress, kinds, web};
 use crate::model::{
-    ClientCertificate, ExecProbe, HealthPolicy, HttpProbe, Pattern, ProbeKind, ProbeSpec, Protocol,
-    Reuse, StatusRange, TlsOptions, host_text,
+    ClientCertificate, Endpoint, ExecProbe, Forwarding, HealthPolicy, HttpProbe, Pattern,
+    ProbeKind, ProbeSpec, Protocol, Reuse, StatusRange, TlsOptions, host_text,
 };
 
 /// Kind of probe, as written.
@@ -27,6 +27,7 @@ pub enum Probe {
     Postgres,
     Mysql,
     Smtp,
+    Ldap,
     Dns,
     Exec,
     Agent,
@@ -57,6 +58,7 @@ pub struct Settings {
     service: Option<At<String>>,
     authority: Option<At<String>>,
     accept_status: Option<At<Vec<u32>>>,
+    watch: Option<At<bool>>,
     tls: Option<At<bool>>,
     verify: Option<At<bool>>,
     ca: Option<At<PathBuf>>,
@@ -65,6 +67,7 @@ pub struct Settings {
     client_key: Option<At<PathBuf>>,
     deciding: deciding::Settings,
     kinds: kinds::Settings,
+    egress: egress::Settings,
 }
 
 /// One probe of a service's backends.
@@ -73,6 +76,7 @@ pub struct Checks {
     pub policy: HealthPolicy,
     port: Option<u16>,
     question: Question,
+    pub egress: egress::Rules,
 }
 
 /// A probe without its target.
@@ -91,6 +95,7 @@ enum Question {
         accept_status: Vec<u32>,
         metadata: Vec<(String, String)>,
         tls: Option<TlsOptions>,
+        watch: bool,
     },
 }
 
@@ -105,9 +110,18 @@ impl Checks {
         self.port.is_some()
     }
 
-    /// The probe of the backend `name` at `address`.
-    pub fn of(&self, address: SocketAddr, service: &Arc<str>, name: &Arc<str>) -> ProbeSpec {
-        let target = SocketAddr::new(address.ip(), self.port.unwrap_or(address.port()));
+    /// The probe of the backend `name` at `address`, written as `host`, whose service has this VIP
+    /// and is forwarded so.
+    pub fn of(
+        &self,
+        address: SocketAddr,
+        written: Option<&str>,
+        (vip, forwarding): (Endpoint, Forwarding),
+        service: &Arc<str>,
+        name: &Arc<str>,
+    ) -> ProbeSpec {
+        let port = self.port.unwrap_or(address.port());
+        let (target, egress) = self.egress.of(address.ip(), port, vip, forwarding);
         let kind = match &self.question {
             Question::Same(ProbeKind::Exec(exec)) => ProbeKind::Exec(ExecProbe {
                 service: service.clone(),
@@ -117,8 +131,12 @@ impl Checks {
             Question::Same(kind) => kind.clone(),
             Question::Http { probe, host } => {
                 let usual = if probe.tls.is_some() { 443 } else { 80 };
+                let named = host.is_none() && written.is_some();
                 ProbeKind::Http(HttpProbe {
-                    host: host.clone().unwrap_or_else(|| authority_of(target, usual)),
+                    host: host
+                        .clone()
+                        .unwrap_or_else(|| authority_of(written, target, usual)),
+                    tls: tls_of(&probe.tls, written.filter(|_| named)),
                     ..probe.clone()
                 })
             }
@@ -128,15 +146,18 @@ impl Checks {
                 accept_status,
                 metadata,
                 tls,
+                watch,
             } => {
                 let usual = if tls.is_some() { 443 } else { 80 };
+                let named = authority.is_none() && written.is_some();
                 let authority = authority.clone();
                 ProbeKind::Grpc {
                     service: service.clone(),
-                    authority: authority.unwrap_or_else(|| authority_of(target, usual)),
+                    authority: authority.unwrap_or_else(|| authority_of(written, target, usual)),
                     accept_status: accept_status.clone(),
                     metadata: metadata.clone(),
-                    tls: tls.clone(),
+                    tls: tls_of(tls, written.filter(|_| named)),
+                    watch: *watch,
                 }
             }
         };
@@ -144,17 +165,32 @@ impl Checks {
             target,
             timeout: self.policy.timeout,
             kind,
+            egress,
         }
     }
 }
 
-/// `target` as an authority; the scheme's usual port is left out (RFC 9110, 4.2.3).
-fn authority_of(target: SocketAddr, usual_port: u16) -> String {
+/// `target`, or the host name that it has, as an authority; the scheme's usual port is left out
+/// (RFC 9110, 4.2.3).
+fn authority_of(written: Option<&str>, target: SocketAddr, usual_port: u16) -> String {
+    let host = match written {
+        Some(name) => name.trim_end_matches('.').to_owned(),
+        None => host_text(target.ip()),
+    };
     if target.port() == usual_port {
-        host_text(target.ip())
+        host
     } else {
-        target.to_string()
+        format!("{host}:{}", target.port())
     }
+}
+
+/// TLS options for a server whose host name is known, unless the settings name another.
+fn tls_of(options: &Option<TlsOptions>, name: Option<&str>) -> Option<TlsOptions> {
+    let mut options = options.clone()?;
+    if options.sni.is_none() {
+        options.sni = name.and_then(name_in);
+    }
+    Some(options)
 }
 
 /// Reads every key and reports what is wrong with any by itself.
@@ -182,6 +218,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         service: reader.get(errors, "service", value::text),
         authority: reader.get(errors, "authority", web::authority),
         accept_status: reader.get(errors, "accept_status", value::grpc_codes),
+        watch: reader.get(errors, "watch", value::boolean),
         tls: reader.get(errors, "tls", value::boolean),
         verify: reader.get(errors, "verify", value::boolean),
         ca: reader.get(errors, "ca", value::path),
@@ -190,6 +227,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         client_key: reader.get(errors, "client_key", value::path),
         deciding: deciding::read(reader, errors),
         kinds: kinds::read(reader, errors),
+        egress: egress::read(reader, errors),
     }
 }
 
@@ -212,6 +250,7 @@ pub fn checks(
         refuse_meaningless(reader, probe, tls, errors);
     }
     let policy = policy(&settings, reader, probe, errors);
+    let egress = egress::rules(&settings.egress, reader, probe?, errors);
     let question = match probe? {
         Probe::None => return Some(None),
         Probe::Tcp
@@ -219,6 +258,7 @@ pub fn checks(
         | Probe::Postgres
         | Probe::Mysql
         | Probe::Smtp
+        | Probe::Ldap
         | Probe::Dns
         | Probe::Agent
         | Probe::Exec => {
@@ -253,6 +293,7 @@ pub fn checks(
                 authority: settings.authority.map(|authority| authority.value),
                 accept_status: settings.accept_status?.value,
                 tls,
+                watch: settings.watch?.value,
             }
         }
     };
@@ -260,6 +301,7 @@ pub fn checks(
         policy: policy?,
         port: settings.port.map(|port| port.value),
         question,
+        egress: egress?,
     }))
 }
 
@@ -511,19 +553,21 @@ fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut
 
 /// The kinds of probe that use a key.
 fn users(key: &str) -> &'static [Probe] {
-    use Probe::{Agent, Dns, Exec, Grpc, Http, Https, Mysql, None, Postgres, Redis, Smtp, Tcp};
+    use Probe::{
+        Agent, Dns, Exec, Grpc, Http, Https, Ldap, Mysql, None, Postgres, Redis, Smtp, Tcp,
+    };
     match key {
         "probe" => &[
-            None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec, Agent,
+            None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Exec, Agent,
         ],
         "headers" => &[Http, Https, Grpc],
         "path" | "method" | "host" | "expect_status" | "expect_body" | "expect_body_regex"
         | "reuse" | "reuse_limit" | "degraded_weight" => &[Http, Https],
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
-        "authority" | "accept_status" => &[Grpc],
-        "tls" => &[Grpc, Tcp, Redis, Smtp],
-        key if TLS_KEYS.contains(&key) => &[Https, Grpc, Tcp, Redis, Smtp],
+        "authority" | "accept_status" | "watch" => &[Grpc],
+        "tls" => &[Grpc, Tcp, Redis, Smtp, Ldap],
+        key if TLS_KEYS.contains(&key) => &[Https, Grpc, Tcp, Redis, Smtp, Ldap],
         "half_open" | "script" => &[Tcp],
         "user" => &[Redis, Postgres, Mysql],
         "password_file" | "role" => &[Redis],
@@ -531,8 +575,11 @@ fn users(key: &str) -> &'static [Probe] {
         "hello" => &[Smtp],
         "query" | "query_type" | "expect_rcode" | "expect_answer" => &[Dns],
         "command" => &[Exec],
+        "via" | "source" | "mark" | "interface" => &[
+            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Agent,
+        ],
         _ => &[
-            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Dns, Exec, Agent,
+            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Exec, Agent,
         ],
     }
 }
@@ -549,6 +596,7 @@ impl Probe {
             Self::Postgres => "postgres",
             Self::Mysql => "mysql",
             Self::Smtp => "smtp",
+            Self::Ldap => "ldap",
             Self::Dns => "dns",
             Self::Exec => "exec",
             Self::Agent => "agent",
@@ -566,6 +614,7 @@ fn probe(key: &Key, value: &Value<'_>) -> Result<Probe, Problem> {
         "postgres" => Probe::Postgres,
         "mysql" => Probe::Mysql,
         "smtp" => Probe::Smtp,
+        "ldap" => Probe::Ldap,
         "dns" => Probe::Dns,
         "exec" => Probe::Exec,
         "agent" => Probe::Agent,

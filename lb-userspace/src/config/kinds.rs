@@ -10,8 +10,8 @@ use super::schema::Key;
 use super::value::{self, shown, wrong_type};
 use super::{health::Probe, script};
 use crate::model::{
-    DnsProbe, ExecProbe, MysqlProbe, PostgresProbe, ProbeKind, RedisProbe, RedisRole, ScriptStep,
-    SmtpProbe, TcpScript, TlsOptions,
+    DnsProbe, ExecProbe, LdapProbe, MysqlProbe, PostgresProbe, ProbeKind, RedisProbe, RedisRole,
+    ScriptStep, SmtpProbe, TcpScript, TlsOptions,
 };
 
 /// Query types by name (IANA, Domain Name System Parameters).
@@ -133,6 +133,7 @@ pub fn question(
             hello: settings.hello?.value,
             tls,
         }),
+        Probe::Ldap => ProbeKind::Ldap(LdapProbe { tls }),
         Probe::Agent => ProbeKind::Agent,
         Probe::Dns => dns(settings, reader, errors)?,
         Probe::Exec => {

@@ -248,6 +248,7 @@ fn question(kind: &ProbeKind, policy: &HealthPolicy, place: &Place<'_>, sink: &m
         ProbeKind::TcpScript(script) => script.tls.is_some(),
         ProbeKind::Redis(redis) => redis.tls.is_some(),
         ProbeKind::Smtp(smtp) => smtp.tls.is_some(),
+        ProbeKind::Ldap(ldap) => ldap.tls.is_some(),
         ProbeKind::Grpc { tls, .. } => tls.is_some(),
         ProbeKind::Http(http) => {
             if let Some(span) = place.places.grpc_service(place.service, place.check) {
@@ -332,6 +333,11 @@ fn pool(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
                 "write the server's address on the network",
             );
         }
+    }
+    // How many backends a host name stands for is not known here.
+    let unknown = |backend: &Backend| backend.address.ip().is_unspecified();
+    if service.backends.iter().any(unknown) {
+        return;
     }
     if service.backends.len() == 1 {
         sink.add(

@@ -16,6 +16,7 @@ pub mod check;
 mod deciding;
 mod diagnostic;
 pub mod duration;
+mod egress;
 mod health;
 mod kinds;
 mod lint;
@@ -213,15 +214,19 @@ fn read_root<'a>(table: &'a DeTable<'a>, errors: &mut Errors<'_>) -> Option<(Mod
     }
 
     let places = Places::new(&drafts);
-    let services = drafts
-        .into_iter()
-        .map(service::Draft::finish)
-        .collect::<Option<Vec<_>>>()?;
+    let mut services = Vec::new();
+    let mut names = Vec::new();
+    for draft in drafts {
+        let (service, of_service) = draft.finish()?;
+        services.push(service);
+        names.extend(of_service);
+    }
     tables.map(|_| ())?;
     Some((
         Model {
             node: node?,
             services,
+            names,
         },
         places,
     ))

@@ -1,6 +1,7 @@
 //! `[node]`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
@@ -9,6 +10,9 @@ use crate::model::{Node, OnExit, XdpMode};
 
 /// Longest interface name: IFNAMSIZ of linux/if.h without the final zero.
 const LONGEST_NAME: usize = 15;
+const DNS_PORT: u16 = 53;
+/// A name is asked for once a second at the most.
+const SHORTEST_TTL: Duration = Duration::from_secs(1);
 
 /// Reads the table. `None` only if there are errors.
 pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
@@ -29,6 +33,10 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     let tunnel_source6 = reader.get(errors, "tunnel_source6", value::prefix);
     let answer_ping = reader.get(errors, "answer_ping", value::boolean);
     let allow_exec = reader.get(errors, "allow_exec", value::boolean);
+    let dns_servers = reader.get(errors, "dns_servers", |key, value| {
+        value::addresses(key, value, DNS_PORT)
+    });
+    let dns_max_ttl = reader.get(errors, "dns_max_ttl", ttl);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -45,6 +53,8 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         tunnel_source6: tunnel_source6.map(|prefix| prefix.value),
         answer_ping: answer_ping?.value,
         allow_exec: allow_exec?.value,
+        dns_servers: dns_servers.map(|servers| servers.value),
+        dns_max_ttl: dns_max_ttl?.value,
     })
 }
 
@@ -54,6 +64,17 @@ fn xdp_mode(key: &Key, value: &Value<'_>) -> Result<XdpMode, Problem> {
         "generic" => XdpMode::Generic,
         _ => XdpMode::Auto,
     })
+}
+
+fn ttl(key: &Key, value: &Value<'_>) -> Result<Duration, Problem> {
+    let read = value::duration(key, value)?;
+    if read < SHORTEST_TTL {
+        return Err(Problem::new(
+            format!("`{}` is under 1 s", key.name),
+            format!("write {} = \"1s\" or more", key.name),
+        ));
+    }
+    Ok(read)
 }
 
 fn on_exit(key: &Key, value: &Value<'_>) -> Result<OnExit, Problem> {
@@ -91,7 +112,7 @@ fn interfaces(names: At<Vec<At<String>>>, errors: &mut Errors<'_>) -> Option<Vec
 }
 
 /// What the kernel would refuse as a name (dev_valid_name in net/core/dev.c).
-fn bad_interface(name: &str) -> Option<(String, &'static str)> {
+pub(super) fn bad_interface(name: &str) -> Option<(String, &'static str)> {
     let shown = value::shown(name);
     if name.is_empty() {
         return Some((

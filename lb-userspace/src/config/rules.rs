@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use lb_common::abi::{MAX_BACKENDS, MAX_RANGES, MAX_SERVICES};
 
+use super::egress;
 use super::health::Checks;
 use super::reader::Errors;
 use super::service::{BackendDraft, Draft};
@@ -48,6 +49,7 @@ pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
     }
     let mut names = BTreeMap::new();
     let mut addresses = BTreeMap::new();
+    let mut hosts = BTreeMap::new();
     for backend in &service.backends {
         if let Some(name) = &backend.name
             && let Some(()) = names.insert(name.value.as_str(), ())
@@ -57,6 +59,21 @@ pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
                 format!("the service has two backends named \"{}\"", name.value),
                 "rename one of the two",
             );
+        }
+        if let Some(host) = &backend.host {
+            if hosts.insert(&host.value, ()).is_some() {
+                errors.add(
+                    host.span.clone(),
+                    format!("the service has two backends named by {}", host.value.0),
+                    "remove one of the two; for a larger share raise `weight`",
+                );
+            }
+            if let Some(vip) = &service.address
+                && let Some(at) = backend.at(vip.value)
+            {
+                against_vip(service, backend, vip.value, at, errors);
+            }
+            continue;
         }
         let Some(address) = &backend.address else {
             continue;
@@ -77,6 +94,7 @@ pub fn within_service(service: &Draft, errors: &mut Errors<'_>) {
         }
     }
     probe_ports(service, errors);
+    egress::check(service, errors);
     server_ids(service, errors);
 }
 
@@ -90,10 +108,10 @@ fn probe_ports(service: &Draft, errors: &mut Errors<'_>) {
     }
     let without = |backend: &&BackendDraft| backend.at(vip.value).is_some_and(|at| at.port() == 0);
     if let Some(backend) = service.backends.iter().find(without)
-        && let Some(address) = &backend.address
+        && let Some(span) = backend.span()
     {
         errors.add(
-            address.span.clone(),
+            span,
             "the backend has no port of its own that could be probed",
             "add `port` to [service.health], or write probe = \"none\"",
         );
@@ -136,6 +154,14 @@ fn server_ids(service: &Draft, errors: &mut Errors<'_>) {
     };
     let mut ids = BTreeMap::new();
     for (number, backend) in service.backends.iter().enumerate() {
+        if let (Some(_), Some(written)) = (&backend.host, &backend.server_id) {
+            errors.add(
+                written.span.clone(),
+                "`quic_server_id` of a backend that is written by name, which may have several addresses",
+                "remove it: each address gives a server ID of its own",
+            );
+            continue;
+        }
         let (Some(address), false) = (&backend.address, backend.bad_server_id) else {
             continue;
         };
@@ -300,7 +326,7 @@ fn against_vip(
     address: SocketAddr,
     errors: &mut Errors<'_>,
 ) {
-    let span = backend.address.as_ref().map_or(0..0, |at| at.span.clone());
+    let span = backend.span().unwrap_or(0..0);
     let forwarding = service.forwarding.unwrap_or(Forwarding::Nat);
     let wraps = match forwarding {
         Forwarding::Nat | Forwarding::Dsr => false,
@@ -345,16 +371,22 @@ fn against_vip(
                     "with forwarding = \"{}\" packets keep the port that the client sends to, one of {vip}, and {rewritten}",
                     forwarding.name()
                 ),
-                format!(
-                    "write \"{}\", or use forwarding = \"nat\"",
-                    backend_text(SocketAddr::new(address.ip(), 0))
-                ),
+                match &backend.host {
+                    Some(host) => format!("write \"{}:*\", or use forwarding = \"nat\"", host.value.0),
+                    None => format!(
+                        "write \"{}\", or use forwarding = \"nat\"",
+                        backend_text(SocketAddr::new(address.ip(), 0))
+                    ),
+                },
             );
         }
         return;
     };
     if address.port() != port {
-        let mended = SocketAddr::new(address.ip(), port);
+        let mended = match &backend.host {
+            Some(host) => format!("{}:{port}", host.value.0),
+            None => SocketAddr::new(address.ip(), port).to_string(),
+        };
         errors.add(
             span,
             format!(

@@ -36,8 +36,10 @@ pub enum Kind {
     Address,
     /// `IP:port`, `IP:first-last` or `IP:*`.
     Endpoint,
-    /// `IP:port`, `IP:*` or `IP`.
+    /// `IP:port`, `IP:*` or `IP`, or a host name in the place of the address.
     Server,
+    /// List of `IP` and `IP:port`.
+    Addresses,
     /// Octets in hexadecimal.
     Hex,
     Path,
@@ -61,6 +63,7 @@ pub enum Kind {
     Headers,
     /// List of inline tables: the steps of a TCP script.
     Steps,
+    IpAddress,
     /// List of IP addresses.
     IpAddresses,
     /// A program and its arguments.
@@ -95,7 +98,8 @@ impl Kind {
                 .join(", "),
             Self::Address => "address with port".into(),
             Self::Endpoint => "address with port, ports (`8000-8099`) or `*`".into(),
-            Self::Server => "address, with port or `*`".into(),
+            Self::Server => "address or host name, with port or `*`".into(),
+            Self::Addresses => "list of IP addresses, with or without port".into(),
             Self::Hex => "octets in hexadecimal".into(),
             Self::Path => "path".into(),
             Self::PortRange => "port range".into(),
@@ -108,6 +112,7 @@ impl Kind {
             Self::GrpcCodes => "list of gRPC status codes".into(),
             Self::Headers => "table of texts".into(),
             Self::Steps => "list of tables".into(),
+            Self::IpAddress => "IP address".into(),
             Self::IpAddresses => "list of IP addresses".into(),
             Self::Command => "list of texts".into(),
         }
@@ -121,6 +126,7 @@ impl Kind {
             Self::Integer(..) => "a whole number",
             Self::Duration => "a duration",
             Self::Address | Self::Endpoint | Self::Server => "an address with a port, as text",
+            Self::Addresses => "a list of addresses, as texts",
             Self::Hex => "octets in hexadecimal, as text",
             Self::Path => "a path, as text",
             Self::PortRange => "a range of ports, as text",
@@ -133,6 +139,7 @@ impl Kind {
             Self::GrpcCodes => "a list of gRPC status codes",
             Self::Headers => "a table of texts",
             Self::Steps => "a list of tables",
+            Self::IpAddress => "an IP address, as text",
             Self::IpAddresses => "a list of IP addresses, as texts",
             Self::Command => "a list of texts",
         }
@@ -149,6 +156,7 @@ impl Kind {
             Self::Address | Self::Endpoint | Self::Server => {
                 "\"203.0.113.10:80\" or \"[2001:db8::10]:80\""
             }
+            Self::Addresses => "[\"192.0.2.53\"]",
             Self::Hex => "\"0a00000b\"",
             Self::Path => "\"/some/path\"",
             Self::PortRange => "\"16384-32767\"",
@@ -161,6 +169,7 @@ impl Kind {
             Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
             Self::Headers => "{ \"X-Probe\" = \"lb\" }",
             Self::Steps => "[{ send = 'PING\\r\\n' }, { expect = '+PONG' }]",
+            Self::IpAddress => "\"192.0.2.1\"",
             Self::IpAddresses => "[\"192.0.2.1\"]",
             Self::Command => "[\"/usr/local/bin/check-web\", \"--fast\"]",
         }
@@ -293,6 +302,18 @@ pub const NODE: Section = Section {
             Kind::Boolean,
             Value("false"),
             "Whether `probe = \"exec\"` and `fence` may run commands on this host, with the agent's rights.",
+        ),
+        key(
+            "dns_servers",
+            Kind::Addresses,
+            Absent("as /etc/resolv.conf says"),
+            "DNS servers that are asked for the host names of backends, at port 53 unless written.",
+        ),
+        key(
+            "dns_max_ttl",
+            Kind::Duration,
+            Value("\"60s\""),
+            "Longest time between two questions for one host name, whatever its records' TTL; at least `\"1s\"`.",
         ),
     ],
 };
@@ -447,7 +468,7 @@ pub const BACKEND: Section = Section {
             "address",
             Kind::Server,
             Required,
-            "The backend's address and port; of the same family as the VIP unless packets go through a tunnel. Without a port or with `*`: the port that the client sends to.",
+            "The backend's address and port; of the same family as the VIP unless packets go through a tunnel. Without a port or with `*`: the port that the client sends to. A host name stands for a backend at each of its addresses, see [Host names](#host-names).",
         ),
         key(
             "quic_server_id",

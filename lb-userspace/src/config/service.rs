@@ -1,6 +1,7 @@
 //! `[[service]]` and its backends.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,11 @@ use super::mode::{self, ModeDraft};
 use super::places::{ServicePlaces, health_key};
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
+use super::value::Place;
 use super::{rules, several, syntax, value};
 use crate::model::{
-    Affinity, Backend, Endpoint, Forwarding, OnDeath, PanicAction, PanicRules, PassiveHttp,
-    PassiveRules, Protocol, Service, backend_text,
+    Affinity, Backend, Endpoint, Family, Forwarding, NamedBackend, OnDeath, PanicAction,
+    PanicRules, PassiveHttp, PassiveRules, Protocol, Question, Service, backend_text, server_id,
 };
 
 /// Longest name, in bytes. Names stand in tables, metrics and events.
@@ -59,7 +61,10 @@ pub struct BackendDraft {
     pub name: Option<At<String>>,
     /// Whether the name is written and wrong.
     bad_name: bool,
+    /// `None` also if it is written by name.
     pub address: Option<At<SocketAddr>>,
+    /// Host name and port, if it is written by name.
+    pub host: Option<At<(String, u16)>>,
     /// How many octets, and as a number. `None` also if it is not written.
     pub server_id: Option<At<(u8, u64)>>,
     /// Whether the server ID is written and wrong.
@@ -159,12 +164,23 @@ fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
     reader.refuse_unknown(errors);
     let name = reader.get(errors, "name", name);
     let server_id = reader.get(errors, "quic_server_id", value::hex);
+    let (address, host) = match reader.get(errors, "address", backend_address) {
+        None => (None, None),
+        Some(At { value, span }) => match value {
+            Place::Address(value) => (Some(At { value, span }), None),
+            Place::Name(host, port) => {
+                let value = (host, port);
+                (None, Some(At { value, span }))
+            }
+        },
+    };
     BackendDraft {
+        host,
         bad_server_id: server_id.is_none() && reader.own("quic_server_id").is_some(),
         server_id,
         bad_name: name.is_none() && reader.own("name").is_some(),
         name,
-        address: reader.get(errors, "address", backend_address),
+        address,
         weight: reader.get(errors, "weight", value::integer),
         tier: reader
             .get(errors, "tier", value::integer)
@@ -199,6 +215,7 @@ fn places(
             .collect(),
         backends: backends
             .iter()
+            .filter(|backend| backend.host.is_none())
             .map(|backend| backend.address.as_ref().map_or(0..0, |at| at.span.clone()))
             .collect(),
     }
@@ -215,23 +232,36 @@ impl Draft {
         self.checks.iter().flatten().any(Checks::runs_commands)
     }
 
-    /// The service, if nothing in it is wrong.
-    pub fn finish(self) -> Option<Service> {
+    /// The service and those of its backends that are written by name, if nothing in it is wrong.
+    pub fn finish(self) -> Option<(Service, Vec<NamedBackend>)> {
         let checks = self.checks?;
         let name: Arc<str> = Arc::from(self.name?.value);
         let address = self.address.as_ref()?.value;
-        let affinity = self.affinity?;
+        let (affinity, forwarding) = (self.affinity?, self.forwarding?);
         let server_id_length = match affinity {
             Affinity::Quic => self.server_id_length?,
             Affinity::Flow | Affinity::Client => 0,
         };
-        let backends = self
-            .backends
-            .into_iter()
-            .map(|backend| backend.finish(&name, address, server_id_length, &checks))
-            .collect::<Option<Vec<_>>>()?;
+        let mut backends = Vec::new();
+        let mut names = Vec::new();
+        for draft in self.backends {
+            let host = draft.host.as_ref().map(|at| at.value.0.clone());
+            let way = (address, forwarding);
+            let backend = draft.finish(&name, way, server_id_length, &checks)?;
+            match host {
+                None => backends.push(backend),
+                Some(host) => names.push(NamedBackend {
+                    service: name.clone(),
+                    question: Question {
+                        host,
+                        family: Family::of(address.ip()),
+                    },
+                    template: backend,
+                }),
+            }
+        }
         self.complete.then_some(())?;
-        let (protocol, forwarding) = (self.protocol?, self.forwarding?);
+        let protocol = self.protocol?;
         let is_nat_tcp = protocol == Protocol::Tcp && forwarding == Forwarding::Nat;
         let on_death = if is_nat_tcp {
             OnDeath::Reset
@@ -242,9 +272,12 @@ impl Draft {
         if self.bad_panic_action {
             return None;
         }
+        let mut all = backends
+            .iter()
+            .chain(names.iter().map(|named| &named.template));
         let action = match self.panic_action {
             Some(at) => at.value,
-            None if backends.iter().any(|backend| backend.fallback) => PanicAction::Fallback,
+            None if all.any(|backend| backend.fallback) => PanicAction::Fallback,
             None => PanicAction::All,
         };
         let panic = PanicRules {
@@ -252,7 +285,7 @@ impl Draft {
             action,
             exclude_refused: self.panic_exclude_refused?,
         };
-        Some(Service {
+        let service = Service {
             name,
             address,
             protocol,
@@ -283,14 +316,21 @@ impl Draft {
             },
             health: checks.into_iter().map(|checks| checks.policy).collect(),
             backends,
-        })
+        };
+        Some((service, names))
     }
 }
 
 impl BackendDraft {
     /// Its address and port, 0 if packets keep one of several.
+    ///
+    /// The unspecified address of the VIP's family stands for those of a name.
     pub fn at(&self, vip: Endpoint) -> Option<SocketAddr> {
-        let address = self.address.as_ref()?.value;
+        let address = match (&self.address, &self.host) {
+            (Some(address), _) => address.value,
+            (None, Some(host)) => SocketAddr::new(Family::of(vip.ip()).any(), host.value.1),
+            (None, None) => return None,
+        };
         Some(match (address.port(), vip.port()) {
             // The same, and clearer.
             (0, Some(port)) => SocketAddr::new(address.ip(), port),
@@ -303,18 +343,19 @@ impl BackendDraft {
         if let Some(written) = &self.server_id {
             return Some(written.value.1);
         }
-        let number = match self.address.as_ref()?.value.ip() {
-            IpAddr::V4(v4) => v4.to_bits().into(),
-            IpAddr::V6(v6) => v6.to_bits(),
-        };
-        let mask = u64::MAX >> (64 - 8 * u32::from(length.clamp(1, 8)));
-        Some(number as u64 & mask)
+        Some(server_id(self.address.as_ref()?.value.ip(), length))
+    }
+
+    /// Where its address or name stands.
+    pub fn span(&self) -> Option<Range<usize>> {
+        let address = self.address.as_ref().map(|at| at.span.clone());
+        address.or_else(|| self.host.as_ref().map(|at| at.span.clone()))
     }
 
     fn finish(
         self,
         service: &Arc<str>,
-        vip: Endpoint,
+        (vip, forwarding): (Endpoint, Forwarding),
         server_id_length: u8,
         checks: &[Checks],
     ) -> Option<Backend> {
@@ -324,11 +365,14 @@ impl BackendDraft {
         let address = self.at(vip)?;
         let server_id = match server_id_length {
             0 => None,
+            // Each of a name's addresses has its own.
+            _ if self.host.is_some() => None,
             length => Some(self.server_id(length)?),
         };
-        let name: Arc<str> = match self.name {
-            Some(name) => name.value.into(),
-            None => backend_text(address).into(),
+        let name: Arc<str> = match (self.name, &self.host) {
+            (Some(name), _) => name.value.into(),
+            (None, Some(host)) => host.value.0.as_str().into(),
+            (None, None) => backend_text(address).into(),
         };
         Some(Backend {
             address,
@@ -337,7 +381,10 @@ impl BackendDraft {
             tier: self.tier?,
             fallback: self.fallback?.value,
             probes: (checks.iter())
-                .map(|checks| checks.of(address, service, &name))
+                .map(|checks| {
+                    let host = self.host.as_ref().map(|at| at.value.0.as_str());
+                    checks.of(address, host, (vip, forwarding), service, &name)
+                })
                 .collect(),
             name,
         })
@@ -438,14 +485,16 @@ fn vip(key: &Key, value: &Value<'_>) -> Result<Endpoint, Problem> {
     }
 }
 
-fn backend_address(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
-    let address = value::server(key, value)?;
+fn backend_address(key: &Key, value: &Value<'_>) -> Result<Place, Problem> {
+    let Place::Address(address) = value::server(key, value)? else {
+        return value::server(key, value);
+    };
     match unusable(address.ip()) {
         Some(what) => Err(Problem::new(
             format!("the backend's address is {what}: {}", address.ip()),
             "write the server's own address, for example \"10.0.0.11:8080\"",
         )),
-        None => Ok(address),
+        None => Ok(Place::Address(address)),
     }
 }
 

@@ -189,19 +189,58 @@ fn range(key: &Key, first: &str, last: &str, written: &str) -> Result<Ports, Pro
     }
 }
 
-/// [`address`] of a backend, where the port may be left out, 0 or `*`: all are port 0.
-pub fn server(key: &Key, value: &Value<'_>) -> Result<SocketAddr, Problem> {
+/// Where a backend is, as it is written. Port 0 where it is left out, 0 or `*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Address(SocketAddr),
+    Name(String, u16),
+}
+
+/// [`address`] of a backend, where the port may be left out, 0 or `*`, and the address be a host
+/// name.
+pub fn server(key: &Key, value: &Value<'_>) -> Result<Place, Problem> {
     let written = text(key, value)?;
+    let (host, port) = match written.rsplit_once(':') {
+        None => (written.as_str(), Some(0)),
+        Some((host, "*" | "0")) => (host, Some(0)),
+        Some((host, port)) => (host, port.parse().ok()),
+    };
+    match port {
+        Some(port) if is_host_name(host) => Ok(Place::Name(host.to_owned(), port)),
+        _ => plain_server(key, &written).map(Place::Address),
+    }
+}
+
+/// A name of letters, digits, hyphens and underscores (RFC 1123, section 2.1; underscores are usual
+/// beside it) whose last label is not all digits, as an address's would be.
+fn is_host_name(text: &str) -> bool {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let good = |label: &str| {
+        let bytes = label.as_bytes();
+        (1..=63).contains(&bytes.len())
+            && bytes
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last = name.rsplit('.').next().unwrap_or(name);
+    name.len() <= 253
+        && name.split('.').all(good)
+        && last.bytes().any(|byte| byte.is_ascii_alphabetic())
+}
+
+fn plain_server(key: &Key, written: &str) -> Result<SocketAddr, Problem> {
     let bare = written
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'));
     let host = match written.rsplit_once(':') {
         // Without brackets its last group may have been meant as the port.
-        _ if bare.is_some() || written.parse::<Ipv4Addr>().is_ok() => &written,
+        _ if bare.is_some() || written.parse::<Ipv4Addr>().is_ok() => written,
         Some((host, "*" | "0")) => host,
-        _ => return plain_address(key, &written),
+        _ => return plain_address(key, written),
     };
-    let ip = address_without_port(key, host, &written)?;
+    let ip = address_without_port(key, host, written)?;
     Ok(SocketAddr::new(ip, 0))
 }
 
@@ -288,9 +327,17 @@ fn bad_address(key: &Key, written: &str) -> Problem {
             format!("`{name}` has the port \"{}\"", shown(port)),
             "write a port from 1 to 65535",
         ),
+        Err(_) if looks_like_name(bare) && key.kind == Kind::Server => Problem::new(
+            format!(
+                "`{name}` is neither an address nor a host name: \"{}\"",
+                shown(bare)
+            ),
+            "a host name has labels of letters, digits, `-` and `_`, the last one with a letter: \
+             \"app.internal:8080\"",
+        ),
         Err(_) if looks_like_name(bare) => Problem::new(
             format!("`{name}` has the host name \"{}\"", shown(bare)),
-            "host names are not resolved: write the IP address, for example \"10.0.0.11:8080\"",
+            "host names are resolved for backends only: write the IP address, for example \"10.0.0.11:8080\"",
         ),
         Err(_) => Problem::new(
             format!(
@@ -570,6 +617,22 @@ pub fn headers(key: &Key, value: &Value<'_>) -> Result<Vec<(String, String)>, Pr
     Ok(headers)
 }
 
+/// Addresses of servers that listen on `port` unless another is written; at least one.
+pub fn addresses(key: &Key, value: &Value<'_>, port: u16) -> Result<Vec<SocketAddr>, Problem> {
+    let items = texts(key, value)?;
+    if items.is_empty() {
+        return Err(Problem::new(
+            format!("`{}` is empty", key.name),
+            format!("write {} = {}, or remove it", key.name, key.kind.example()),
+        ));
+    }
+    let read = |item: At<String>| match item.value.parse::<IpAddr>() {
+        Ok(ip) => Ok(SocketAddr::new(ip, port)),
+        Err(_) => plain_address(key, &item.value).map_err(|problem| problem.at(item.span)),
+    };
+    items.into_iter().map(read).collect()
+}
+
 /// A value of another type than the key's.
 pub fn wrong_type(key: &Key, value: &Value<'_>) -> Problem {
     let help = match (key.kind, value.get_ref()) {
@@ -580,7 +643,12 @@ pub fn wrong_type(key: &Key, value: &Value<'_>) -> Problem {
             format!("write it without quotes: {} = {text}", key.name)
         }
         (
-            Kind::Texts | Kind::Statuses | Kind::GrpcCodes | Kind::IpAddresses | Kind::Command,
+            Kind::Texts
+            | Kind::Statuses
+            | Kind::GrpcCodes
+            | Kind::IpAddresses
+            | Kind::Addresses
+            | Kind::Command,
             DeValue::String(text),
         ) => {
             format!("write a list: {} = [\"{}\"]", key.name, shown(text))

@@ -1,5 +1,5 @@
-//! The system calls that aya does not wrap: with [`crate::privileges`], the one place of `unsafe`
-//! in this crate.
+//! The system calls that aya does not wrap. `unsafe` stands here, in [`crate::privileges`] and in
+//! `probe::via::sys`, and nowhere else in this crate.
 
 use std::ffi::{CStr, c_long};
 use std::io;

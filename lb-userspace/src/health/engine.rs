@@ -269,6 +269,15 @@ impl Engine {
         places.into_iter().fold(false, hurry)
     }
 
+    /// Brings the next probes of what `spec` asks forward to `now`, whatever their deadline. One that
+    /// is in flight is left alone.
+    pub fn hurry(&mut self, spec: &ProbeSpec, now: Duration) {
+        let mut wishes = Wishes(&mut self.targets);
+        for place in self.probes.later(spec, now) {
+            self.probes.hurry(place, &mut wishes, now);
+        }
+    }
+
     /// What is known of all backends, by key.
     pub fn view(&self) -> impl Iterator<Item = (&BackendKey, &TargetView)> {
         self.targets.iter().map(|(key, target)| (key, &target.view))
@@ -319,7 +328,8 @@ impl Known<'_> {
                 CheckView {
                     name: name.clone(),
                     advisory,
-                    of_flows: spec.target == backend.address,
+                    // By way of the VIP it goes where the flows go, too.
+                    of_flows: spec.target == backend.address || spec.egress.via.is_some(),
                     ..view.unwrap_or_else(|| CheckView::unknown(name, now))
                 }
                 .held_by(policy)

@@ -318,6 +318,19 @@ impl Probes {
         self.queue.insert((planned.due, place));
     }
 
+    /// The probes that ask what `spec` does, whatever their deadline, and that would not start by `now`.
+    pub fn later(&self, spec: &ProbeSpec, now: Duration) -> Vec<usize> {
+        let waits = |probe: &Probe| matches!(probe.state, State::Waiting { due, .. } if due > now);
+        let asks = |own: &ProbeSpec| {
+            (own.target, &own.kind, &own.egress) == (spec.target, &spec.kind, &spec.egress)
+        };
+        let probes = self.probes.iter().enumerate();
+        probes
+            .filter(|(_, probe)| waits(probe) && asks(&probe.spec))
+            .map(|(place, _)| place)
+            .collect()
+    }
+
     /// Makes a probe due now; false if it is in flight.
     pub fn hurry(&mut self, place: usize, askers: &mut impl Rhythms, now: Duration) -> bool {
         let Some(probe) = self.probes.get_mut(place) else {

@@ -49,6 +49,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
                 target: address,
                 timeout: policy.timeout,
                 kind: ProbeKind::Tcp,
+                egress: Default::default(),
             }],
         }
     };
@@ -112,6 +113,29 @@ fn engine(services: &[Service]) -> Engine {
 }
 
 use Class::{Internal, Ok as Pass, Refused, Status, Timeout};
+
+#[test]
+fn a_probe_is_brought_forward_by_what_it_asks() {
+    let services = [service(2, &policy())];
+    let mut engine = engine(&services);
+    for _ in 0..2 {
+        feed(&mut engine, &[Pass]);
+    }
+    let due = engine.next_due().unwrap();
+    let now = due / 2;
+    assert!(engine.start_due(now).is_empty());
+    let mut spec = services[0].backends[1].probes[0].clone();
+    spec.timeout /= 2;
+    engine.hurry(&spec, now);
+    let starts = engine.start_due(now);
+    assert_eq!(
+        starts.iter().map(|start| &start.key).collect::<Vec<_>>(),
+        [&key(1)]
+    );
+    // One in flight is left alone.
+    engine.hurry(&spec, now + ms(1));
+    assert!(engine.start_due(now + ms(2)).is_empty());
+}
 
 #[test]
 fn thresholds_table() {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 mod class;
 mod endpoint;
 mod mode;
+mod named;
 mod panic;
 mod pattern;
 mod policy;
@@ -21,15 +22,16 @@ mod question;
 pub use class::Class;
 pub use endpoint::{Endpoint, Ports, backend_text};
 pub use mode::{ActivePassive, Fence, Mode};
+pub use named::{Family, NamedBackend, Question, server_id};
 pub use panic::{PanicAction, PanicRules};
 pub use pattern::Pattern;
 pub use policy::{HealthPolicy, HoldDown, Window};
 pub use probe::{
-    ClientCertificate, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
+    ClientCertificate, Egress, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions, Via,
 };
 pub use question::{
-    DnsProbe, ExecProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole, ScriptStep,
-    SmtpProbe, TcpScript,
+    DnsProbe, ExecProbe, LdapProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole,
+    ScriptStep, SmtpProbe, TcpScript,
 };
 
 /// Everything the agent works from.
@@ -37,6 +39,9 @@ pub use question::{
 pub struct Model {
     pub node: Node,
     pub services: Vec<Service>,
+    /// Backends that are written by name, in the order of the file; they are not among those of
+    /// `services`, but the ones they stand for are put there.
+    pub names: Vec<NamedBackend>,
 }
 
 /// `[node]`.
@@ -67,6 +72,10 @@ pub struct Node {
     pub answer_ping: bool,
     /// Whether probes may run commands of this host.
     pub allow_exec: bool,
+    /// Who is asked for host names; `None`: as the host's /etc/resolv.conf says.
+    pub dns_servers: Option<Vec<SocketAddr>>,
+    /// Longest time between two questions for one name.
+    pub dns_max_ttl: Duration,
 }
 
 /// A network: the addresses that begin with the same bits.

@@ -1,11 +1,15 @@
 //! What a probe asks and what it accepts.
 
-use std::net::SocketAddr;
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lb_common::abi::Forwarding;
+
 use super::{
-    DnsProbe, ExecProbe, MysqlProbe, Pattern, PostgresProbe, RedisProbe, SmtpProbe, TcpScript,
+    DnsProbe, ExecProbe, LdapProbe, MysqlProbe, Pattern, PostgresProbe, RedisProbe, SmtpProbe,
+    TcpScript,
 };
 
 /// One probe of one backend, complete in itself: two equal specs are the same probe.
@@ -16,6 +20,37 @@ pub struct ProbeSpec {
     /// One deadline for the whole probe, from the first SYN to the last byte judged.
     pub timeout: Duration,
     pub kind: ProbeKind,
+    pub egress: Egress,
+}
+
+/// How a probe's packets leave this host. The default leaves it to the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Egress {
+    /// Address they come from.
+    pub source: Option<IpAddr>,
+    /// Their mark, for policy routing and firewalls (SO_MARK).
+    pub mark: Option<u32>,
+    /// Interface that they must leave and answers must arrive by (SO_BINDTODEVICE).
+    pub interface: Option<String>,
+    /// The target is the VIP: they go to the backend as the service's traffic does.
+    pub via: Option<Via>,
+}
+
+/// The way of a service's traffic to one of its backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Via {
+    /// The backend's own address.
+    pub backend: IpAddr,
+    /// Never [`Forwarding::Nat`].
+    pub forwarding: Forwarding,
+}
+
+/// [`Forwarding`] has none to derive it from.
+impl Hash for Via {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.backend.hash(state);
+        self.forwarding.name().hash(state);
+    }
 }
 
 /// Kinds of probe.
@@ -40,11 +75,14 @@ pub enum ProbeKind {
         /// Further request headers, names in lower case.
         metadata: Vec<(String, String)>,
         tls: Option<TlsOptions>,
+        /// Whether a stream of `Health/Watch` is kept open, if the server offers it.
+        watch: bool,
     },
     Redis(RedisProbe),
     Postgres(PostgresProbe),
     Mysql(MysqlProbe),
     Smtp(SmtpProbe),
+    Ldap(LdapProbe),
     Dns(DnsProbe),
     /// A line in the words of HAProxy's agent check.
     Agent,
@@ -116,6 +154,7 @@ impl ProbeKind {
             Self::Postgres(_) => "postgres",
             Self::Mysql(_) => "mysql",
             Self::Smtp(_) => "smtp",
+            Self::Ldap(_) => "ldap",
             Self::Dns(_) => "dns",
             Self::Exec(_) => "exec",
             Self::Agent => "agent",

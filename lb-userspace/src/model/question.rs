@@ -73,6 +73,12 @@ pub struct MysqlProbe {
     pub user: Option<String>,
 }
 
+/// An anonymous LDAP bind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LdapProbe {
+    pub tls: Option<TlsOptions>,
+}
+
 /// An SMTP greeting and EHLO.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SmtpProbe {

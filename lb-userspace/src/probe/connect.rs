@@ -9,7 +9,6 @@ use tokio_rustls::client::TlsStream;
 
 use super::failure::Failure;
 use super::outcome::Class;
-use super::trace::Trace;
 
 /// A probe's connection, plain or TLS.
 pub trait ProbeStream: AsyncRead + AsyncWrite + Unpin {
@@ -27,25 +26,8 @@ impl ProbeStream for TlsStream<TcpStream> {
     }
 }
 
-/// Connects to `target`.
-///
-/// The socket closes with RST, whenever and however it is closed: a prober opens many connections
-/// to the same few addresses, and a TIME_WAIT for each would use up its ports. A probe asks for
-/// `Connection: close` and reads the answer to its end, so a well-behaved server has nothing left
-/// to lose by it.
-pub async fn connect(target: SocketAddr, trace: &mut Trace) -> Result<TcpStream, Failure> {
-    connect_with(target, trace, |_| Ok(())).await
-}
-
-/// As [`connect`], from a socket that `prepare` has changed.
-pub async fn connect_with(
-    target: SocketAddr,
-    trace: &mut Trace,
-    prepare: impl FnOnce(&TcpSocket) -> io::Result<()>,
-) -> Result<TcpStream, Failure> {
-    let socket = open(target)
-        .and_then(|socket| prepare(&socket).map(|()| socket))
-        .map_err(|error| Failure::connecting(&error))?;
+/// Connects a socket of [`open`] to `target`.
+pub async fn connect(socket: TcpSocket, target: SocketAddr) -> Result<TcpStream, Failure> {
     let stream = socket
         .connect(target)
         .await
@@ -61,11 +43,16 @@ pub async fn connect_with(
             "connection refused (the port is unused: the kernel connected the probe to itself)",
         ));
     }
-    trace.step("connect", format!("{target} from {local}"));
     Ok(stream)
 }
 
-fn open(target: SocketAddr) -> io::Result<TcpSocket> {
+/// A socket for a connection to `target`.
+///
+/// It closes with RST, whenever and however it is closed: a prober opens many connections to the
+/// same few addresses, and a TIME_WAIT for each would use up its ports. A probe asks for
+/// `Connection: close` and reads the answer to its end, so a well-behaved server has nothing left
+/// to lose by it.
+pub fn open(target: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match target {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,

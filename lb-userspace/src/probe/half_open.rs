@@ -6,18 +6,17 @@
 //! kernel then drops the half-open connection and the application never sees it. A prober that is
 //! late by more than the delay sends ACK and RST, as the plain TCP probe does.
 
-use std::net::SocketAddr;
-
 use socket2::SockRef;
 use tokio::net::TcpSocket;
 
-use super::connect;
+use super::dial::Dialer;
 use super::trace::Trace;
 use super::{Answer, Success};
+use crate::model::ProbeSpec;
 
 /// Probes.
-pub async fn ask(target: SocketAddr, trace: &mut Trace) -> Answer {
-    drop(connect::connect_with(target, trace, delay_ack).await?);
+pub async fn ask(dialer: &Dialer, spec: &ProbeSpec, trace: &mut Trace) -> Answer {
+    drop(dialer.connect_with(spec, trace, delay_ack).await?);
     trace.step("reset", "RST instead of the ACK");
     Ok(Success("SYN answered".to_owned()))
 }

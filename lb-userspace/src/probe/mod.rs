@@ -4,19 +4,24 @@
 //! the end only HTTP connections are kept, for services that ask for it. What a peer sends is never trusted: heads, bodies and messages are bounded,
 //! and text from the peer is escaped and shortened before a person sees it.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::mpsc;
 
 use crate::model::{ProbeKind, ProbeSpec, RedisProbe, TlsOptions};
 
 mod agent;
 mod connect;
 mod deadline;
+mod dial;
 mod dns;
 mod exec;
 mod failure;
 mod grpc;
 mod half_open;
 mod http;
+mod ldap;
 mod mysql;
 mod outcome;
 mod postgres;
@@ -27,12 +32,15 @@ mod smtp;
 mod text;
 mod tls;
 mod trace;
+pub mod via;
 mod wire;
 
 use connect::ProbeStream;
 use deadline::Expired;
+use dial::Dialer;
 pub use exec::run_command;
 use failure::Failure;
+use grpc::watch::Watched;
 pub use outcome::{Class, Outcome, Step, Verdict};
 use tls::{Alpn, TlsContext, TlsContexts};
 use trace::Trace;
@@ -48,11 +56,29 @@ const USER_AGENT: &str = concat!("lb/", env!("CARGO_PKG_VERSION"));
 pub struct Prober {
     contexts: TlsContexts,
     kept: http::Kept,
+    dialer: Dialer,
+    watches: grpc::watch::Watches,
 }
 
 impl Prober {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// With a carrier for probes by way of VIPs, which are `internal` without.
+    pub fn with_carrier(carrier: Arc<via::Carrier>) -> Self {
+        Self {
+            dialer: Dialer::new(carrier),
+            ..Self::default()
+        }
+    }
+
+    /// Reports changes that servers say on kept streams, by the probe that should follow.
+    pub fn reporting(self, report: mpsc::UnboundedSender<ProbeSpec>) -> Self {
+        Self {
+            watches: grpc::watch::Watches::new(report),
+            ..self
+        }
     }
 
     /// Probes once. Takes `spec.timeout` at most, from the first SYN to the last byte judged.
@@ -67,7 +93,7 @@ impl Prober {
         let mut trace = Trace::start();
         let result = match prepared {
             Ok(prepared) => {
-                let work = ask(spec, &prepared, &self.kept, &mut trace);
+                let work = self.ask(spec, &prepared, &mut trace);
                 match deadline::within(spec.timeout, work).await {
                     Ok(result) => result,
                     Err(expired) => Err(expired_failure(expired, spec.timeout, &trace)),
@@ -82,7 +108,7 @@ impl Prober {
         let tls = match tls_options(&spec.kind) {
             None => None,
             Some((options, alpn)) => {
-                let context = self.contexts.get(spec.target, options, alpn).await;
+                let context = self.contexts.get(spec, options, alpn).await;
                 Some(context.map_err(|error| Failure::internal(error.to_string()))?)
             }
         };
@@ -95,6 +121,82 @@ impl Prober {
         };
         Ok(Prepared { tls, password })
     }
+
+    async fn ask(&self, spec: &ProbeSpec, prepared: &Prepared, trace: &mut Trace) -> Answer {
+        let dialer = &self.dialer;
+        match &spec.kind {
+            ProbeKind::Http(http) => {
+                let tls = prepared.tls.as_ref();
+                self.kept.ask(dialer, spec, http, tls, trace).await
+            }
+            ProbeKind::TcpHalfOpen => half_open::ask(dialer, spec, trace).await,
+            ProbeKind::Dns(dns) => dns::ask(dialer, spec, dns, trace).await,
+            ProbeKind::Exec(exec) => exec::ask(spec.target, exec, trace).await,
+            ProbeKind::Grpc { watch: true, .. } => self.watch(spec, prepared, trace).await,
+            _ => self.converse(spec, prepared, trace).await,
+        }
+    }
+
+    /// By the stream of a gRPC server, or by a call where it offers none.
+    async fn watch(&self, spec: &ProbeSpec, prepared: &Prepared, trace: &mut Trace) -> Answer {
+        let watched = match self.watches.ask_kept(spec, trace).await {
+            Some(watched) => watched,
+            None => {
+                let call = grpc_call(spec, prepared)?;
+                let tcp = self.dialer.connect(spec, trace).await?;
+                match &prepared.tls {
+                    None => self.watches.ask_fresh(tcp, spec, &call, trace).await,
+                    Some(context) => {
+                        let stream = context.connect(tcp, trace).await?;
+                        self.watches.ask_fresh(stream, spec, &call, trace).await
+                    }
+                }
+            }
+        };
+        match watched {
+            Watched::Answer(answer) => answer,
+            Watched::Unoffered => self.converse(spec, prepared, trace).await,
+        }
+    }
+
+    /// On a fresh connection.
+    async fn converse(&self, spec: &ProbeSpec, prepared: &Prepared, trace: &mut Trace) -> Answer {
+        let tcp = self.dialer.connect(spec, trace).await?;
+        match &prepared.tls {
+            None => converse(tcp, spec, prepared, trace).await,
+            Some(context) => {
+                let stream = context.connect(tcp, trace).await?;
+                converse(stream, spec, prepared, trace).await
+            }
+        }
+    }
+}
+
+/// The call of a gRPC probe.
+fn grpc_call<'a>(spec: &'a ProbeSpec, prepared: &Prepared) -> Result<grpc::Call<'a>, Failure> {
+    let ProbeKind::Grpc {
+        service,
+        authority,
+        accept_status,
+        metadata,
+        tls: _,
+        watch: _,
+    } = &spec.kind
+    else {
+        return Err(Failure::internal("this probe is not one of gRPC"));
+    };
+    Ok(grpc::Call {
+        service,
+        authority,
+        accept_status,
+        metadata,
+        timeout: spec.timeout,
+        scheme: if prepared.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        },
+    })
 }
 
 /// What a probe needs from this host.
@@ -116,6 +218,7 @@ fn tls_options(kind: &ProbeKind) -> Option<(&TlsOptions, Alpn)> {
         ProbeKind::TcpScript(script) => (&script.tls, Alpn::Absent),
         ProbeKind::Redis(redis) => (&redis.tls, Alpn::Absent),
         ProbeKind::Smtp(smtp) => (&smtp.tls, Alpn::Absent),
+        ProbeKind::Ldap(ldap) => (&ldap.tls, Alpn::Absent),
         ProbeKind::Tcp
         | ProbeKind::TcpHalfOpen
         | ProbeKind::Postgres(_)
@@ -125,30 +228,6 @@ fn tls_options(kind: &ProbeKind) -> Option<(&TlsOptions, Alpn)> {
         | ProbeKind::Exec(_) => return None,
     };
     tls.as_ref().map(|options| (options, alpn))
-}
-
-async fn ask(
-    spec: &ProbeSpec,
-    prepared: &Prepared,
-    kept: &http::Kept,
-    trace: &mut Trace,
-) -> Answer {
-    match &spec.kind {
-        ProbeKind::Http(http) => kept.ask(spec, http, prepared.tls.as_ref(), trace).await,
-        ProbeKind::TcpHalfOpen => half_open::ask(spec.target, trace).await,
-        ProbeKind::Dns(dns) => dns::ask(spec.target, dns, spec.timeout, trace).await,
-        ProbeKind::Exec(exec) => exec::ask(spec.target, exec, trace).await,
-        _ => {
-            let tcp = connect::connect(spec.target, trace).await?;
-            match &prepared.tls {
-                None => converse(tcp, spec, prepared, trace).await,
-                Some(context) => {
-                    let stream = context.connect(tcp, trace).await?;
-                    converse(stream, spec, prepared, trace).await
-                }
-            }
-        }
-    }
 }
 
 /// Speaks the probe's protocol on an established connection.
@@ -161,27 +240,7 @@ async fn converse<S: ProbeStream>(
     match &spec.kind {
         ProbeKind::Tcp => Ok(Success("connected".to_owned())),
         ProbeKind::TcpScript(script) => script::ask(stream, script, trace).await,
-        ProbeKind::Grpc {
-            service,
-            authority,
-            accept_status,
-            metadata,
-            tls: _,
-        } => {
-            let call = grpc::Call {
-                service,
-                authority,
-                accept_status,
-                metadata,
-                timeout: spec.timeout,
-                scheme: if prepared.tls.is_some() {
-                    "https"
-                } else {
-                    "http"
-                },
-            };
-            grpc::ask(stream, &call, trace).await
-        }
+        ProbeKind::Grpc { .. } => grpc::ask(stream, &grpc_call(spec, prepared)?, trace).await,
         ProbeKind::Redis(redis) => {
             redis::ask(stream, redis, prepared.password.as_deref(), trace).await
         }
@@ -189,6 +248,7 @@ async fn converse<S: ProbeStream>(
         ProbeKind::Postgres(postgres) => postgres::ask(stream, postgres, trace).await,
         ProbeKind::Mysql(mysql) => mysql::ask(stream, mysql, trace).await,
         ProbeKind::Smtp(smtp) => smtp::ask(stream, smtp, trace).await,
+        ProbeKind::Ldap(_) => ldap::ask(stream, trace).await,
         ProbeKind::TcpHalfOpen | ProbeKind::Http(_) | ProbeKind::Dns(_) | ProbeKind::Exec(_) => {
             Err(Failure::internal("this probe connects by itself"))
         }

@@ -13,6 +13,7 @@ fn tcp(target: SocketAddr) -> ProbeSpec {
         target,
         timeout: Duration::from_secs(5),
         kind: ProbeKind::Tcp,
+        egress: Default::default(),
     }
 }
 
@@ -66,6 +67,7 @@ async fn an_unreadable_ca_is_our_fault() {
                 ca: Some(missing.into()),
                 ..TlsOptions::default()
             }),
+            watch: false,
         },
         ..tcp(LOOPBACK.parse().unwrap())
     };
@@ -88,6 +90,7 @@ async fn a_dropped_probe_closes_its_connection() {
             accept_status: Vec::new(),
             metadata: Vec::new(),
             tls: None,
+            watch: false,
         },
         ..tcp(listener.local_addr().unwrap())
     };

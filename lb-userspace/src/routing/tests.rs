@@ -58,6 +58,7 @@ impl World {
                     target: address,
                     timeout: s(2),
                     kind: ProbeKind::Tcp,
+                    egress: Default::default(),
                 }],
             }
         };

@@ -140,6 +140,8 @@ pub fn node() -> Node {
         chain: None,
         answer_ping: true,
         allow_exec: false,
+        dns_servers: None,
+        dns_max_ttl: std::time::Duration::from_secs(60),
         gue_port: GUE_PORT,
         tunnel_source4: None,
         tunnel_source6: None,

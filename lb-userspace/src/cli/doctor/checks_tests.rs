@@ -50,6 +50,8 @@ fn node() -> Node {
         tunnel_source6: None,
         answer_ping: true,
         allow_exec: false,
+        dns_servers: None,
+        dns_max_ttl: std::time::Duration::from_secs(60),
     }
 }
 

@@ -17,8 +17,8 @@ pub const HEALTH: Section = Section {
         key(
             "probe",
             Kind::Choice(&[
-                "tcp", "http", "https", "grpc", "redis", "postgres", "mysql", "smtp", "dns",
-                "exec", "agent", "none",
+                "tcp", "http", "https", "grpc", "redis", "postgres", "mysql", "smtp", "ldap",
+                "dns", "exec", "agent", "none",
             ]),
             Derived("`\"tcp\"` for TCP services, `\"none\"` for UDP services"),
             "What is asked; `none`: backends always count as healthy.",
@@ -102,6 +102,30 @@ pub const HEALTH: Section = Section {
             "Port that is probed.",
         ),
         key(
+            "via",
+            Kind::Choice(&["direct", "vip"]),
+            Value("\"direct\""),
+            "`direct`: the backend's own address is probed; `vip` (`dsr`, `ipip`, `gue`): the VIP, and the packets go to the backend as the service's traffic does, see [probes](probes.md#through-the-data-path).",
+        ),
+        key(
+            "source",
+            Kind::IpAddress,
+            Absent("the kernel's choice"),
+            "Address of this host that probes come from.",
+        ),
+        key(
+            "mark",
+            Kind::Integer(1, 4_294_967_295),
+            Absent("none"),
+            "Mark of the probes' packets, for policy routing and firewalls (`SO_MARK`); not with `via = \"vip\"`.",
+        ),
+        key(
+            "interface",
+            Kind::Text,
+            Absent("as the kernel routes"),
+            "Interface that probes leave and answers arrive by (`SO_BINDTODEVICE`); not with `via = \"vip\"`.",
+        ),
+        key(
             "path",
             Kind::Text,
             Value("\"/\""),
@@ -170,6 +194,12 @@ pub const HEALTH: Section = Section {
             "`grpc`: the `:authority` header; with `tls` also the default of `sni`.",
         ),
         key(
+            "watch",
+            Kind::Boolean,
+            Value("false"),
+            "`grpc`: whether a stream of `Health/Watch` is kept open, so that the server says changes at once, see [probes](probes.md#grpc).",
+        ),
+        key(
             "accept_status",
             Kind::GrpcCodes,
             Value("[]"),
@@ -179,7 +209,7 @@ pub const HEALTH: Section = Section {
             "tls",
             Kind::Boolean,
             Value("false"),
-            "`grpc`, `tcp`, `redis`, `smtp`: whether the probe speaks TLS from the first byte.",
+            "`grpc`, `tcp`, `redis`, `smtp`, `ldap`: whether the probe speaks TLS from the first byte.",
         ),
         key(
             "verify",

@@ -4,17 +4,16 @@ use std::collections::hash_map::RandomState;
 use std::fmt::Write;
 use std::hash::BuildHasher;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
+use super::dial::Dialer;
 use super::failure::Failure;
 use super::outcome::Class;
 use super::trace::Trace;
 use super::{Answer as Judged, Success, text};
-use crate::model::DnsProbe;
+use crate::model::{DnsProbe, ProbeSpec};
 
 mod message;
 
@@ -33,20 +32,14 @@ const RCODES: [&str; 11] = [
 ];
 
 /// Asks and judges.
-pub async fn ask(
-    target: SocketAddr,
-    probe: &DnsProbe,
-    deadline: Duration,
-    trace: &mut Trace,
-) -> Judged {
+pub async fn ask(dialer: &Dialer, spec: &ProbeSpec, probe: &DnsProbe, trace: &mut Trace) -> Judged {
+    let target = spec.target;
     // The kernel chooses the port at random; the number need not withstand more than chance.
     let id = RandomState::new().hash_one(target) as u16;
     let (type_name, type_number) = probe.query_type;
     let query = message::encode(id, &probe.name, type_number)
         .ok_or_else(|| Failure::internal(format!("\"{}\" cannot be asked for", probe.name)))?;
-    let socket = open(target)
-        .await
-        .map_err(|error| Failure::connecting(&error))?;
+    let (socket, ticket) = dialer.datagrams(spec).await?;
     let asked = format!("{type_name} {}.", probe.name);
     for sending in 1..=SENDINGS {
         socket
@@ -66,24 +59,17 @@ pub async fn ask(
                 format!("{sending} times")
             }
         ));
-        match timeout(deadline / SENDINGS, receive(&socket, &query, trace)).await {
+        match timeout(spec.timeout / SENDINGS, receive(&socket, &query, trace)).await {
             Ok(answer) => return judge(&answer?, probe, trace),
-            Err(_) => continue,
+            Err(_) => {
+                if let Some(ticket) = &ticket {
+                    dialer.verify(ticket).await?;
+                }
+            }
         }
     }
     // The whole probe's deadline is now.
     std::future::pending().await
-}
-
-async fn open(target: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = match target {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    // Connected, so that only the target's datagrams and ICMP errors come in.
-    socket.connect(target).await?;
-    Ok(socket)
 }
 
 async fn receive(

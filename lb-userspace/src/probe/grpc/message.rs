@@ -102,6 +102,16 @@ pub enum MessageError {
     Invalid,
 }
 
+/// Length of the first message in `body`, its prefix included; `None` while that is incomplete.
+pub fn first(body: &[u8]) -> Result<Option<usize>, MessageError> {
+    check_prefix(&body[..body.len().min(PREFIX)])?;
+    let [_, a, b, c, d, ..] = *body else {
+        return Ok(None);
+    };
+    let length = PREFIX + u32::from_be_bytes([a, b, c, d]) as usize;
+    Ok((body.len() >= length).then_some(length))
+}
+
 /// Whether the body so far can still become an answer. A length that will not be read is refused at
 /// once rather than waited for.
 pub fn check_prefix(body: &[u8]) -> Result<(), MessageError> {

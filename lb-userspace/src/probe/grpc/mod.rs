@@ -23,6 +23,7 @@ use super::trace::{Observed, Seen, Trace};
 use super::{Answer, Success, USER_AGENT, text};
 
 mod message;
+pub mod watch;
 
 /// Path of the call.
 const PATH: &str = "/grpc.health.v1.Health/Check";
@@ -49,7 +50,7 @@ pub struct Call<'a> {
 
 /// Makes the call and judges the answer.
 pub async fn ask<S: ProbeStream>(stream: S, call: &Call<'_>, trace: &mut Trace) -> Answer {
-    let request = request(call)?;
+    let request = request(call, PATH, Some(call.timeout))?;
     let stream = Observed::new(stream, trace);
     let seen = trace.seen().clone();
     let (sender, connection) = Builder::new()
@@ -105,13 +106,16 @@ impl From<Failure> for CallError {
     }
 }
 
-fn request(call: &Call<'_>) -> Result<Request<()>, Failure> {
-    let request = Request::post(format!("{}://{}{PATH}", call.scheme, call.authority))
+/// `timeout`: how long the server is to work at it at the most.
+fn request(call: &Call<'_>, path: &str, timeout: Option<Duration>) -> Result<Request<()>, Failure> {
+    let mut request = Request::post(format!("{}://{}{path}", call.scheme, call.authority))
         .version(::http::Version::HTTP_2)
         .header("te", "trailers")
         .header("content-type", "application/grpc")
-        .header("user-agent", USER_AGENT)
-        .header("grpc-timeout", grpc_timeout(call.timeout));
+        .header("user-agent", USER_AGENT);
+    if let Some(timeout) = timeout {
+        request = request.header("grpc-timeout", grpc_timeout(timeout));
+    }
     let metadata = call.metadata.iter();
     metadata
         .fold(request, |request, (name, value)| {
@@ -254,8 +258,12 @@ fn judge(
     }
     let response = message::decode_response(content)
         .map_err(|error| protocol(format!("not a health answer: {error}")))?;
-    let name = message::serving_status(response.status);
-    if response.status == message::SERVING {
+    judge_status(response.status)
+}
+
+fn judge_status(status: i32) -> Answer {
+    let name = message::serving_status(status);
+    if status == message::SERVING {
         Ok(Success(name))
     } else {
         Err(Failure::new(Class::Application, name))

@@ -15,7 +15,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::Asked;
 use crate::model::{HttpProbe, ProbeSpec, Reuse};
-use crate::probe::connect::{self, ProbeStream};
+use crate::probe::connect::ProbeStream;
+use crate::probe::dial::Dialer;
 use crate::probe::failure::Failure;
 use crate::probe::outcome::Class;
 use crate::probe::tls::TlsContext;
@@ -46,13 +47,14 @@ impl Kept {
     /// at all comes back on it, the probe asks again on a fresh one, within the same deadline.
     pub async fn ask(
         &self,
+        dialer: &Dialer,
         spec: &ProbeSpec,
         probe: &HttpProbe,
         tls: Option<&TlsContext>,
         trace: &mut Trace,
     ) -> Answer {
         let Some(reuse) = probe.reuse else {
-            let connection = open(spec, tls, trace).await?;
+            let connection = open(dialer, spec, tls, trace).await?;
             return super::ask(connection, probe, trace).await.answer;
         };
         if let Some(idle) = self.take(spec) {
@@ -73,7 +75,7 @@ impl Kept {
                 Err(why) => trace.start_over("stale", format!("{why}: asking on a fresh one")),
             }
         }
-        let connection = open(spec, tls, trace).await?;
+        let connection = open(dialer, spec, tls, trace).await?;
         let opened = Instant::now();
         let asked = super::ask(connection, probe, trace).await;
         self.put(spec, reuse, asked.open, opened, 1);
@@ -121,11 +123,12 @@ impl Kept {
 }
 
 async fn open(
+    dialer: &Dialer,
     spec: &ProbeSpec,
     tls: Option<&TlsContext>,
     trace: &mut Trace,
 ) -> Result<Connection, Failure> {
-    let tcp = connect::connect(spec.target, trace).await?;
+    let tcp = dialer.connect(spec, trace).await?;
     Ok(match tls {
         None => Connection::Plain(tcp),
         Some(context) => Connection::Tls(Box::new(context.connect(tcp, trace).await?)),

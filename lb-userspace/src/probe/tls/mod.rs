@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use tokio_rustls::client::TlsStream;
 use super::failure::Failure;
 use super::outcome::Class;
 use super::trace::Trace;
-use crate::model::{ClientCertificate, TlsOptions};
+use crate::model::{ClientCertificate, ProbeSpec, TlsOptions};
 
 mod verifier;
 use verifier::{Judge, Lenient};
@@ -97,6 +97,8 @@ pub struct TlsContext {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     target: SocketAddr,
+    /// Which backend it is where the target is a VIP.
+    backend: Option<IpAddr>,
     alpn: Alpn,
     sni: Option<String>,
     verify: bool,
@@ -113,15 +115,16 @@ pub struct TlsContexts {
 }
 
 impl TlsContexts {
-    /// Settings for `target`, made now or at most [`MAX_AGE`] ago.
+    /// Settings for the probe's target, made now or at most [`MAX_AGE`] ago.
     pub async fn get(
         &self,
-        target: SocketAddr,
+        spec: &ProbeSpec,
         options: &TlsOptions,
         alpn: Alpn,
     ) -> Result<TlsContext, TlsError> {
         let key = Key {
-            target,
+            target: spec.target,
+            backend: spec.egress.via.map(|via| via.backend),
             alpn,
             sni: options.sni.clone(),
             verify: options.verify,
