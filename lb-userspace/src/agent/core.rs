@@ -169,16 +169,19 @@ impl Core {
     /// The probes to start now.
     pub fn probes_due(&mut self, room: usize) -> Vec<Start> {
         let now = self.clock.now();
-        let starts = self.engine.start_due_up_to(now, room);
-        if let Some(last) = starts.last() {
-            self.prober.lag_seconds = now.saturating_sub(last.due).as_secs_f64();
-        }
-        starts
+        self.engine.start_due_up_to(now, room)
     }
 
     /// A probe has ended.
     pub fn finished(&mut self, finished: &Finished) {
-        let Finished { key, seq, outcome } = finished;
+        let Finished {
+            key,
+            seq,
+            outcome,
+            late,
+        } = finished;
+        self.prober.lag_seconds = late.as_secs_f64();
+        self.prober.lateness.count(*late);
         self.observe(key, outcome);
         let counts = self.counts.entry(key.clone()).or_default();
         let (own, all) = match outcome.verdict {

@@ -1,9 +1,11 @@
 //! The probes in flight.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::clock::Clock;
 use super::passive::{Burst, Questions};
 use crate::health::Start;
 use crate::health::passive::Suspicion;
@@ -18,6 +20,8 @@ pub struct Finished {
     pub key: BackendKey,
     pub seq: u64,
     pub outcome: Outcome,
+    /// How long after it was due it really started.
+    pub late: Duration,
 }
 
 /// Starts probes, each in a task of its own, and reports their ends.
@@ -63,16 +67,19 @@ impl Probes {
         });
     }
 
-    pub fn start(&mut self, start: Start) {
+    /// Starts a probe; `clock` is the one that its due time is of.
+    pub fn start(&mut self, start: Start, clock: Clock) {
         self.in_flight += 1;
         let prober = self.prober.clone();
         let report = self.report.clone();
         tokio::spawn(async move {
+            let late = clock.now().saturating_sub(start.due);
             let outcome = prober.run(&start.spec).await;
             let finished = Finished {
                 key: start.key,
                 seq: start.seq,
                 outcome,
+                late,
             };
             if report.send(finished).is_err() {
                 tracing::debug!("a probe ended after the agent");

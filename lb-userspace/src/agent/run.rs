@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
@@ -80,7 +81,8 @@ pub enum End {
     Detached,
 }
 
-pub async fn run(options: &RunOptions) -> Result<(), RunError> {
+/// Runs the loop in the present runtime, and what answers others in the one `beside`.
+pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> {
     let model = Arc::new(load(&options.config)?);
     let node = model.node.clone();
     let listener = Listener::bind(&node.control_socket)?;
@@ -142,12 +144,12 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         events: followers,
         snapshot: published.clone(),
     };
-    tasks.spawn(server::serve(listener, api));
+    tasks.spawn_on(server::serve(listener, api), beside);
     if let Some(http) = http {
-        tasks.spawn(api::http::serve(http, published));
+        tasks.spawn_on(api::http::serve(http, published), beside);
     }
-    tasks.spawn(neighbor::keep_watching(watched, doubted, senders.paths));
-    tasks.spawn(neighbor::keep_watching_links(senders.links));
+    tasks.spawn_on(neighbor::keep_watching(watched, doubted, senders.paths), beside);
+    tasks.spawn_on(neighbor::keep_watching_links(senders.links), beside);
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
 }
@@ -283,7 +285,7 @@ impl Agent {
     /// Starts the probes that are due, and tells the datapath what has changed.
     fn act(&mut self) -> Result<(), RunError> {
         for start in self.core.probes_due(self.probes.room()) {
-            self.probes.start(start);
+            self.probes.start(start, self.core.clock);
         }
         self.core.save_if_due();
         let (contents, generation) = self.core.contents();

@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use lb_common::verdict::Verdict;
 
+use super::lateness::Lateness;
 use super::status::{BackendStatus, Health, Routing, ServiceStatus, Status};
 
 /// Media type of the answer.
@@ -92,6 +93,7 @@ fn node(text: &mut Encoder, status: &Status) {
         "How late the last probe started.",
         prober.lag_seconds,
     );
+    lateness(text, &prober.lateness);
     text.family(
         "lb_verdicts_total",
         COUNTER,
@@ -109,6 +111,18 @@ fn node(text: &mut Encoder, status: &Status) {
             text.sample("lb_verdicts_total", &labels, count);
         }
     }
+}
+
+fn lateness(text: &mut Encoder, late: &Lateness) {
+    const NAME: &str = "lb_probe_start_lateness_seconds";
+    text.family(NAME, "histogram", "How late probes started.");
+    let bucket = format!("{NAME}_bucket");
+    for (bound, count) in late.cumulative() {
+        text.sample(&bucket, &[("le", &bound.to_string())], count);
+    }
+    text.sample(&bucket, &[("le", "+Inf")], late.probes());
+    text.sample(&format!("{NAME}_sum"), &[], late.seconds());
+    text.sample(&format!("{NAME}_count"), &[], late.probes());
 }
 
 fn services(text: &mut Encoder, services: &[ServiceStatus]) {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::lateness::Lateness;
 use super::request::ApiError;
 pub use crate::health::Health;
 
@@ -79,6 +80,9 @@ pub struct Prober {
     pub skipped: u64,
     /// How late the last probe started, seconds.
     pub lag_seconds: f64,
+    /// How late all of them started.
+    #[serde(default)]
+    pub lateness: Lateness,
 }
 
 /// An interface with the program on it.

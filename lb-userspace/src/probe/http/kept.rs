@@ -5,6 +5,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{Either, select};
@@ -25,8 +26,27 @@ use crate::probe::{Answer, text};
 /// One connection for each probe that keeps them, between two of its runs.
 #[derive(Debug, Default)]
 pub struct Kept {
-    idle: Mutex<HashMap<ProbeSpec, Idle>>,
+    all: Mutex<All>,
 }
+
+#[derive(Debug)]
+struct All {
+    idle: HashMap<ProbeSpec, Idle>,
+    /// When those that are too old leave next.
+    sweep: Instant,
+}
+
+impl Default for All {
+    fn default() -> Self {
+        Self {
+            idle: HashMap::new(),
+            sweep: Instant::now(),
+        }
+    }
+}
+
+/// How often connections that nobody asks on any more are closed.
+const SWEEP: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Idle {
@@ -82,7 +102,7 @@ impl Kept {
 
     /// The connection kept for this probe, if it is still to be used and nothing came on it since.
     fn take(&self, spec: &ProbeSpec) -> Option<Idle> {
-        let mut idle = self.lock().remove(spec)?;
+        let mut idle = self.lock().idle.remove(spec)?;
         let quiet = idle.connection.read(&mut [0]).now_or_never().is_none();
         (quiet && Instant::now() < idle.expires).then_some(idle)
     }
@@ -97,13 +117,17 @@ impl Kept {
     ) {
         let (now, expires) = (Instant::now(), opened + reuse.max_age);
         let mut all = self.lock();
-        // Those of probes that are not asked any more leave here.
-        all.retain(|_, idle| now < idle.expires);
+        // Those of probes that are not asked any more leave here; not each time, since it means to
+        // look at all of them.
+        if now >= all.sweep {
+            all.sweep = now + SWEEP;
+            all.idle.retain(|_, idle| now < idle.expires);
+        }
         if let Some(connection) = connection
             && now < expires
             && uses < reuse.max_uses
         {
-            all.insert(
+            all.idle.insert(
                 spec.clone(),
                 Idle {
                     connection,
@@ -115,8 +139,8 @@ impl Kept {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ProbeSpec, Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
