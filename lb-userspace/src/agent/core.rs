@@ -1,6 +1,7 @@
 //! What the agent knows and decides. No sockets and no maps: what happens comes in as calls, what
 //! is to be done goes out as probes to start and contents for the maps.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +23,11 @@ use crate::api::status::{ProbeCounts, Prober};
 use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
 use crate::health::passive::Passive;
-use crate::health::{Engine, Health, Start};
+use crate::health::{Engine, Health, Overload, Start};
 use crate::model::{BackendKey, Model, Service};
 use crate::neighbor::{Problem, Ways};
 use crate::plan::{Builder, Contents, Duty};
-use crate::probe::Verdict;
+use crate::probe::{Outcome, Verdict};
 use crate::routing::{self, Admin, Input, Routing, RoutingState};
 
 /// How often the state file is written anew when nothing changes, so that its age shows when the
@@ -72,6 +73,7 @@ pub struct Core {
     pub(super) quiet: BTreeMap<BackendIndex, (u64, Duration)>,
     pub(super) counts: BTreeMap<BackendKey, ProbeCounts>,
     pub(super) prober: Prober,
+    pub(super) overload: Overload,
     pub(super) reload_error: Option<String>,
     pub(super) datapath_error: Option<String>,
     pub(super) ending: bool,
@@ -140,6 +142,7 @@ impl Core {
             quiet: BTreeMap::new(),
             counts: BTreeMap::new(),
             prober: Prober::default(),
+            overload: Overload::default(),
             reload_error: None,
             datapath_error: None,
             ending: false,
@@ -179,9 +182,11 @@ impl Core {
             seq,
             outcome,
             late,
+            lagging,
         } = finished;
         self.prober.lag_seconds = late.as_secs_f64();
         self.prober.lateness.count(*late);
+        let outcome = &*self.judge(key, outcome, *lagging);
         self.observe(key, outcome);
         let counts = self.counts.entry(key.clone()).or_default();
         let (own, all) = match outcome.verdict {
@@ -210,6 +215,31 @@ impl Core {
             );
         }
         self.save_soon();
+    }
+
+    /// What a probe's outcome is to count as, and whether the prober keeps up.
+    fn judge<'a>(
+        &mut self,
+        key: &BackendKey,
+        outcome: &'a Outcome,
+        lagging: bool,
+    ) -> Cow<'a, Outcome> {
+        let before = self.overload.active();
+        let outcome = self.overload.judge(key, outcome, lagging);
+        if before != self.overload.active() {
+            let (short, all) = self.overload.round();
+            let what = if before {
+                "the prober keeps up again".to_owned()
+            } else {
+                format!(
+                    "the prober is overloaded: {short} of the last {all} probes were late or lacked \
+                     CPU, descriptors, ports or memory; timeouts eject nobody until that has passed"
+                )
+            };
+            warn!("{what}");
+            self.record(Change::node(Kind::Prober, Origin::Agent, what));
+        }
+        outcome
     }
 
     /// The ways to the backends have changed. `native`: some packets come in by native XDP.
@@ -429,6 +459,7 @@ impl Core {
         self.engine
             .configure(&self.model.services, &known, self.clock.now());
         self.passive.configure(&self.model.services);
+        self.overload.forget();
         self.forget_words();
         self.dirty = true;
         let (added, removed): (Vec<_>, Vec<_>) = (

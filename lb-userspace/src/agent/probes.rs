@@ -12,8 +12,14 @@ use crate::health::passive::Suspicion;
 use crate::model::BackendKey;
 use crate::probe::{Outcome, Prober};
 
-/// Probes in flight at a time; what is due beyond that waits, those longest due first.
-const IN_FLIGHT: usize = 2048;
+/// Probes in flight at a time at most; what is due beyond that waits, those longest due first.
+const IN_FLIGHT: usize = 16_384;
+/// Descriptors for everything else: maps, sockets of the API, netlink.
+const OTHER_DESCRIPTORS: usize = 64;
+/// A probe that starts later than this share of its timeout (and than [`GRANULARITY`]) tells of an
+/// agent that does not keep up.
+const LATE: u32 = 4;
+const GRANULARITY: Duration = Duration::from_millis(50);
 
 /// A probe's end.
 pub struct Finished {
@@ -22,6 +28,8 @@ pub struct Finished {
     pub outcome: Outcome,
     /// How long after it was due it really started.
     pub late: Duration,
+    /// So late that the agent does not keep up.
+    pub lagging: bool,
 }
 
 /// Starts probes, each in a task of its own, and reports their ends.
@@ -30,11 +38,19 @@ pub struct Probes {
     report: mpsc::UnboundedSender<Finished>,
     in_flight: usize,
     bursts: mpsc::UnboundedSender<Burst>,
+    limit: usize,
+    /// Probes are due for which there is no room: they start late for that, not for the agent's lag.
+    crowded: bool,
 }
 
 impl Probes {
     /// Also gives where ended probes and ended bursts are told.
-    pub fn new() -> (
+    ///
+    /// For a process with so many descriptors: half of them are for probes in flight, the others for
+    /// connections that they keep, and for the rest of the agent.
+    pub fn new(
+        descriptors: usize,
+    ) -> (
         Self,
         mpsc::UnboundedReceiver<Finished>,
         mpsc::UnboundedReceiver<Burst>,
@@ -47,6 +63,8 @@ impl Probes {
                 report,
                 in_flight: 0,
                 bursts,
+                limit: (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, IN_FLIGHT),
+                crowded: false,
             },
             finished,
             ended,
@@ -55,7 +73,7 @@ impl Probes {
 
     /// How many more may be started.
     pub const fn room(&self) -> usize {
-        IN_FLIGHT.saturating_sub(self.in_flight)
+        self.limit.saturating_sub(self.in_flight)
     }
 
     /// Starts what a suspicion asks. Suspicions are few: they do not count among those in flight.
@@ -67,19 +85,30 @@ impl Probes {
         });
     }
 
-    /// Starts a probe; `clock` is the one that its due time is of.
-    pub fn start(&mut self, start: Start, clock: Clock) {
+    /// Starts all that are due, or as many as there is room for; `clock` is the one that their due
+    /// times are of.
+    pub fn start(&mut self, starts: Vec<Start>, clock: Clock) {
+        let crowded = self.crowded;
+        self.crowded = starts.len() >= self.room();
+        for start in starts {
+            self.start_one(start, clock, crowded);
+        }
+    }
+
+    fn start_one(&mut self, start: Start, clock: Clock, crowded: bool) {
         self.in_flight += 1;
         let prober = self.prober.clone();
         let report = self.report.clone();
         tokio::spawn(async move {
             let late = clock.now().saturating_sub(start.due);
-            let outcome = prober.run(&start.spec).await;
+            let tolerated = GRANULARITY.max(start.spec.timeout / LATE);
+            let outcome = prober.judge(&start.spec).await;
             let finished = Finished {
                 key: start.key,
                 seq: start.seq,
                 outcome,
                 late,
+                lagging: late > tolerated && !crowded,
             };
             if report.send(finished).is_err() {
                 tracing::debug!("a probe ended after the agent");

@@ -25,7 +25,7 @@ use super::{RunError, RunOptions, calls};
 use crate::api::event::{Change, Kind, Origin};
 use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server};
 use crate::config;
-use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer};
+use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer, sys};
 use crate::health::passive;
 use crate::model::{Model, OnExit};
 use crate::neighbor::{self, Links, Ways};
@@ -119,7 +119,11 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
     let (targets, watched) = watch::channel(Arc::new(addresses(&model)));
     let (silent, doubted) = mpsc::unbounded_channel();
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
-    let (probes, finished, bursts) = Probes::new();
+    let descriptors = sys::raise_descriptors().map_err(|source| RunError::System {
+        what: "raising the limit of descriptors",
+        source,
+    })?;
+    let (probes, finished, bursts) = Probes::new(descriptors);
     (inbox.probes, inbox.bursts) = (finished, bursts);
     let mut agent = Agent {
         options: options.clone(),
@@ -284,9 +288,8 @@ impl Agent {
 
     /// Starts the probes that are due, and tells the datapath what has changed.
     fn act(&mut self) -> Result<(), RunError> {
-        for start in self.core.probes_due(self.probes.room()) {
-            self.probes.start(start, self.core.clock);
-        }
+        let starts = self.core.probes_due(self.probes.room());
+        self.probes.start(starts, self.core.clock);
         self.core.save_if_due();
         let (contents, generation) = self.core.contents();
         if generation != self.told {

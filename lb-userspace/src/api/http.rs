@@ -126,7 +126,12 @@ fn check(good: bool, otherwise: &'static str) -> Response<Full<Bytes>> {
 fn healthz(status: &Status, verbose: bool) -> Response<Full<Bytes>> {
     let node = &status.node;
     let mut body = json!({
-        "status": if node.ready() { "ok" } else { "unavailable" },
+        // Packets are forwarded as before, so an overloaded prober fails no readiness check.
+        "status": match (node.ready(), node.prober.overloaded) {
+            (true, false) => "ok",
+            (true, true) => "degraded",
+            (false, _) => "unavailable",
+        },
         "version": node.version,
         "uptime_seconds": node.uptime_seconds,
         "checks": {
@@ -134,6 +139,7 @@ fn healthz(status: &Status, verbose: bool) -> Response<Full<Bytes>> {
             "first_round_done": node.first_round_done,
             "tables_written": node.datapath_error.is_none(),
             "not_draining": !node.draining,
+            "prober_keeps_up": !node.prober.overloaded,
         },
     });
     if verbose {

@@ -93,6 +93,24 @@ fn node(text: &mut Encoder, status: &Status) {
         "How late the last probe started.",
         prober.lag_seconds,
     );
+    text.single(
+        "lb_prober_overloaded",
+        GAUGE,
+        "1 while the prober does not keep up, so that timeouts are not counted.",
+        u8::from(prober.overloaded),
+    );
+    text.single(
+        "lb_prober_short",
+        GAUGE,
+        "Backends whose last probe was late or lacked CPU, descriptors, ports or memory.",
+        prober.short,
+    );
+    text.single(
+        "lb_probes_held_total",
+        COUNTER,
+        "Timeouts that were not counted because the prober was overloaded.",
+        prober.held,
+    );
     lateness(text, &prober.lateness);
     text.family(
         "lb_verdicts_total",

@@ -45,7 +45,8 @@ fn paint(palette: Palette, kind: Kind) -> String {
         | Kind::Admin
         | Kind::Tier
         | Kind::Suspected
-        | Kind::Datapath => palette.soft(&name),
+        | Kind::Datapath
+        | Kind::Prober => palette.soft(&name),
         Kind::Started
         | Kind::Stopped
         | Kind::Added

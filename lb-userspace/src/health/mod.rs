@@ -26,12 +26,14 @@
 pub mod agent;
 mod budget;
 mod engine;
+mod overload;
 pub mod passive;
 pub mod schedule;
 mod target;
 
 pub use budget::Budget;
 pub use engine::{Change, Engine, Start};
+pub use overload::Overload;
 pub use target::{HISTORY, Health, Record, Restored, TargetView};
 
 #[cfg(test)]

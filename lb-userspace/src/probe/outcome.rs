@@ -52,7 +52,9 @@ pub enum Class {
     TooLarge,
     /// The TLS handshake failed.
     Tls,
-    /// See [`Verdict::Internal`].
+    /// See [`Verdict::Internal`]: descriptors, ports, memory or CPU were short on this host.
+    Shortage,
+    /// See [`Verdict::Internal`]: for any other reason.
     Internal,
 }
 
@@ -77,6 +79,7 @@ impl Class {
             Self::Malformed => "malformed",
             Self::TooLarge => "too_large",
             Self::Tls => "tls",
+            Self::Shortage => "shortage",
             Self::Internal => "internal",
         }
     }

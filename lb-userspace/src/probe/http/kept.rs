@@ -18,7 +18,7 @@ use super::Asked;
 use crate::model::{HttpProbe, ProbeSpec, Reuse};
 use crate::probe::connect::{self, ProbeStream};
 use crate::probe::failure::Failure;
-use crate::probe::outcome::Class;
+use crate::probe::outcome::Verdict;
 use crate::probe::tls::TlsContext;
 use crate::probe::trace::Trace;
 use crate::probe::{Answer, text};
@@ -78,19 +78,21 @@ impl Kept {
         if let Some(idle) = self.take(spec) {
             trace.step(
                 "reuse",
-                format!(
+                format_args!(
                     "probe number {} on a connection {} old",
                     idle.uses + 1,
                     text::duration(idle.opened.elapsed())
                 ),
             );
             let (opened, uses) = (idle.opened, idle.uses + 1);
-            match on_kept(idle.connection, spec, probe, trace).await {
+            match Box::pin(on_kept(idle.connection, spec, probe, trace)).await {
                 Ok(asked) => {
                     self.put(spec, reuse, asked.open, opened, uses);
                     return asked.answer;
                 }
-                Err(why) => trace.start_over("stale", format!("{why}: asking on a fresh one")),
+                Err(why) => {
+                    trace.start_over("stale", format_args!("{why}: asking on a fresh one"));
+                },
             }
         }
         let connection = open(spec, tls, trace).await?;
@@ -149,10 +151,10 @@ async fn open(
     tls: Option<&TlsContext>,
     trace: &mut Trace,
 ) -> Result<Connection, Failure> {
-    let tcp = connect::connect(spec.target, trace).await?;
+    let tcp = connect::connect_with(spec.target, trace, connect::speak_first).await?;
     Ok(match tls {
         None => Connection::Plain(tcp),
-        Some(context) => Connection::Tls(Box::new(context.connect(tcp, trace).await?)),
+        Some(context) => Connection::Tls(Box::new(Box::pin(context.connect(tcp, trace)).await?)),
     })
 }
 
@@ -177,7 +179,7 @@ async fn on_kept(
     };
     match &asked.answer {
         // This host's own fault is the same on a fresh one.
-        Err(failure) if seen.bytes() == 0 && failure.class != Class::Internal => {
+        Err(failure) if seen.bytes() == 0 && failure.verdict != Verdict::Internal => {
             Err(failure.detail.clone())
         }
         _ => Ok(asked),

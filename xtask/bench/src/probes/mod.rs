@@ -21,11 +21,17 @@ use crate::stats::Spread;
 use probers::{Check, Pace};
 use responder::Responder;
 
-/// Half of what a core can do, so that both probers keep the pace.
-const PACE: Pace = Pace {
+/// A small part of what a core can do, so that both probers keep the pace.
+const PLAIN: Pace = Pace {
     backends: 1_000,
     interval: Duration::from_millis(500),
     timeout: Duration::from_millis(400),
+};
+/// The same with full handshakes.
+const TLS: Pace = Pace {
+    backends: 400,
+    interval: Duration::from_secs(2),
+    timeout: Duration::from_millis(1_800),
 };
 /// The scale test.
 const SCALE: Pace = Pace {
@@ -73,17 +79,24 @@ impl Row {
         }
     }
 
+    const fn pace(self) -> Pace {
+        match self {
+            Self::LbPlain | Self::HaproxyPlain | Self::LbKept => PLAIN,
+            Self::LbTls | Self::HaproxyTlsResumed | Self::HaproxyTls => TLS,
+        }
+    }
+
     /// Starts it, does `work` with its process, and ends it.
     fn with<T>(self, lab: &Lab, work: impl FnOnce(u32) -> Result<T>) -> Result<T> {
         let by_lb = |check, work: Work<'_, T>| {
-            let agent = probers::lb(lab, check, PACE)?;
+            let agent = probers::lb(lab, check, self.pace())?;
             let process = agent.process_id().context("lb does not run")?;
             let result = work(process);
             probers::end_lb(agent)?;
             result
         };
         let by_haproxy = |check, resume, work: Work<'_, T>| {
-            let mut process: Process = probers::haproxy(lab, check, resume, PACE)?;
+            let mut process: Process = probers::haproxy(lab, check, resume, self.pace())?;
             let result = work(process.id());
             ensure!(process.ended()?.is_none(), "HAProxy ended");
             process.kill()?;
@@ -135,18 +148,26 @@ pub fn run(quick: bool, write: Option<&Path>) -> Result<()> {
     for _ in 0..rounds {
         for (row, costs) in Row::ALL.iter().zip(&mut costs) {
             let cost = row
-                .with(&lab, |process| cost(&lab, &responder, process, time))
+                .with(&lab, |process| cost(&lab, &responder, process, row.pace(), time))
                 .with_context(|| format!("measuring {}", row.label()))?;
-            eprintln!("{}: {:.1} ms", row.label(), cost.cpu);
+            eprintln!(
+                "{}: {:.1} ms for 1,000 of {:.0} checks/s, resumed {:?} %",
+                row.label(),
+                cost.cpu,
+                cost.rate,
+                cost.resumed
+            );
             costs.push(cost);
         }
     }
     let mut text = format!(
-        "Processor time of the process, user and kernel, for 1,000 checks of {} backends every \
-         {} ms,\nthe median, least and greatest of {rounds} rounds of {} s:\n\n",
-        PACE.backends,
-        PACE.interval.as_millis(),
-        time.as_secs()
+        "Processor time of the process, user and kernel, for 1,000 checks; the median, least and\n\
+         greatest of {rounds} rounds of {} s. {} backends every {} ms, with TLS {} every {} ms.\n\n",
+        time.as_secs(),
+        PLAIN.backends,
+        PLAIN.interval.as_millis(),
+        TLS.backends,
+        TLS.interval.as_millis(),
     );
     table(&mut text, &costs);
     goals(&mut text, &costs);
@@ -166,7 +187,13 @@ fn pin(lab: &Lab, process: u32, core: &str) -> Result<()> {
     lab.lb.namespace.run("taskset", &words).map(drop)
 }
 
-fn cost(lab: &Lab, responder: &Responder<'_>, process: u32, time: Duration) -> Result<Cost> {
+fn cost(
+    lab: &Lab,
+    responder: &Responder<'_>,
+    process: u32,
+    pace: Pace,
+    time: Duration,
+) -> Result<Cost> {
     pin(lab, process, "0")?;
     pause(WARM)?;
     let (asked, cpu) = (responder.asked()?, meter::cpu(process)?);
@@ -177,7 +204,7 @@ fn cost(lab: &Lab, responder: &Responder<'_>, process: u32, time: Duration) -> R
     let asked = responder.asked()?.since(asked);
     let (requests, handshakes) = (asked.requests as f64, (asked.resumed + asked.full) as f64);
     let rate = requests / elapsed;
-    let wanted = f64::from(PACE.backends) / PACE.interval.as_secs_f64();
+    let wanted = f64::from(pace.backends) / pace.interval.as_secs_f64();
     ensure!(
         rate > 0.9 * wanted,
         "only {rate:.0} checks a second were made, of {wanted:.0}: it does not keep the pace"
