@@ -18,6 +18,8 @@ pub enum Subject {
     Network,
     /// Processor time of probes beside HAProxy, and ten thousand backends on one core
     Probes,
+    /// Time to eject and requests failed when backends fail, beside HAProxy and nginx
+    Comparison,
 }
 
 impl Subject {
@@ -30,6 +32,7 @@ impl Subject {
             Self::Packets => "packets",
             Self::Network => "network",
             Self::Probes => "probes",
+            Self::Comparison => "comparison",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The measurements of `cargo xtask bench`: the time per packet of the real XDP program, requests
-//! per second through it beside other balancers, and what probes cost. Needs root.
+//! per second through it beside other balancers, what probes cost, and what faulty backends cost clients. Needs root.
 
+mod comparison;
 mod network;
 mod packets;
 mod page;
@@ -34,6 +35,8 @@ enum What {
     Network,
     /// Processor time of probes, and how many of them one core does
     Probes,
+    /// Time to eject and requests failed, beside HAProxy and nginx
+    Comparison,
 }
 
 fn main() -> Result<()> {
@@ -44,6 +47,9 @@ fn main() -> Result<()> {
             What::Packets => packets::run(arguments.quick)?,
             What::Network => network::run(arguments.quick)?,
             What::Probes => probes::run(arguments.quick, page("performance.md").as_deref())?,
+            What::Comparison => {
+                comparison::run(arguments.quick, page("comparison.md").as_deref())?;
+            }
         }
     }
     Ok(())
