@@ -38,6 +38,13 @@ const BELIEVED_INTERVALS: u32 = 10;
 /// And at least this long: a restart takes its time.
 const BELIEVED: Duration = Duration::from_secs(60);
 
+/// After a decision, so many times as long as it took is left to the probes, which share the thread:
+/// with thousands of backends a decision takes many milliseconds, and in their first round each has
+/// a verdict that asks for one.
+const DECIDE_REST: u32 = 4;
+/// And no more than this, so that an ejection does not wait.
+const DECIDE_WAIT: Duration = Duration::from_millis(200);
+
 pub struct Core {
     pub clock: Clock,
     pub model: Arc<Model>,
@@ -62,6 +69,8 @@ pub struct Core {
     /// Something has changed since the contents were built.
     pub(super) dirty: bool,
     pub(super) next_decision: Option<Duration>,
+    /// Not before: see [`DECIDE_REST`].
+    pub(super) decide_after: Duration,
     /// What waits for the datapath before it is told.
     pub(super) pending: Vec<Pending>,
     /// When the probes of the last change of verdict began, by backend.
@@ -134,6 +143,7 @@ impl Core {
             generations: BTreeMap::new(),
             dirty: true,
             next_decision: None,
+            decide_after: Duration::ZERO,
             pending: Vec::new(),
             turns: BTreeMap::new(),
             applied: 0,
@@ -159,11 +169,16 @@ impl Core {
 
     /// When something is to be done though nothing happens; `room` is for how many probes there is.
     pub fn wake(&self, room: usize) -> Duration {
+        let decision = [
+            self.next_decision,
+            self.builder.next_deadline(),
+            self.dirty.then_some(Duration::ZERO),
+        ];
+        let decision = decision.into_iter().flatten().min();
         let times = [
             // While no probe may be started, the end of one wakes the loop.
             self.engine.next_due().filter(|_| room > 0),
-            self.next_decision,
-            self.builder.next_deadline(),
+            decision.map(|at| at.max(self.decide_after)),
             Some(self.save_at),
         ];
         times.into_iter().flatten().min().unwrap_or(self.save_at)
@@ -338,9 +353,13 @@ impl Core {
     pub fn contents(&mut self) -> (Arc<Contents>, u64) {
         let now = self.clock.now();
         let passed = |at: Option<Duration>| at.is_some_and(|at| at <= now);
-        if self.dirty || passed(self.next_decision) || passed(self.builder.next_deadline()) {
+        let due = self.dirty || passed(self.next_decision) || passed(self.builder.next_deadline());
+        if due && now >= self.decide_after {
             self.dirty = false;
             self.decide(now);
+            let end = self.clock.now();
+            let rest = end.saturating_sub(now) * DECIDE_REST;
+            self.decide_after = end + rest.min(DECIDE_WAIT);
         }
         (self.built.clone(), self.generation)
     }

@@ -216,9 +216,7 @@ async fn converse<S: ProbeStream>(
         | ProbeKind::TcpHalfOpen
         | ProbeKind::Http(_)
         | ProbeKind::Dns(_)
-        | ProbeKind::Exec(_) => {
-            Err(Failure::internal("this probe connects by itself"))
-        }
+        | ProbeKind::Exec(_) => Err(Failure::internal("this probe connects by itself")),
     }
 }
 

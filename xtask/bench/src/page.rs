@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 /// # Errors
 /// If the page cannot be read or written, or has no such lines.
 pub fn replace(path: &Path, name: &str, text: &str) -> Result<()> {
-    let page = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let page =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let page = replaced(&page, name, text).with_context(|| {
         format!(
             "{} has no line `<!-- results of {name} -->` with a line `<!-- end -->` after it",

@@ -92,7 +92,7 @@ impl Kept {
                 }
                 Err(why) => {
                     trace.start_over("stale", format_args!("{why}: asking on a fresh one"));
-                },
+                }
             }
         }
         let connection = open(spec, tls, trace).await?;

@@ -66,7 +66,11 @@ impl System {
                 let mut command = lab.lb.namespace.command("haproxy");
                 command.args(["-db", "-q", "-f"]).arg(&file);
                 let socket = lab.folder().join("haproxy.sock");
-                Running::proxy(lab, Process::spawn(&mut command, "haproxy")?, Sign::Stat(socket))
+                Running::proxy(
+                    lab,
+                    Process::spawn(&mut command, "haproxy")?,
+                    Sign::Stat(socket),
+                )
             }
             Self::Nginx => {
                 let file = write(lab, "nginx.conf", &nginx(lab))?;
@@ -105,12 +109,10 @@ impl System {
 /// nginx's own means: failures of requests (`max_fails`), which it sends on to the next server. It
 /// counts a 500 as one only if it is told to.
 fn nginx(lab: &Lab) -> String {
-    let servers = lab.backends.iter().map(|host| {
-        format!(
-            "server {}:{HTTP} max_fails=3 fail_timeout=10s;\n",
-            host.v4
-        )
-    });
+    let servers = lab
+        .backends
+        .iter()
+        .map(|host| format!("server {}:{HTTP} max_fails=3 fail_timeout=10s;\n", host.v4));
     format!(
         "daemon off;\nworker_processes 1;\npid {folder}/nginx.pid;\n\
          error_log {folder}/nginx.log warn;\nevents {{ worker_connections 4096; }}\nhttp {{\n\

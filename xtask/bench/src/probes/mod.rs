@@ -148,7 +148,9 @@ pub fn run(quick: bool, write: Option<&Path>) -> Result<()> {
     for _ in 0..rounds {
         for (row, costs) in Row::ALL.iter().zip(&mut costs) {
             let cost = row
-                .with(&lab, |process| cost(&lab, &responder, process, row.pace(), time))
+                .with(&lab, |process| {
+                    cost(&lab, &responder, process, row.pace(), time)
+                })
                 .with_context(|| format!("measuring {}", row.label()))?;
             eprintln!(
                 "{}: {:.1} ms for 1,000 of {:.0} checks/s, resumed {:?} %",
@@ -310,7 +312,11 @@ fn scale(text: &mut String, lab: &Lab, time: Duration) -> Result<()> {
     );
     for (what, value, goal) in [
         ("checks/s", format!("{:.0}", probes / elapsed), None),
-        ("share of the core", format!("{:.0} %", cpu * 100.0 / elapsed), None),
+        (
+            "share of the core",
+            format!("{:.0} %", cpu * 100.0 / elapsed),
+            None,
+        ),
         (
             "left out for lateness",
             format!("{:.0}", after.skipped - before.skipped),
@@ -343,7 +349,9 @@ fn scale(text: &mut String, lab: &Lab, time: Duration) -> Result<()> {
 fn false_verdicts(agent: &mut Agent<'_>) -> Result<usize> {
     let status = agent.status()?;
     let backends = status.services.iter().flat_map(|service| &service.backends);
-    let unhealthy = backends.filter(|backend| backend.health != "healthy").count();
+    let unhealthy = backends
+        .filter(|backend| backend.health != "healthy")
+        .count();
     let events = agent.events()?;
     let ejections = events.iter().filter(|event| event["kind"] == "ejected");
     Ok(unhealthy + ejections.count())
