@@ -38,6 +38,9 @@ const BELIEVED_INTERVALS: u32 = 10;
 /// And at least this long: a restart takes its time.
 const BELIEVED: Duration = Duration::from_secs(60);
 
+/// Probes that become due within this time after others were started are started together: to wake
+/// up for each would cost as much as a part of the probe.
+const GATHER: Duration = Duration::from_millis(4);
 /// After a decision, so many times as long as it took is left to the probes, which share the thread:
 /// with thousands of backends a decision takes many milliseconds, and in their first round each has
 /// a verdict that asks for one.
@@ -69,7 +72,9 @@ pub struct Core {
     /// Something has changed since the contents were built.
     pub(super) dirty: bool,
     pub(super) next_decision: Option<Duration>,
-    /// Not before: see [`DECIDE_REST`].
+    /// No probe starts before: see [`GATHER`].
+    pub(super) start_after: Duration,
+    /// No decision before: see [`DECIDE_REST`].
     pub(super) decide_after: Duration,
     /// What waits for the datapath before it is told.
     pub(super) pending: Vec<Pending>,
@@ -143,6 +148,7 @@ impl Core {
             generations: BTreeMap::new(),
             dirty: true,
             next_decision: None,
+            start_after: Duration::ZERO,
             decide_after: Duration::ZERO,
             pending: Vec::new(),
             turns: BTreeMap::new(),
@@ -177,7 +183,10 @@ impl Core {
         let decision = decision.into_iter().flatten().min();
         let times = [
             // While no probe may be started, the end of one wakes the loop.
-            self.engine.next_due().filter(|_| room > 0),
+            self.engine
+                .next_due()
+                .filter(|_| room > 0)
+                .map(|at| at.max(self.start_after)),
             decision.map(|at| at.max(self.decide_after)),
             Some(self.save_at),
         ];
@@ -187,7 +196,14 @@ impl Core {
     /// The probes to start now.
     pub fn probes_due(&mut self, room: usize) -> Vec<Start> {
         let now = self.clock.now();
-        self.engine.start_due_up_to(now, room)
+        if now < self.start_after {
+            return Vec::new();
+        }
+        let starts = self.engine.start_due_up_to(now, room);
+        if !starts.is_empty() {
+            self.start_after = now + GATHER;
+        }
+        starts
     }
 
     /// A probe has ended.

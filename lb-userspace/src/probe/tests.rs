@@ -126,5 +126,5 @@ fn a_probe_in_flight_is_small() {
     let prober = Prober::new();
     let spec = tcp("127.0.0.1:1".parse().unwrap());
     let size = size_of_val(&prober.judge(&spec));
-    assert!(size <= 4096, "{size} bytes");
+    assert!(size <= 3072, "{size} bytes");
 }

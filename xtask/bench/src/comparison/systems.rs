@@ -62,6 +62,7 @@ impl System {
                 Ok(Running::Lb(agent))
             }
             Self::HaproxyTcp | Self::HaproxyHttp => {
+                own_vip(lab, true)?;
                 let file = write(lab, "haproxy.cfg", &self.haproxy(lab))?;
                 let mut command = lab.lb.namespace.command("haproxy");
                 command.args(["-db", "-q", "-f"]).arg(&file);
@@ -73,6 +74,7 @@ impl System {
                 )
             }
             Self::Nginx => {
+                own_vip(lab, true)?;
                 let file = write(lab, "nginx.conf", &nginx(lab))?;
                 let log = lab.folder().join("nginx.log");
                 std::fs::write(&log, "")
@@ -128,6 +130,13 @@ fn nginx(lab: &Lab) -> String {
     )
 }
 
+/// A proxy ends the clients' connections, so the VIP is its host's own.
+fn own_vip(lab: &Lab, own: bool) -> Result<()> {
+    let word = if own { "add" } else { "del" };
+    let line = format!("addr {word} {VIP}/32 dev lo");
+    lab.lb.namespace.ip(&line)
+}
+
 fn write(lab: &Lab, name: &str, text: &str) -> Result<PathBuf> {
     let path = lab.folder().join(name);
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -155,8 +164,6 @@ pub enum Running<'lab> {
 impl<'lab> Running<'lab> {
     fn proxy(lab: &'lab Lab, process: Process, sign: Sign) -> Result<Self> {
         let host = &lab.lb.namespace;
-        host.ip(&format!("addr add {VIP}/32 dev lo"))?;
-        // The proxies may begin before the address is there: then they fail, and this says so.
         let mut running = Self::Proxy { lab, process, sign };
         let at = format!("{VIP}:{PORT}");
         wait_for("the proxy to listen", SOON, || {
@@ -203,7 +210,7 @@ impl<'lab> Running<'lab> {
                 lab, mut process, ..
             } => {
                 process.kill()?;
-                lab.lb.namespace.ip(&format!("addr del {VIP}/32 dev lo"))
+                own_vip(lab, false)
             }
         }
     }

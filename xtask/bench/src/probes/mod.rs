@@ -288,7 +288,7 @@ fn scale(text: &mut String, lab: &Lab, time: Duration) -> Result<()> {
     let base = meter::memory(few.process_id().context("lb does not run")?)?;
     probers::end_lb(few)?;
 
-    let mut agent = probers::lb(lab, Check::Plain, SCALE)?;
+    let mut agent = probers::lb_at_rest(lab, Check::Plain, SCALE)?;
     let process = agent.process_id().context("lb does not run")?;
     pin(lab, process, "0")?;
     pause(WARM)?;

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lb_tests::process::Process;
+use lb_tests::wait::{pause, wait_for};
 use lb_tests::{Agent, Backend, Config, Lab, Service};
 
 use super::responder::{HTTP, HTTPS, address};
@@ -92,6 +93,24 @@ pub fn lb_config(check: Check, pace: Pace) -> Config {
 /// Starts `lb run` and waits until every backend has its verdict.
 pub fn lb<'lab>(lab: &'lab Lab, check: Check, pace: Pace) -> Result<Agent<'lab>> {
     Agent::start(lab, &lb_config(check, pace))
+}
+
+/// The same, but seldom asked: a status of thousands of backends is work of its own.
+pub fn lb_at_rest<'lab>(lab: &'lab Lab, check: Check, pace: Pace) -> Result<Agent<'lab>> {
+    const PATIENCE: Duration = Duration::from_secs(90);
+    let mut agent = Agent::prepare(lab, &lb_config(check, pace))?;
+    agent.run(&[], &[])?;
+    wait_for("every backend to be healthy", PATIENCE, || {
+        pause(Duration::from_secs(3))?;
+        ensure!(agent.runs()?, "lb ended; its log:\n{}", agent.log());
+        // Not yet answering is no error.
+        let Ok(status) = agent.status() else {
+            return Ok(false);
+        };
+        let mut backends = status.services.iter().flat_map(|service| &service.backends);
+        Ok(backends.all(|backend| backend.health == "healthy"))
+    })?;
+    Ok(agent)
 }
 
 /// Ends it, and leaves nothing behind for the next.
