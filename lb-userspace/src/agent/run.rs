@@ -152,7 +152,10 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
     if let Some(http) = http {
         tasks.spawn_on(api::http::serve(http, published), beside);
     }
-    tasks.spawn_on(neighbor::keep_watching(watched, doubted, senders.paths), beside);
+    tasks.spawn_on(
+        neighbor::keep_watching(watched, doubted, senders.paths),
+        beside,
+    );
     tasks.spawn_on(neighbor::keep_watching_links(senders.links), beside);
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
