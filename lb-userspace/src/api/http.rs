@@ -237,6 +237,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_overloaded_prober_is_told_and_no_reason_to_send_packets_elsewhere() {
+        let mut status = sample();
+        status.node.prober.overloaded = true;
+        assert_eq!(get("/readyz", &status).await.0, 200);
+        let (code, body) = get("/healthz", &status).await;
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(code, 200);
+        assert_eq!(body["status"], "degraded");
+        assert_eq!(body["checks"]["prober_keeps_up"], false);
+        assert!(
+            get("/metrics", &status)
+                .await
+                .1
+                .contains("\nlb_prober_overloaded 1\n")
+        );
+    }
+
+    #[tokio::test]
     async fn nothing_else_is_answered() {
         assert_eq!(get("/etc/passwd", &sample()).await.0, 404);
         let response = respond(&Method::POST, &"/livez".parse().unwrap(), &sample());
