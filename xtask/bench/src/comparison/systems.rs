@@ -22,7 +22,7 @@ const PROBE: &str = "probe = \"http\"\npath = \"/readyz\"\nport = 8080\ninterval
                      fast_interval = \"500ms\"\ntimeout = \"400ms\"\nunhealthy_threshold = 3\n\
                      healthy_threshold = 2";
 /// Further lines of the service of `lb`.
-const OPTIONS: &str = "drain_deadline = \"5s\"";
+const OPTIONS: &str = "drain_deadline = \"5s\"\npassive_http = \"eject\"";
 /// The same check of HAProxy.
 const CHECK: &str = "option httpchk\n  http-check send meth GET uri /readyz ver HTTP/1.1 \
                      hdr Host web.example hdr Connection close\n  http-check expect status 200\n  \

@@ -309,7 +309,8 @@ fn backends(
         };
         let backend = plan::Backend {
             service,
-            address: SocketAddr::new(address, 8080),
+            server_id: None,
+            watches_http: false,
             server_id: None,
             watches_http: false,
             state: BackendState::Active,

@@ -137,7 +137,7 @@ pub fn run(quick: bool, write: Option<&Path>) -> Result<()> {
     interrupt::watch()?;
     let (rounds, time) = match quick {
         true => (1, Duration::from_secs(5)),
-        false => (5, Duration::from_secs(15)),
+        false => (3, Duration::from_secs(15)),
     };
     let lab = Lab::new(1)?;
     lab.lb.namespace.ip(
