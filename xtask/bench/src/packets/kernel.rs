@@ -309,8 +309,7 @@ fn backends(
         };
         let backend = plan::Backend {
             service,
-            server_id: None,
-            watches_http: false,
+            address: SocketAddr::new(address, 8080),
             server_id: None,
             watches_http: false,
             state: BackendState::Active,
