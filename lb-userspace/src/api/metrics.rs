@@ -449,6 +449,12 @@ mod tests {
             } else {
                 let (series, value) = line.rsplit_once(' ').unwrap();
                 let name = series.split('{').next().unwrap();
+                // A histogram is one metric with three kinds of sample.
+                let whole = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|suffix| name.strip_suffix(suffix))
+                    .filter(|name| types.get(*name).is_some_and(|kind| kind == "histogram"));
+                let name = whole.unwrap_or(name);
                 assert!(types.contains_key(name), "{name} has no type");
                 assert!(helped.contains(name), "{name} has no help");
                 assert!(
