@@ -10,7 +10,7 @@ use super::passive::{Burst, Questions};
 use crate::health::Start;
 use crate::health::passive::Suspicion;
 use crate::model::BackendKey;
-use crate::probe::{Outcome, Prober};
+use crate::probe::{Class, Outcome, Prober};
 
 /// Probes in flight at a time at most; what is due beyond that waits, those longest due first.
 const IN_FLIGHT: usize = 16_384;
@@ -32,13 +32,46 @@ pub struct Finished {
     pub lagging: bool,
 }
 
+/// How many probes may be in flight for now.
+///
+/// A host that is short of CPU gets through fewer probes at a time: started all together, none of
+/// them would end in time, round after round. So what falls short halves the window, and each probe
+/// that does not widens it by one, which doubles it in the time of one probe. Backends that do not
+/// answer hold their places for long, but widen it too.
+#[derive(Debug)]
+struct Window {
+    size: usize,
+    limit: usize,
+}
+
+impl Window {
+    const FIRST: usize = 256;
+    const LEAST: usize = 32;
+
+    fn new(limit: usize) -> Self {
+        Self {
+            size: Self::FIRST.min(limit),
+            limit,
+        }
+    }
+
+    fn ended(&mut self, class: Class) {
+        self.size = match class {
+            Class::Shortage => self.size / 2,
+            _ => self.size + 1,
+        }
+        .max(Self::LEAST)
+        .min(self.limit);
+    }
+}
+
 /// Starts probes, each in a task of its own, and reports their ends.
 pub struct Probes {
     prober: Arc<Prober>,
     report: mpsc::UnboundedSender<Finished>,
     in_flight: usize,
     bursts: mpsc::UnboundedSender<Burst>,
-    limit: usize,
+    window: Window,
     /// Probes are due for which there is no room: they start late for that, not for the agent's lag.
     crowded: bool,
 }
@@ -63,7 +96,9 @@ impl Probes {
                 report,
                 in_flight: 0,
                 bursts,
-                limit: (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, IN_FLIGHT),
+                window: Window::new(
+                    (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, IN_FLIGHT),
+                ),
                 crowded: false,
             },
             finished,
@@ -73,7 +108,7 @@ impl Probes {
 
     /// How many more may be started.
     pub const fn room(&self) -> usize {
-        self.limit.saturating_sub(self.in_flight)
+        self.window.size.saturating_sub(self.in_flight)
     }
 
     /// Starts what a suspicion asks. Suspicions are few: they do not count among those in flight.
@@ -116,13 +151,38 @@ impl Probes {
         });
     }
 
-    /// Notes that one has ended.
-    pub const fn ended(&mut self) {
+    /// Notes that one has ended, and how.
+    pub fn ended(&mut self, outcome: &Outcome) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.window.ended(outcome.class);
     }
 
     /// For a probe beside the schedule.
     pub fn prober(&self) -> Arc<Prober> {
         self.prober.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_narrows_the_window_and_all_else_widens_it() {
+        let mut window = Window::new(1_000);
+        assert_eq!(window.size, 256);
+        window.ended(Class::Ok);
+        window.ended(Class::Timeout);
+        assert_eq!(window.size, 258);
+        window.ended(Class::Shortage);
+        assert_eq!(window.size, 129);
+        (0..10).for_each(|_| window.ended(Class::Shortage));
+        assert_eq!(window.size, 32, "never none");
+        (0..2_000).for_each(|_| window.ended(Class::Ok));
+        assert_eq!(window.size, 1_000, "never more than the descriptors allow");
+        // With very few descriptors the limit stands above the least.
+        let mut window = Window::new(8);
+        window.ended(Class::Shortage);
+        assert_eq!(window.size, 8);
     }
 }

@@ -279,7 +279,7 @@ impl Agent {
 
     /// A probe has ended.
     fn finished(&mut self, finished: &Finished) {
-        self.probes.ended();
+        self.probes.ended(&finished.outcome);
         if finished.outcome.class == Class::Timeout
             && let Some((_, backend)) = self.core.model.backend(&finished.key)
         {
