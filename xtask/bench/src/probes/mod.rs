@@ -176,12 +176,15 @@ pub fn run(quick: bool, write: Option<&Path>) -> Result<()> {
     );
     table(&mut text, &costs);
     goals(&mut text, &costs);
-    scale(&mut text, &lab, time)?;
-    println!("\n{text}");
-    match write {
-        Some(path) => page::replace(path, "probes", &format!("```text\n{text}```\n")),
-        None => Ok(()),
+    let scaled = scale(&mut text, &lab, time);
+    if scaled.is_err() {
+        let _ = writeln!(text, "\n{} backends: not measured.", SCALE.backends);
     }
+    println!("\n{text}");
+    if let Some(path) = write {
+        page::replace(path, "probes", &format!("```text\n{text}```\n"))?;
+    }
+    scaled
 }
 
 /// Keeps a process and all its threads on one core, and the responder on another, where there are
