@@ -72,7 +72,7 @@ fn inner() {
         let outcome = runtime.block_on(prober.run(&spec(kind)));
         assert_eq!(
             (outcome.verdict, outcome.class),
-            (Verdict::Internal, Class::Internal)
+            (Verdict::Internal, Class::Shortage)
         );
         assert!(
             outcome.detail.contains("file descriptor"),

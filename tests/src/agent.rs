@@ -269,6 +269,21 @@ impl<'lab> Agent<'lab> {
         }
     }
 
+    /// Stops the agent without ending it, as a host that is starved.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(libc::SIGSTOP)
+    }
+
+    /// Ends [`Agent::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(libc::SIGCONT)
+    }
+
+    fn signal(&self, signal: libc::c_int) -> Result<()> {
+        let process = self.process.as_ref().context("the agent does not run")?;
+        process.signal(signal)
+    }
+
     /// SIGTERM, and waits for the end.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         let mut process = self.process.take().context("the agent does not run")?;

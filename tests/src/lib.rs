@@ -9,6 +9,7 @@ pub mod agent;
 pub mod applications;
 pub mod beyond;
 pub mod binaries;
+pub mod cgroup;
 pub mod config;
 pub mod databases;
 pub mod decap;

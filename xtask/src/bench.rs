@@ -1,14 +1,51 @@
 //! `cargo xtask bench`: installs what is missing, then builds and runs the package `lb-bench`.
 
+use std::fmt;
 use std::process::Command;
 
 use anyhow::{Result, bail};
+use clap::ValueEnum;
 
 use crate::command;
 use crate::setup::{self, Purpose};
 
-/// Runs the measurements; without `packets` or `network`, both.
-pub fn run(quick: bool, packets: bool, network: bool) -> Result<()> {
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Subject {
+    /// The time per packet of the XDP program
+    Packets,
+    /// Requests per second beside nftables and HAProxy
+    Network,
+    /// Processor time of probes beside HAProxy, and ten thousand backends on one core
+    Probes,
+    /// Time to eject and requests failed when backends fail, beside HAProxy and nginx
+    Comparison,
+}
+
+impl Subject {
+    /// What is measured unless something is named.
+    pub const DEFAULT: [Self; 2] = [Self::Packets, Self::Network];
+
+    /// Its name, here and for `lb-bench`.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Packets => "packets",
+            Self::Network => "network",
+            Self::Probes => "probes",
+            Self::Comparison => "comparison",
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// Runs the measurements, and with `write` puts their results into the pages that have a place for
+/// them.
+pub fn run(what: &[Subject], quick: bool, write: bool) -> Result<()> {
     if !command::is_root() {
         bail!(
             "the bench needs root: it loads BPF programs and makes network namespaces. \
@@ -16,7 +53,7 @@ pub fn run(quick: bool, packets: bool, network: bool) -> Result<()> {
         );
     }
     setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Bench], false)?;
-    if packets || !network {
+    if what.contains(&Subject::Packets) {
         flood(quick)?;
     }
     // All in one command: cargo would compile what they share anew for each.
@@ -30,15 +67,13 @@ pub fn run(quick: bool, packets: bool, network: bool) -> Result<()> {
     let mut bench = Command::new(programs.join("lb-bench"));
     bench
         .env("LB_BIN", programs.join("lb"))
-        .env("LB_LAB_BIN", programs.join("lb-lab"));
-    for (flag, given) in [
-        ("--quick", quick),
-        ("--packets", packets),
-        ("--network", network),
-    ] {
-        if given {
-            bench.arg(flag);
-        }
+        .env("LB_LAB_BIN", programs.join("lb-lab"))
+        .args(what.iter().map(|subject| subject.word()));
+    if quick {
+        bench.arg("--quick");
+    }
+    if write {
+        bench.arg("--write").arg(command::root().join("docs"));
     }
     command::run(&mut bench)
 }

@@ -16,6 +16,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lb_tests::applications::Mode;
 
+use bench::Subject;
 use setup::Purpose;
 
 #[derive(Parser)]
@@ -35,7 +36,7 @@ enum Task {
         /// Do not ask
         #[arg(long)]
         yes: bool,
-        /// Also what `bench` needs (haproxy, wrk, nftables)
+        /// Also what `bench` needs (haproxy, nginx, wrk, nftables)
         #[arg(long)]
         bench: bool,
         /// Also what the checks of `.ci/run` and all tests need (cargo-deny; nginx, HAProxy,
@@ -69,17 +70,23 @@ enum Task {
         #[arg(long, value_parser = Mode::ALL.map(Mode::word))]
         mode: Option<String>,
     },
-    /// Measure the time per packet, and requests per second beside nftables and HAProxy
+    /// Measure the time per packet, and requests per second and what probes cost beside others
     Bench {
+        /// What to measure
+        #[arg(value_enum, default_values_t = Subject::DEFAULT)]
+        what: Vec<Subject>,
         /// Fewer and shorter rounds
         #[arg(long)]
         quick: bool,
-        /// Only the time per packet
+        /// The same as `packets`
         #[arg(long, conflicts_with = "network")]
         packets: bool,
-        /// Only requests per second through network namespaces
+        /// The same as `network`
         #[arg(long)]
         network: bool,
+        /// Also put the results into the pages below docs/ that have a place for them
+        #[arg(long)]
+        write: bool,
     },
 }
 
@@ -116,9 +123,18 @@ fn main() -> Result<ExitCode> {
             soak::run(minutes, &modes).map(|()| ExitCode::SUCCESS)
         }
         Task::Bench {
+            what,
             quick,
             packets,
             network,
-        } => bench::run(quick, packets, network).map(|()| ExitCode::SUCCESS),
+            write,
+        } => {
+            let what = match (packets, network) {
+                (true, _) => vec![Subject::Packets],
+                (_, true) => vec![Subject::Network],
+                (false, false) => what,
+            };
+            bench::run(&what, quick, write).map(|()| ExitCode::SUCCESS)
+        }
     }
 }

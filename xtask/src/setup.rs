@@ -199,7 +199,12 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
             }
             Purpose::Bench => tools(
                 &mut missing,
-                &[("haproxy", "haproxy"), ("wrk", "wrk"), ("nft", "nftables")],
+                &[
+                    ("haproxy", "haproxy"),
+                    ("nginx", "nginx-light"),
+                    ("wrk", "wrk"),
+                    ("nft", "nftables"),
+                ],
             ),
             Purpose::Ci => {
                 missing.cargo_deny = find("cargo-deny").is_none();

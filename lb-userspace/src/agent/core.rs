@@ -1,6 +1,7 @@
 //! What the agent knows and decides. No sockets and no maps: what happens comes in as calls, what
 //! is to be done goes out as probes to start and contents for the maps.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
 use crate::discovery::Names;
 use crate::health::passive::Passive;
-use crate::health::{self, Engine, Health, Start};
+use crate::health::{self, Engine, Health, Overload, Start};
 use crate::model::{BackendKey, Model, ProbeSpec, Service};
 use crate::neighbor::{Paths, Problem, Ways};
 use crate::plan::{Builder, Contents, Duty};
@@ -41,6 +42,16 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 const BELIEVED_INTERVALS: u32 = 10;
 /// And at least this long: a restart takes its time.
 const BELIEVED: Duration = Duration::from_secs(60);
+
+/// Probes that become due within this time after others were started are started together: to wake
+/// up for each would cost as much as a part of the probe.
+const GATHER: Duration = Duration::from_millis(4);
+/// After a decision, so many times as long as it took is left to the probes, which share the thread:
+/// with thousands of backends a decision takes many milliseconds, and in their first round each has
+/// a verdict that asks for one.
+const DECIDE_REST: u32 = 4;
+/// And no more than this, so that an ejection does not wait.
+const DECIDE_WAIT: Duration = Duration::from_millis(200);
 
 pub struct Core {
     pub clock: Clock,
@@ -72,6 +83,10 @@ pub struct Core {
     /// Something has changed since the contents were built.
     pub(super) dirty: bool,
     pub(super) next_decision: Option<Duration>,
+    /// No probe starts before: see [`GATHER`].
+    pub(super) start_after: Duration,
+    /// No decision before: see [`DECIDE_REST`].
+    pub(super) decide_after: Duration,
     /// What waits for the datapath before it is told.
     pub(super) pending: Vec<Pending>,
     /// When the probes of the last change of verdict began, by backend.
@@ -83,6 +98,7 @@ pub struct Core {
     pub(super) quiet: BTreeMap<BackendIndex, (u64, Duration)>,
     pub(super) counts: BTreeMap<BackendKey, ProbeCounts>,
     pub(super) prober: Prober,
+    pub(super) overload: Overload,
     pub(super) reload_error: Option<String>,
     pub(super) datapath_error: Option<String>,
     pub(super) ending: bool,
@@ -152,6 +168,8 @@ impl Core {
             generations: BTreeMap::new(),
             dirty: true,
             next_decision: None,
+            start_after: Duration::ZERO,
+            decide_after: Duration::ZERO,
             pending: Vec::new(),
             turns: BTreeMap::new(),
             applied: 0,
@@ -160,6 +178,7 @@ impl Core {
             quiet: BTreeMap::new(),
             counts: BTreeMap::new(),
             prober: Prober::default(),
+            overload: Overload::default(),
             reload_error: None,
             datapath_error: None,
             ending: false,
@@ -176,11 +195,19 @@ impl Core {
 
     /// When something is to be done though nothing happens; `room` is for how many probes there is.
     pub fn wake(&self, room: usize) -> Duration {
-        let times = [
-            // While no probe may be started, the end of one wakes the loop.
-            self.engine.next_due().filter(|_| room > 0),
+        let decision = [
             self.next_decision,
             self.builder.next_deadline(),
+            self.dirty.then_some(Duration::ZERO),
+        ];
+        let decision = decision.into_iter().flatten().min();
+        let times = [
+            // While no probe may be started, the end of one wakes the loop.
+            self.engine
+                .next_due()
+                .filter(|_| room > 0)
+                .map(|at| at.max(self.start_after)),
+            decision.map(|at| at.max(self.decide_after)),
             Some(self.save_at),
         ];
         times.into_iter().flatten().min().unwrap_or(self.save_at)
@@ -189,9 +216,12 @@ impl Core {
     /// The probes to start now.
     pub fn probes_due(&mut self, room: usize) -> Vec<Start> {
         let now = self.clock.now();
+        if now < self.start_after {
+            return Vec::new();
+        }
         let starts = self.engine.start_due_up_to(now, room);
-        if let Some(last) = starts.last() {
-            self.prober.lag_seconds = now.saturating_sub(last.due).as_secs_f64();
+        if !starts.is_empty() {
+            self.start_after = now + GATHER;
         }
         starts
     }
@@ -211,7 +241,16 @@ impl Core {
 
     /// A probe has ended.
     pub fn finished(&mut self, finished: &Finished) {
-        let Finished { seq, outcome } = finished;
+        let Finished {
+            key,
+            seq,
+            outcome,
+            late,
+            lagging,
+        } = finished;
+        self.prober.lag_seconds = late.as_secs_f64();
+        self.prober.lateness.count(*late);
+        let outcome = &*self.judge(key, outcome, *lagging);
         let counter = |counts: &mut ProbeCounts| match outcome.verdict {
             Verdict::Success => counts.success += 1,
             Verdict::Failure => counts.failure += 1,
@@ -267,6 +306,31 @@ impl Core {
             self.record(told(Kind::Weight));
         }
         self.save_soon();
+    }
+
+    /// What a probe's outcome is to count as, and whether the prober keeps up.
+    fn judge<'a>(
+        &mut self,
+        key: &BackendKey,
+        outcome: &'a Outcome,
+        lagging: bool,
+    ) -> Cow<'a, Outcome> {
+        let before = self.overload.active();
+        let outcome = self.overload.judge(key, outcome, lagging);
+        if before != self.overload.active() {
+            let (short, all) = self.overload.round();
+            let what = if before {
+                "the prober keeps up again".to_owned()
+            } else {
+                format!(
+                    "the prober is overloaded: {short} of the last {all} probes were late or lacked \
+                     CPU, descriptors, ports or memory; timeouts eject nobody until that has passed"
+                )
+            };
+            warn!("{what}");
+            self.record(Change::node(Kind::Prober, Origin::Agent, what));
+        }
+        outcome
     }
 
     /// The ways to the backends have changed. `native`: some packets come in by native XDP.
@@ -370,9 +434,13 @@ impl Core {
     pub fn contents(&mut self) -> (Arc<Contents>, u64) {
         let now = self.clock.now();
         let passed = |at: Option<Duration>| at.is_some_and(|at| at <= now);
-        if self.dirty || passed(self.next_decision) || passed(self.builder.next_deadline()) {
+        let due = self.dirty || passed(self.next_decision) || passed(self.builder.next_deadline());
+        if due && now >= self.decide_after {
             self.dirty = false;
             self.decide(now);
+            let end = self.clock.now();
+            let rest = end.saturating_sub(now) * DECIDE_REST;
+            self.decide_after = end + rest.min(DECIDE_WAIT);
         }
         (self.built.clone(), self.generation)
     }
@@ -507,6 +575,7 @@ impl Core {
         self.engine
             .configure(&self.model.services, &known, self.clock.now());
         self.passive.configure(&self.model.services);
+        self.overload.forget();
         self.forget_words();
         self.dirty = true;
         let (added, removed): (Vec<_>, Vec<_>) = (

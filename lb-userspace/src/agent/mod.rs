@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use thiserror::Error;
+use tokio::runtime::Builder;
 
 mod attach;
 mod calls;
@@ -76,14 +77,21 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
         what: "setting no_new_privs",
         source,
     })?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .on_thread_start(privileges::give_up_in_thread)
-        .enable_all()
-        .build()
-        .map_err(|source| RunError::System {
+    let build = |mut builder: Builder| {
+        let runtime = builder
+            .on_thread_start(privileges::give_up_in_thread)
+            .enable_all()
+            .build();
+        runtime.map_err(|source| RunError::System {
             what: "starting the runtime",
             source,
-        })?;
-    runtime.block_on(run::run(options))
+        })
+    };
+    // The probes share the loop's thread: waking another one for each start and each end costs as
+    // much as the probe itself.
+    let probing = build(Builder::new_current_thread())?;
+    let mut beside = Builder::new_multi_thread();
+    beside.worker_threads(1).thread_name("api");
+    let beside = build(beside)?;
+    probing.block_on(run::run(options, beside.handle()))
 }

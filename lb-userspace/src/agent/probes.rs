@@ -1,24 +1,71 @@
 //! The probes in flight.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::clock::Clock;
 use super::passive::{Burst, Questions};
 use crate::health::Start;
 use crate::health::passive::Suspicion;
-use crate::model::ProbeSpec;
+use crate::model::{BackendKey, ProbeSpec};
 use crate::probe::via::Carrier;
-use crate::probe::{Outcome, Prober};
+use crate::probe::{Class, Outcome, Prober};
 
-/// Probes in flight at a time; what is due beyond that waits, those longest due first.
-const IN_FLIGHT: usize = 2048;
+/// Probes in flight at a time at most; what is due beyond that waits, those longest due first.
+const IN_FLIGHT: usize = 16_384;
+/// Descriptors for everything else: maps, sockets of the API, netlink.
+const OTHER_DESCRIPTORS: usize = 64;
+/// A probe that starts later than this share of its timeout (and than [`GRANULARITY`]) tells of an
+/// agent that does not keep up.
+const LATE: u32 = 4;
+const GRANULARITY: Duration = Duration::from_millis(50);
 
 /// A probe's end.
 pub struct Finished {
+    /// The first of the backends that waited for it.
+    pub key: BackendKey,
     /// [`Start::seq`].
     pub seq: u64,
     pub outcome: Outcome,
+    /// How long after it was due it really started.
+    pub late: Duration,
+    /// So late that the agent does not keep up.
+    pub lagging: bool,
+}
+
+/// How many probes may be in flight for now.
+///
+/// A host that is short of CPU gets through fewer probes at a time: started all together, none of
+/// them would end in time, round after round. So what falls short halves the window, and each probe
+/// that does not widens it by one, which doubles it in the time of one probe. Backends that do not
+/// answer hold their places for long, but widen it too.
+#[derive(Debug)]
+struct Window {
+    size: usize,
+    limit: usize,
+}
+
+impl Window {
+    const FIRST: usize = 256;
+    const LEAST: usize = 32;
+
+    fn new(limit: usize) -> Self {
+        Self {
+            size: Self::FIRST.min(limit),
+            limit,
+        }
+    }
+
+    fn ended(&mut self, class: Class) {
+        self.size = match class {
+            Class::Shortage => self.size / 2,
+            _ => self.size + 1,
+        }
+        .max(Self::LEAST)
+        .min(self.limit);
+    }
 }
 
 /// Starts probes, each in a task of its own, and reports their ends.
@@ -27,11 +74,18 @@ pub struct Probes {
     report: mpsc::UnboundedSender<Finished>,
     in_flight: usize,
     bursts: mpsc::UnboundedSender<Burst>,
+    window: Window,
+    /// Probes are due for which there is no room: they start late for that, not for the agent's lag.
+    crowded: bool,
 }
 
 impl Probes {
     /// Also gives where ended probes, ended bursts and what servers say unasked are told.
+    ///
+    /// For a process with so many descriptors: half of them are for probes in flight, the others for
+    /// connections that they keep, and for the rest of the agent.
     pub fn new(
+        descriptors: usize,
         carrier: Arc<Carrier>,
     ) -> (
         Self,
@@ -48,6 +102,10 @@ impl Probes {
                 report,
                 in_flight: 0,
                 bursts,
+                window: Window::new(
+                    (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, IN_FLIGHT),
+                ),
+                crowded: false,
             },
             finished,
             ended,
@@ -57,7 +115,7 @@ impl Probes {
 
     /// How many more may be started.
     pub const fn room(&self) -> usize {
-        IN_FLIGHT.saturating_sub(self.in_flight)
+        self.window.size.saturating_sub(self.in_flight)
     }
 
     /// Starts what a suspicion asks. Suspicions are few: they do not count among those in flight.
@@ -69,15 +127,30 @@ impl Probes {
         });
     }
 
-    pub fn start(&mut self, start: Start) {
+    /// Starts all that are due, or as many as there is room for; `clock` is the one that their due
+    /// times are of.
+    pub fn start(&mut self, starts: Vec<Start>, clock: Clock) {
+        let crowded = self.crowded;
+        self.crowded = starts.len() >= self.room();
+        for start in starts {
+            self.start_one(start, clock, crowded);
+        }
+    }
+
+    fn start_one(&mut self, start: Start, clock: Clock, crowded: bool) {
         self.in_flight += 1;
         let prober = self.prober.clone();
         let report = self.report.clone();
         tokio::spawn(async move {
-            let outcome = prober.run(&start.spec).await;
+            let late = clock.now().saturating_sub(start.due);
+            let tolerated = GRANULARITY.max(start.spec.timeout / LATE);
+            let outcome = prober.judge(&start.spec).await;
             let finished = Finished {
+                key: start.key,
                 seq: start.seq,
                 outcome,
+                late,
+                lagging: late > tolerated && !crowded,
             };
             if report.send(finished).is_err() {
                 tracing::debug!("a probe ended after the agent");
@@ -85,13 +158,38 @@ impl Probes {
         });
     }
 
-    /// Notes that one has ended.
-    pub const fn ended(&mut self) {
+    /// Notes that one has ended, and how.
+    pub fn ended(&mut self, outcome: &Outcome) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.window.ended(outcome.class);
     }
 
     /// For a probe beside the schedule.
     pub fn prober(&self) -> Arc<Prober> {
         self.prober.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_narrows_the_window_and_all_else_widens_it() {
+        let mut window = Window::new(1_000);
+        assert_eq!(window.size, 256);
+        window.ended(Class::Ok);
+        window.ended(Class::Timeout);
+        assert_eq!(window.size, 258);
+        window.ended(Class::Shortage);
+        assert_eq!(window.size, 129);
+        (0..10).for_each(|_| window.ended(Class::Shortage));
+        assert_eq!(window.size, 32, "never none");
+        (0..2_000).for_each(|_| window.ended(Class::Ok));
+        assert_eq!(window.size, 1_000, "never more than the descriptors allow");
+        // With very few descriptors the limit stands above the least.
+        let mut window = Window::new(8);
+        window.ended(Class::Shortage);
+        assert_eq!(window.size, 8);
     }
 }

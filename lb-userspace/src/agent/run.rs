@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
@@ -25,7 +26,7 @@ use super::{RunError, RunOptions, calls};
 use crate::api::event::{Change, Kind, Origin};
 use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server};
 use crate::config;
-use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer};
+use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer, sys};
 use crate::discovery::Answer;
 use crate::discovery::resolve::{self, Wanted};
 use crate::health::passive;
@@ -91,7 +92,8 @@ pub enum End {
     Detached,
 }
 
-pub async fn run(options: &RunOptions) -> Result<(), RunError> {
+/// Runs the loop in the present runtime, and what answers others in the one `beside`.
+pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> {
     let model = Arc::new(load(&options.config)?);
     let node = model.node.clone();
     let listener = Listener::bind(&node.control_socket)?;
@@ -131,7 +133,11 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
     let (targets, watched) = watch::channel(Arc::new(addresses(&core.model)));
     let (names, wanted) = watch::channel(core.wanted_names());
     let (snapshot, published) = watch::channel(Arc::new(Status::default()));
-    let (probes, finished, bursts, changes) = Probes::new(carrier.clone());
+    let descriptors = sys::raise_descriptors().map_err(|source| RunError::System {
+        what: "raising the limit of descriptors",
+        source,
+    })?;
+    let (probes, finished, bursts, changes) = Probes::new(descriptors, carrier.clone());
     (inbox.probes, inbox.bursts, inbox.changes) = (finished, bursts, changes);
     let (fences, ended) = Fences::new();
     inbox.fences = ended;
@@ -161,13 +167,16 @@ pub async fn run(options: &RunOptions) -> Result<(), RunError> {
         events: followers,
         snapshot: published.clone(),
     };
-    tasks.spawn(server::serve(listener, api));
+    tasks.spawn_on(server::serve(listener, api), beside);
     if let Some(http) = http {
-        tasks.spawn(api::http::serve(http, published));
+        tasks.spawn_on(api::http::serve(http, published), beside);
     }
-    tasks.spawn(neighbor::keep_watching(watched, doubted, senders.paths));
-    tasks.spawn(neighbor::keep_watching_links(senders.links));
-    tasks.spawn(resolve::keep_resolving(wanted, senders.answers));
+    tasks.spawn_on(
+        neighbor::keep_watching(watched, doubted, senders.paths),
+        beside,
+    );
+    tasks.spawn_on(neighbor::keep_watching_links(senders.links), beside);
+    tasks.spawn_on(resolve::keep_resolving(wanted, senders.answers), beside);
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
 }
@@ -304,7 +313,7 @@ impl Agent {
 
     /// A probe has ended.
     fn finished(&mut self, finished: &Finished) {
-        self.probes.ended();
+        self.probes.ended(&finished.outcome);
         if finished.outcome.class == Class::Timeout {
             for address in self.core.asked_of(finished.seq) {
                 // The watcher ends only with the agent.
@@ -316,9 +325,8 @@ impl Agent {
 
     /// Starts the probes that are due, and tells the datapath what has changed.
     fn act(&mut self) -> Result<(), RunError> {
-        for start in self.core.probes_due(self.probes.room()) {
-            self.probes.start(start);
-        }
+        let starts = self.core.probes_due(self.probes.room());
+        self.probes.start(starts, self.core.clock);
         for start in self.core.fences_due() {
             self.fences.start(start);
         }

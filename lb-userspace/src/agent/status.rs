@@ -75,6 +75,9 @@ impl Core {
             },
             prober: Prober {
                 skipped,
+                overloaded: self.overload.active(),
+                short: self.overload.round().0 as u64,
+                held: self.overload.held(),
                 ..self.prober
             },
         }

@@ -81,6 +81,8 @@ pub enum Kind {
     Attached,
     /// An interface is gone, and the program with it.
     Detached,
+    /// The prober is overloaded, or keeps up again.
+    Prober,
 }
 
 impl Kind {
@@ -113,6 +115,7 @@ impl Kind {
             Self::Datapath => "datapath",
             Self::Attached => "attached",
             Self::Detached => "detached",
+            Self::Prober => "prober",
         }
     }
 }

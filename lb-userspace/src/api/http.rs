@@ -126,7 +126,12 @@ fn check(good: bool, otherwise: &'static str) -> Response<Full<Bytes>> {
 fn healthz(status: &Status, verbose: bool) -> Response<Full<Bytes>> {
     let node = &status.node;
     let mut body = json!({
-        "status": if node.ready() { "ok" } else { "unavailable" },
+        // Packets are forwarded as before, so an overloaded prober fails no readiness check.
+        "status": match (node.ready(), node.prober.overloaded) {
+            (true, false) => "ok",
+            (true, true) => "degraded",
+            (false, _) => "unavailable",
+        },
         "version": node.version,
         "uptime_seconds": node.uptime_seconds,
         "checks": {
@@ -134,6 +139,7 @@ fn healthz(status: &Status, verbose: bool) -> Response<Full<Bytes>> {
             "first_round_done": node.first_round_done,
             "tables_written": node.datapath_error.is_none(),
             "not_draining": !node.draining,
+            "prober_keeps_up": !node.prober.overloaded,
         },
     });
     if verbose {
@@ -228,6 +234,24 @@ mod tests {
         );
         let body = get("/healthz?verbose", &status).await.1;
         assert!(body.contains("EPERM"));
+    }
+
+    #[tokio::test]
+    async fn an_overloaded_prober_is_told_and_no_reason_to_send_packets_elsewhere() {
+        let mut status = sample();
+        status.node.prober.overloaded = true;
+        assert_eq!(get("/readyz", &status).await.0, 200);
+        let (code, body) = get("/healthz", &status).await;
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(code, 200);
+        assert_eq!(body["status"], "degraded");
+        assert_eq!(body["checks"]["prober_keeps_up"], false);
+        assert!(
+            get("/metrics", &status)
+                .await
+                .1
+                .contains("\nlb_prober_overloaded 1\n")
+        );
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use lb_common::verdict::Verdict;
 
+use super::lateness::Lateness;
 use super::status::{BackendStatus, Health, PrimaryState, Routing, ServiceStatus, Status};
 
 /// Media type of the answer.
@@ -107,6 +108,25 @@ fn node(text: &mut Encoder, status: &Status) {
         "How late the last probe started.",
         prober.lag_seconds,
     );
+    text.single(
+        "lb_prober_overloaded",
+        GAUGE,
+        "1 while the prober does not keep up, so that timeouts are not counted.",
+        u8::from(prober.overloaded),
+    );
+    text.single(
+        "lb_prober_short",
+        GAUGE,
+        "Backends whose last probe was late or lacked CPU, descriptors, ports or memory.",
+        prober.short,
+    );
+    text.single(
+        "lb_probes_held_total",
+        COUNTER,
+        "Timeouts that were not counted because the prober was overloaded.",
+        prober.held,
+    );
+    lateness(text, &prober.lateness);
     text.family(
         "lb_verdicts_total",
         COUNTER,
@@ -124,6 +144,18 @@ fn node(text: &mut Encoder, status: &Status) {
             text.sample("lb_verdicts_total", &labels, count);
         }
     }
+}
+
+fn lateness(text: &mut Encoder, late: &Lateness) {
+    const NAME: &str = "lb_probe_start_lateness_seconds";
+    text.family(NAME, "histogram", "How late probes started.");
+    let bucket = format!("{NAME}_bucket");
+    for (bound, count) in late.cumulative() {
+        text.sample(&bucket, &[("le", &bound.to_string())], count);
+    }
+    text.sample(&bucket, &[("le", "+Inf")], late.probes());
+    text.sample(&format!("{NAME}_sum"), &[], late.seconds());
+    text.sample(&format!("{NAME}_count"), &[], late.probes());
 }
 
 fn services(text: &mut Encoder, services: &[ServiceStatus]) {
@@ -457,11 +489,20 @@ mod tests {
                 assert!(helped.insert(name.to_owned()), "{name} twice");
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').unwrap();
-                assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+                // Two counters that are divided by each other are named as a summary's parts.
+                let counts = ["_total", "_sum", "_count"];
+                let counts = counts.iter().any(|end| name.ends_with(end));
+                assert_eq!(kind == "counter", counts, "{name}");
                 types.insert(name.to_owned(), kind.to_owned());
             } else {
                 let (series, value) = line.rsplit_once(' ').unwrap();
                 let name = series.split('{').next().unwrap();
+                // A histogram is one metric with three kinds of sample.
+                let whole = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|suffix| name.strip_suffix(suffix))
+                    .filter(|name| types.get(*name).is_some_and(|kind| kind == "histogram"));
+                let name = whole.unwrap_or(name);
                 assert!(types.contains_key(name), "{name} has no type");
                 assert!(helped.contains(name), "{name} has no help");
                 assert!(

@@ -10,6 +10,7 @@ pub mod event;
 pub mod explain;
 pub mod http;
 pub mod journal;
+pub mod lateness;
 pub mod metrics;
 mod page;
 pub mod primary;

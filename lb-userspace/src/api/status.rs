@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::lateness::Lateness;
 pub use super::primary::{PrimaryState, PrimaryStatus};
 use super::request::ApiError;
 pub use crate::health::Health;
@@ -96,6 +97,19 @@ pub struct Prober {
     pub skipped: u64,
     /// How late the last probe started, seconds.
     pub lag_seconds: f64,
+    /// Too much of the last round was late or lacked something on this host; timeouts are then not
+    /// counted.
+    #[serde(default)]
+    pub overloaded: bool,
+    /// Backends whose last probe was late or lacked something on this host.
+    #[serde(default)]
+    pub short: u64,
+    /// Timeouts that were not counted for that.
+    #[serde(default)]
+    pub held: u64,
+    /// How late all of them started.
+    #[serde(default)]
+    pub lateness: Lateness,
 }
 
 /// An interface with the program on it.

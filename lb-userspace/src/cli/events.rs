@@ -49,6 +49,7 @@ fn paint(palette: Palette, kind: Kind) -> String {
         | Kind::Suspected
         | Kind::Datapath
         | Kind::Name
+        | Kind::Prober
         | Kind::Weight => palette.soft(&name),
         Kind::Started
         | Kind::Stopped

@@ -79,6 +79,13 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
             span(node.verdict_age_seconds)
         ));
     }
+    if node.prober.overloaded {
+        warn(format!(
+            "the prober is overloaded (the last probe of {} backends was late or lacked CPU, \
+             descriptors, ports or memory): timeouts eject nobody until that has passed",
+            node.prober.short
+        ));
+    }
     if let Some(error) = &node.reload_error {
         // The first of what may be many lines; `lb check` has them all.
         let first = error.lines().next().unwrap_or_default();

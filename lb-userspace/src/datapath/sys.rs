@@ -619,6 +619,25 @@ pub fn is_bpffs(path: &CStr) -> io::Result<bool> {
     Ok(stat.f_type == libc::BPF_FS_MAGIC)
 }
 
+/// Raises this process's soft limit of descriptors to its hard limit; returns that. The soft one is
+/// usually 1024, for the sake of programs that call select(2).
+pub fn raise_descriptors() -> io::Result<usize> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: room for the answer.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: a whole structure, only read.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(limit.rlim_max).unwrap_or(usize::MAX))
+}
+
 /// CLOCK_MONOTONIC: time since boot, without time asleep. Its whole seconds are what
 /// `bpf_ktime_get_coarse_ns` counts in the packet path.
 pub fn monotonic() -> Duration {

@@ -37,6 +37,7 @@ mod budget;
 mod check;
 mod ejections;
 mod engine;
+mod overload;
 pub mod passive;
 mod probes;
 pub mod schedule;
@@ -46,6 +47,7 @@ pub use budget::Budget;
 pub use check::{CheckView, HISTORY, Record, RestoredCheck};
 pub use ejections::{Ejections, Past};
 pub use engine::{Change, Engine};
+pub use overload::Overload;
 pub use probes::Start;
 pub use target::{Health, Restored, TargetView};
 

@@ -41,7 +41,10 @@ pub enum Class {
     TooLarge,
     /// The TLS handshake failed.
     Tls,
-    /// The prober itself could not ask: says nothing about the backend.
+    /// The prober itself could not ask, which says nothing about the backend: descriptors, ports,
+    /// memory or CPU were short on this host.
+    Shortage,
+    /// The same for any other reason.
     Internal,
 }
 
@@ -87,6 +90,7 @@ impl Class {
             Self::Malformed => "malformed",
             Self::TooLarge => "too_large",
             Self::Tls => "tls",
+            Self::Shortage => "shortage",
             Self::Internal => "internal",
         }
     }

@@ -47,7 +47,7 @@ pub async fn run_command(
     environment: impl IntoIterator<Item = (&'static str, String)>,
     limit: Duration,
 ) -> Result<String, String> {
-    let mut trace = Trace::start();
+    let mut trace = Trace::start(false);
     let path = [("PATH", PATH.to_owned())];
     let environment = path.into_iter().chain(environment);
     match timeout(limit, run(command, environment, &mut trace)).await {
@@ -150,24 +150,25 @@ fn environment(target: SocketAddr, probe: &ExecProbe) -> [(&'static str, String)
 
 /// Everything that keeps a command from starting is on this host.
 fn not_started(program: &str, error: &io::Error) -> Failure {
-    Failure::internal(match error.raw_os_error() {
-        Some(libc::ENOENT) => format!("there is no command {program} (or no interpreter for it)"),
-        Some(libc::EACCES) => {
-            format!("the command {program} is not executable for the agent; see chmod +x")
-        }
-        Some(libc::ENOEXEC) => {
-            format!("{program} is no program: a script needs a first line such as #!/bin/sh")
-        }
-        Some(libc::EAGAIN) => {
-            "no process can be started: the limit of processes is reached (ulimit -u, TasksMax)"
-                .to_owned()
-        }
-        Some(libc::EMFILE | libc::ENFILE) => {
-            "no file descriptor left for the command's pipes; raise LimitNOFILE (ulimit -n)"
-                .to_owned()
-        }
-        _ => format!("cannot start {program}: {error}"),
-    })
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => Failure::internal(format!(
+            "there is no command {program} (or no interpreter for it)"
+        )),
+        Some(libc::EACCES) => Failure::internal(format!(
+            "the command {program} is not executable for the agent; see chmod +x"
+        )),
+        Some(libc::ENOEXEC) => Failure::internal(format!(
+            "{program} is no program: a script needs a first line such as #!/bin/sh"
+        )),
+        Some(libc::EAGAIN) => Failure::shortage(
+            "no process can be started: the limit of processes is reached (ulimit -u, TasksMax)",
+        ),
+        Some(libc::EMFILE | libc::ENFILE) => Failure::shortage(
+            "no file descriptor left for the command's pipes; raise LimitNOFILE (ulimit -n)",
+        ),
+        Some(libc::ENOMEM) => Failure::shortage(format!("no memory left to start {program}")),
+        _ => Failure::internal(format!("cannot start {program}: {error}")),
+    }
 }
 
 /// Reads to the end and keeps the first [`MAX_OUTPUT`] bytes.

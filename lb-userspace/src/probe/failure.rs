@@ -32,6 +32,14 @@ impl Failure {
         }
     }
 
+    /// This side's failure, for want of something that other probes need too.
+    pub fn shortage(detail: impl Into<String>) -> Self {
+        Self {
+            class: Class::Shortage,
+            ..Self::internal(detail)
+        }
+    }
+
     /// `error` came from a system call before the connection was established.
     ///
     /// Shortages of this host (descriptors, ports, memory), a local firewall's veto and a missing
@@ -55,13 +63,13 @@ impl Failure {
             Some(libc::ECONNRESET | libc::ECONNABORTED) => {
                 Self::new(Class::Reset, "connection reset while connecting")
             }
-            Some(libc::EMFILE) => Self::internal(
+            Some(libc::EMFILE) => Self::shortage(
                 "no file descriptor left in this process; raise LimitNOFILE (ulimit -n)",
             ),
             Some(libc::ENFILE) => {
-                Self::internal("no file descriptor left on this host; raise fs.file-max")
+                Self::shortage("no file descriptor left on this host; raise fs.file-max")
             }
-            Some(libc::EADDRNOTAVAIL) => Self::internal(
+            Some(libc::EADDRNOTAVAIL) => Self::shortage(
                 "no local port left for this backend; widen net.ipv4.ip_local_port_range",
             ),
             // EACCES: "administratively prohibited" by ICMPv6, or a route of type prohibit.
@@ -74,7 +82,7 @@ impl Failure {
                 "unreachable: the host or a router refuses TCP to it (ICMP)",
             ),
             Some(libc::ENOBUFS | libc::ENOMEM) => {
-                Self::internal("this host is short of memory for sockets; see net.ipv4.tcp_mem")
+                Self::shortage("this host is short of memory for sockets; see net.ipv4.tcp_mem")
             }
             Some(libc::EPERM) => {
                 Self::internal("a firewall rule of this host forbids it (EPERM on connect)")
@@ -139,18 +147,18 @@ mod tests {
 
     #[test]
     fn shortages_of_this_host_are_not_the_backends_fault() {
-        for code in [
-            libc::EMFILE,
-            libc::ENFILE,
-            libc::EADDRNOTAVAIL,
-            libc::ENOBUFS,
-            libc::ENOMEM,
-            libc::EPERM,
-            libc::EAFNOSUPPORT,
+        for (code, class) in [
+            (libc::EMFILE, Class::Shortage),
+            (libc::ENFILE, Class::Shortage),
+            (libc::EADDRNOTAVAIL, Class::Shortage),
+            (libc::ENOBUFS, Class::Shortage),
+            (libc::ENOMEM, Class::Shortage),
+            (libc::EPERM, Class::Internal),
+            (libc::EAFNOSUPPORT, Class::Internal),
         ] {
             let failure = Failure::connecting(&io::Error::from_raw_os_error(code));
             assert_eq!(failure.verdict, Verdict::Internal, "{code}");
-            assert_eq!(failure.class, Class::Internal, "{code}");
+            assert_eq!(failure.class, class, "{code}");
         }
     }
 

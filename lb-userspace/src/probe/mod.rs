@@ -87,10 +87,23 @@ impl Prober {
     /// on this side (no descriptors, an unreadable CA file, a starved process) that says nothing
     /// about the backend.
     pub async fn run(&self, spec: &ProbeSpec) -> Outcome {
+        self.trace(spec, Trace::start(true)).await
+    }
+
+    /// As [`Prober::run`], for those who look at the verdict and not at what each step has seen.
+    pub async fn judge(&self, spec: &ProbeSpec) -> Outcome {
+        self.trace(spec, Trace::start(false)).await
+    }
+
+    async fn trace(&self, spec: &ProbeSpec, mut trace: Trace) -> Outcome {
         // Reading certificates and passwords is this host's work, not the backend's: before the
         // clock starts.
-        let prepared = self.prepare(spec).await;
-        let mut trace = Trace::start();
+        let prepared = match &spec.kind {
+            ProbeKind::Redis(_) => Box::pin(self.prepare(spec)).await,
+            kind if tls_options(kind).is_some() => Box::pin(self.prepare(spec)).await,
+            _ => Ok(Prepared::default()),
+        };
+        trace.begin();
         let result = match prepared {
             Ok(prepared) => {
                 let work = self.ask(spec, &prepared, &mut trace);
@@ -129,6 +142,23 @@ impl Prober {
                 let tls = prepared.tls.as_ref();
                 self.kept.ask(dialer, spec, http, tls, trace).await
             }
+            ProbeKind::Tcp => {
+                dialer.connect(spec, trace).await?;
+                Ok(Success("connected".to_owned()))
+            }
+            // Apart, since every probe in flight would be as large as the largest kind of them.
+            _ => Box::pin(self.ask_otherwise(spec, prepared, trace)).await,
+        }
+    }
+
+    async fn ask_otherwise(
+        &self,
+        spec: &ProbeSpec,
+        prepared: &Prepared,
+        trace: &mut Trace,
+    ) -> Answer {
+        let dialer = &self.dialer;
+        match &spec.kind {
             ProbeKind::TcpHalfOpen => half_open::ask(dialer, spec, trace).await,
             ProbeKind::Dns(dns) => dns::ask(dialer, spec, dns, trace).await,
             ProbeKind::Exec(exec) => exec::ask(spec.target, exec, trace).await,
@@ -200,6 +230,7 @@ fn grpc_call<'a>(spec: &'a ProbeSpec, prepared: &Prepared) -> Result<grpc::Call<
 }
 
 /// What a probe needs from this host.
+#[derive(Default)]
 struct Prepared {
     tls: Option<TlsContext>,
     password: Option<String>,
@@ -238,7 +269,6 @@ async fn converse<S: ProbeStream>(
     trace: &mut Trace,
 ) -> Answer {
     match &spec.kind {
-        ProbeKind::Tcp => Ok(Success("connected".to_owned())),
         ProbeKind::TcpScript(script) => script::ask(stream, script, trace).await,
         ProbeKind::Grpc { .. } => grpc::ask(stream, &grpc_call(spec, prepared)?, trace).await,
         ProbeKind::Redis(redis) => {
@@ -249,9 +279,11 @@ async fn converse<S: ProbeStream>(
         ProbeKind::Mysql(mysql) => mysql::ask(stream, mysql, trace).await,
         ProbeKind::Smtp(smtp) => smtp::ask(stream, smtp, trace).await,
         ProbeKind::Ldap(_) => ldap::ask(stream, trace).await,
-        ProbeKind::TcpHalfOpen | ProbeKind::Http(_) | ProbeKind::Dns(_) | ProbeKind::Exec(_) => {
-            Err(Failure::internal("this probe connects by itself"))
-        }
+        ProbeKind::Tcp
+        | ProbeKind::TcpHalfOpen
+        | ProbeKind::Http(_)
+        | ProbeKind::Dns(_)
+        | ProbeKind::Exec(_) => Err(Failure::internal("this probe connects by itself")),
     }
 }
 
@@ -270,7 +302,7 @@ fn expired_failure(expired: Expired, timeout: Duration, trace: &Trace) -> Failur
                 trace.progress()
             ),
         ),
-        Expired::Starved { stalled } => Failure::internal(format!(
+        Expired::Starved { stalled } => Failure::shortage(format!(
             "the prober itself was late by {} of {} and cannot judge ({}); \
              this host is short of CPU",
             text::duration(stalled),

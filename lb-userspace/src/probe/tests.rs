@@ -122,3 +122,12 @@ async fn probes_run_at_once_from_any_task() {
         assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
     }
 }
+
+/// Thousands are in flight at a time, and each is moved into its task.
+#[test]
+fn a_probe_in_flight_is_small() {
+    let prober = Prober::new();
+    let spec = tcp("127.0.0.1:1".parse().unwrap());
+    let size = size_of_val(&prober.judge(&spec));
+    assert!(size <= 3072, "{size} bytes");
+}

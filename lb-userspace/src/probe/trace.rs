@@ -1,5 +1,6 @@
 //! What a probe has done so far: its steps and the bytes seen.
 
+use std::fmt::Display;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,11 +34,16 @@ pub struct Trace {
     degraded: bool,
     /// What an agent has said.
     agent: Option<Report>,
+    /// Whether anybody reads what the steps saw. Putting that into words costs several allocations
+    /// for each probe.
+    told: bool,
 }
 
 impl Trace {
-    pub fn start() -> Self {
+    /// `told`: each step keeps what was seen, in words.
+    pub fn start(told: bool) -> Self {
         Self {
+            told,
             start: Instant::now(),
             steps: Vec::with_capacity(5),
             begin: 0,
@@ -49,23 +55,35 @@ impl Trace {
         }
     }
 
+    /// The clock starts now.
+    pub fn begin(&mut self) {
+        self.start = Instant::now();
+    }
+
     /// The TLS handshake begins.
     pub fn begin_handshake(&mut self) {
         self.handshake = true;
     }
 
     /// A step was done just now.
-    pub fn step(&mut self, name: &'static str, detail: impl Into<String>) {
+    pub fn step(&mut self, name: &'static str, detail: impl Display) {
         self.waiting = None;
+        // The status line is part of what a timeout says.
+        let told = self.told || name == "headers";
+        let detail = if told {
+            detail.to_string()
+        } else {
+            String::new()
+        };
         self.steps.push(Step {
             name,
             at: self.elapsed(),
-            detail: detail.into(),
+            detail,
         });
     }
 
     /// A last step, and the probe starts over: what it has done and seen so far counts no more.
-    pub fn start_over(&mut self, name: &'static str, why: impl Into<String>) {
+    pub fn start_over(&mut self, name: &'static str, why: impl Display) {
         self.step(name, why);
         self.begin = self.steps.len();
         self.seen = Arc::default();

@@ -1,34 +1,56 @@
-//! The measurements of `cargo xtask bench`: the time per packet of the real XDP program, and
-//! requests per second through it beside other balancers. Needs root.
+//! The measurements of `cargo xtask bench`: the time per packet of the real XDP program, requests
+//! per second through it beside other balancers, what probes cost, and what faulty backends cost clients. Needs root.
 
+mod comparison;
 mod network;
 mod packets;
+mod page;
+mod probes;
 mod stats;
 
+use std::path::PathBuf;
+
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 #[derive(Parser)]
 #[command(name = "lb-bench")]
 struct Arguments {
+    /// What to measure; may be repeated
+    #[arg(required = true)]
+    what: Vec<What>,
     /// Fewer and shorter rounds
     #[arg(long)]
     quick: bool,
-    /// Only the time per packet
-    #[arg(long)]
-    packets: bool,
-    /// Only requests per second
-    #[arg(long)]
-    network: bool,
+    /// Also put the results into the pages in this folder
+    #[arg(long, value_name = "FOLDER")]
+    write: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// The time per packet
+    Packets,
+    /// Requests per second
+    Network,
+    /// Processor time of probes, and how many of them one core does
+    Probes,
+    /// Time to eject and requests failed, beside HAProxy and nginx
+    Comparison,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    if !arguments.network {
-        packets::run(arguments.quick)?;
-    }
-    if !arguments.packets {
-        network::run(arguments.quick)?;
+    let page = |name: &str| arguments.write.as_ref().map(|folder| folder.join(name));
+    for what in &arguments.what {
+        match what {
+            What::Packets => packets::run(arguments.quick)?,
+            What::Network => network::run(arguments.quick)?,
+            What::Probes => probes::run(arguments.quick, page("performance.md").as_deref())?,
+            What::Comparison => {
+                comparison::run(arguments.quick, page("comparison.md").as_deref())?;
+            }
+        }
     }
     Ok(())
 }

@@ -305,7 +305,7 @@ fn h2_failure(error: &h2::Error, seen: &Seen) -> Failure {
         let failure = Failure::established(io);
         return match failure.class {
             // Here these mean one thing: the call was broken off.
-            Class::Reset | Class::Internal | Class::Empty | Class::Truncated => {
+            Class::Reset | Class::Internal | Class::Shortage | Class::Empty | Class::Truncated => {
                 let detail = match io.kind() {
                     // h2 calls the end of the stream a broken pipe.
                     ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe => {

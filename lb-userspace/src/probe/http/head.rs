@@ -3,7 +3,9 @@
 //! `httparse` reads the grammar; what it leaves to its user is decided here: RFC 9112 section 6
 //! for the framing, and refusal wherever two readers could disagree about where a message ends.
 
-use httparse::{EMPTY_HEADER, Header, ParserConfig, Response, Status};
+use std::mem::MaybeUninit;
+
+use httparse::{Header, ParserConfig, Response, Status};
 
 use crate::probe::text;
 
@@ -63,11 +65,12 @@ impl HeadError {
 /// `to_head_request`: the request's method was HEAD, so no body follows.
 pub fn parse(bytes: &[u8], to_head_request: bool) -> Result<Option<Head>, HeadError> {
     let skipped = empty_line(bytes)?;
-    let mut headers = [EMPTY_HEADER; MAX_HEADERS];
-    let mut response = Response::new(&mut headers);
+    // Filled by the parser as far as it needs: to clear them costs more than to parse.
+    let mut headers = [MaybeUninit::uninit(); MAX_HEADERS];
+    let mut response = Response::new(&mut []);
     let parsed = ParserConfig::default()
         .allow_obsolete_multiline_headers_in_responses(true)
-        .parse_response(&mut response, &bytes[skipped..]);
+        .parse_response_with_uninit_headers(&mut response, &bytes[skipped..], &mut headers);
     let length = match parsed {
         Ok(Status::Complete(length)) => skipped + length,
         Ok(Status::Partial) => return Ok(None),

@@ -5,6 +5,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{Either, select};
@@ -18,7 +19,7 @@ use crate::model::{HttpProbe, ProbeSpec, Reuse};
 use crate::probe::connect::ProbeStream;
 use crate::probe::dial::Dialer;
 use crate::probe::failure::Failure;
-use crate::probe::outcome::Class;
+use crate::probe::outcome::Verdict;
 use crate::probe::tls::TlsContext;
 use crate::probe::trace::Trace;
 use crate::probe::{Answer, text};
@@ -26,8 +27,27 @@ use crate::probe::{Answer, text};
 /// One connection for each probe that keeps them, between two of its runs.
 #[derive(Debug, Default)]
 pub struct Kept {
-    idle: Mutex<HashMap<ProbeSpec, Idle>>,
+    all: Mutex<All>,
 }
+
+#[derive(Debug)]
+struct All {
+    idle: HashMap<ProbeSpec, Idle>,
+    /// When those that are too old leave next.
+    sweep: Instant,
+}
+
+impl Default for All {
+    fn default() -> Self {
+        Self {
+            idle: HashMap::new(),
+            sweep: Instant::now(),
+        }
+    }
+}
+
+/// How often connections that nobody asks on any more are closed.
+const SWEEP: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Idle {
@@ -60,19 +80,21 @@ impl Kept {
         if let Some(idle) = self.take(spec) {
             trace.step(
                 "reuse",
-                format!(
+                format_args!(
                     "probe number {} on a connection {} old",
                     idle.uses + 1,
                     text::duration(idle.opened.elapsed())
                 ),
             );
             let (opened, uses) = (idle.opened, idle.uses + 1);
-            match on_kept(idle.connection, spec, probe, trace).await {
+            match Box::pin(on_kept(idle.connection, spec, probe, trace)).await {
                 Ok(asked) => {
                     self.put(spec, reuse, asked.open, opened, uses);
                     return asked.answer;
                 }
-                Err(why) => trace.start_over("stale", format!("{why}: asking on a fresh one")),
+                Err(why) => {
+                    trace.start_over("stale", format_args!("{why}: asking on a fresh one"));
+                }
             }
         }
         let connection = open(dialer, spec, tls, trace).await?;
@@ -84,7 +106,7 @@ impl Kept {
 
     /// The connection kept for this probe, if it is still to be used and nothing came on it since.
     fn take(&self, spec: &ProbeSpec) -> Option<Idle> {
-        let mut idle = self.lock().remove(spec)?;
+        let mut idle = self.lock().idle.remove(spec)?;
         let quiet = idle.connection.read(&mut [0]).now_or_never().is_none();
         (quiet && Instant::now() < idle.expires).then_some(idle)
     }
@@ -99,13 +121,17 @@ impl Kept {
     ) {
         let (now, expires) = (Instant::now(), opened + reuse.max_age);
         let mut all = self.lock();
-        // Those of probes that are not asked any more leave here.
-        all.retain(|_, idle| now < idle.expires);
+        // Those of probes that are not asked any more leave here; not each time, since it means to
+        // look at all of them.
+        if now >= all.sweep {
+            all.sweep = now + SWEEP;
+            all.idle.retain(|_, idle| now < idle.expires);
+        }
         if let Some(connection) = connection
             && now < expires
             && uses < reuse.max_uses
         {
-            all.insert(
+            all.idle.insert(
                 spec.clone(),
                 Idle {
                     connection,
@@ -117,8 +143,8 @@ impl Kept {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ProbeSpec, Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -128,10 +154,12 @@ async fn open(
     tls: Option<&TlsContext>,
     trace: &mut Trace,
 ) -> Result<Connection, Failure> {
-    let tcp = dialer.connect(spec, trace).await?;
+    let tcp = dialer
+        .connect_with(spec, trace, super::super::connect::speak_first)
+        .await?;
     Ok(match tls {
         None => Connection::Plain(tcp),
-        Some(context) => Connection::Tls(Box::new(context.connect(tcp, trace).await?)),
+        Some(context) => Connection::Tls(Box::new(Box::pin(context.connect(tcp, trace)).await?)),
     })
 }
 
@@ -156,7 +184,7 @@ async fn on_kept(
     };
     match &asked.answer {
         // This host's own fault is the same on a fresh one.
-        Err(failure) if seen.bytes() == 0 && failure.class != Class::Internal => {
+        Err(failure) if seen.bytes() == 0 && failure.verdict != Verdict::Internal => {
             Err(failure.detail.clone())
         }
         _ => Ok(asked),

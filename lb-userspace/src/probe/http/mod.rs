@@ -30,6 +30,11 @@ const MAX_HEAD: usize = 16 * 1024;
 /// Interim (1xx) answers that are skipped before the final one.
 const MAX_INTERIM: usize = 64;
 
+/// Room for the first read: most answers to probes fit, and allocators have such pieces at hand.
+const FIRST_READ: usize = 1024;
+/// Room for those after a first one that was full.
+const READ: usize = 8 * 1024;
+
 /// What came of a request.
 struct Asked<S> {
     answer: Answer,
@@ -74,10 +79,13 @@ async fn exchange<S: ProbeStream>(
         Ok(()) => stream.flush().await,
         Err(error) => Err(error),
     };
-    let asked = format!("{} {} for {}", probe.method, probe.path, probe.host);
+    let (method, path, host) = (&probe.method, &probe.path, &probe.host);
     match &written {
-        Ok(()) => trace.step("request", asked),
-        Err(error) => trace.step("request", format!("{asked}: not all sent: {error}")),
+        Ok(()) => trace.step("request", format_args!("{method} {path} for {host}")),
+        Err(error) => trace.step(
+            "request",
+            format_args!("{method} {path} for {host}: not all sent: {error}"),
+        ),
     }
     let mut reader = Reader::new(stream);
     let (head, rest) = read_head(&mut reader, probe, trace).await?;
@@ -139,8 +147,12 @@ async fn read_head<S: ProbeStream>(
     let mut used = 0;
     let mut interim = 0;
     loop {
-        let parsed = head::parse(&buffer, probe.method == "HEAD")
-            .map_err(|error| head_failure(&error, trace.seen()))?;
+        let parsed = if buffer.is_empty() {
+            None
+        } else {
+            head::parse(&buffer, probe.method == "HEAD")
+                .map_err(|error| head_failure(&error, trace.seen()))?
+        };
         match parsed {
             Some(head) => {
                 used += head.length;
@@ -150,7 +162,7 @@ async fn read_head<S: ProbeStream>(
                 buffer.drain(..head.length);
                 // 101 ends HTTP on this connection: it is final, and not what was asked for.
                 if head.status >= 200 || head.status == 101 {
-                    trace.step("headers", head.summary.clone());
+                    trace.step("headers", &head.summary);
                     return Ok((head, buffer));
                 }
                 trace.step("interim", head.summary);
@@ -304,14 +316,20 @@ impl<'a, S: ProbeStream> Reader<'a, S> {
     fn new(stream: &'a mut Observed<S>) -> Self {
         Self {
             stream,
-            buffer: vec![0; 8 * 1024],
+            buffer: vec![0; FIRST_READ],
         }
     }
 
     async fn read(&mut self) -> Result<Read<'_>, Failure> {
         match self.stream.read(&mut self.buffer).await {
             Ok(0) => Ok(Read::Closed { clean: true }),
-            Ok(length) => Ok(Read::Bytes(&self.buffer[..length])),
+            Ok(length) => {
+                // More than a short answer: fewer and larger reads from now on.
+                if length == self.buffer.len() && length < READ {
+                    self.buffer.resize(READ, 0);
+                }
+                Ok(Read::Bytes(&self.buffer[..length]))
+            }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Ok(Read::Closed { clean: false })
             }
