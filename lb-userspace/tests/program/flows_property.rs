@@ -426,7 +426,10 @@ impl World {
                     assert!(serves(now), "{}: to {name:?}, {now:?}", context());
                     self.note("moved");
                     if protocol == Udp {
-                        // It goes on there.
+                        // It goes on there. What opened it anew took the real time for the simulated,
+                        // which is ahead; the next packet sets that right.
+                        let (again, _) = self.send(flow.service, flow.client, "PA");
+                        assert_eq!(again, fate, "{}: the next packet", flow.client);
                         let outs = self.known[&name].outs;
                         let ends = flow.ends.map(|_| (seen.src, seen.dst));
                         self.flows.push(Flow {
@@ -585,6 +588,22 @@ fn no_flow_of_a_serving_backend_ever_moves() {
     ] {
         assert!(seen.get(what).is_some_and(|n| *n > 0), "{what} in {seen:?}");
     }
+}
+
+/// A history in which a UDP flow moves long before the clock is set ahead again.
+#[test]
+fn nor_in_one_that_once_failed() {
+    let Some(kernel) = kernel("nor_in_one_that_once_failed") else {
+        return;
+    };
+    let events = [
+        Event::Pass(75),
+        Event::State(0, 5, Active, 30),
+        Event::State(1, 0, Out, 100),
+        Event::Pass(46),
+        Event::Toggle(1, 4),
+    ];
+    run(kernel, 1_705_687_522_523_526_550, &events);
 }
 
 proptest! {
