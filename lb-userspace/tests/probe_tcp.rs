@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_userspace::model::{
-    Match, MysqlProbe, Pattern, PostgresProbe, ProbeKind, ProbeSpec, RedisProbe, ScriptStep,
-    SmtpProbe, TcpScript,
+    LdapProbe, Match, MysqlProbe, Pattern, PostgresProbe, ProbeKind, ProbeSpec, RedisProbe,
+    ScriptStep, SmtpProbe, TcpScript,
 };
 use lb_userspace::probe::{Class, Outcome, Prober, Verdict};
 use support::{Connection, Json, Report, Server, str};
@@ -54,12 +54,8 @@ fn hex(text: &str) -> Vec<u8> {
 }
 
 /// Cases that no probe here asks, and why.
-const NOT_OFFERED: [(&str, &str); 6] = [
+const NOT_OFFERED: [(&str, &str); 2] = [
     ("redis-exists-0", "no EXISTS of a key"),
-    ("ldap-ok", "no LDAP"),
-    ("ldap-not-v3", "no LDAP"),
-    ("ldap-code-1", "no LDAP"),
-    ("ldap-long-form-split", "no LDAP"),
     ("second-step-refused", "one connection for each probe"),
 ];
 
@@ -148,6 +144,9 @@ fn kinds(case: &Json) -> Vec<ProbeKind> {
     if id.starts_with("mysql-") {
         let user = probe["steps"][1]["user"].as_str().map(str::to_owned);
         kinds.push(ProbeKind::Mysql(MysqlProbe { user }));
+    }
+    if id.starts_with("ldap-") {
+        kinds.push(ProbeKind::Ldap(LdapProbe { tls: None }));
     }
     if id.starts_with("smtp-") {
         kinds.push(ProbeKind::Smtp(SmtpProbe {
