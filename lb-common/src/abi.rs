@@ -3,7 +3,7 @@
 
 /// Changes whenever a map's key, value, size class or meaning changes. An agent refuses to adopt
 /// pinned maps of another layout.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Capacity of the service table, service number 0 included (it means "none").
 pub const MAX_SERVICES: u32 = 1024;
@@ -18,27 +18,64 @@ pub const FRAGMENT_ENTRIES: u32 = 16_384;
 pub const FRAGMENT_LIFETIME: u32 = 15;
 
 /// An IPv6 address, or an IPv4 address in its mapped form `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), as
-/// four words whose bytes in memory are in network order.
+/// two double words whose bytes in memory are in network order.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-#[repr(C, align(8))]
-pub struct Addr(pub [u32; 4]);
+#[repr(C)]
+pub struct Addr(pub [u64; 2]);
 
 impl Addr {
-    /// Third word of a mapped IPv4 address.
-    pub const V4_MARK: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
-
     /// From an IPv4 address as it stands in a packet.
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
-        Self([0, 0, Self::V4_MARK, word])
+        let mark = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+        Self([0, double(mark, word)])
+    }
+
+    /// From words as they stand in a packet.
+    #[inline(always)]
+    pub const fn from_words([a, b, c, d]: [u32; 4]) -> Self {
+        Self([double(a, b), double(c, d)])
+    }
+
+    /// The words as they stand in a packet.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        let ([a, b], [c, d]) = (halves(self.0[0]), halves(self.0[1]));
+        [a, b, c, d]
+    }
+
+    /// The last word, which of a mapped IPv4 address is that address.
+    #[inline(always)]
+    pub const fn last_word(&self) -> u32 {
+        halves(self.0[1])[1]
     }
 
     /// 0 if the two are the same. Several such differences are put together without a branch for
     /// each, which both the processor and the verifier prefer.
     #[inline(always)]
     pub const fn difference(&self, other: &Self) -> u64 {
-        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
-        ((a ^ e) | (b ^ f) | (c ^ g) | (d ^ h)) as u64
+        (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1])
+    }
+}
+
+/// The double word that two words are in memory, one behind the other.
+#[inline(always)]
+const fn double(first: u32, second: u32) -> u64 {
+    if cfg!(target_endian = "little") {
+        (second as u64) << 32 | first as u64
+    } else {
+        (first as u64) << 32 | second as u64
+    }
+}
+
+/// What [`double`] has put together.
+#[inline(always)]
+const fn halves(double: u64) -> [u32; 2] {
+    let (high, low) = ((double >> 32) as u32, double as u32);
+    if cfg!(target_endian = "little") {
+        [low, high]
+    } else {
+        [high, low]
     }
 }
 
@@ -49,22 +86,16 @@ impl From<std::net::IpAddr> for Addr {
             std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
             std::net::IpAddr::V6(v6) => v6.octets(),
         };
-        let mut words = [0; 4];
-        for (word, bytes) in words.iter_mut().zip(octets.chunks_exact(4)) {
-            *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        }
-        Self(words)
+        let words = u128::from_be_bytes(octets);
+        Self([((words >> 64) as u64).to_be(), (words as u64).to_be()])
     }
 }
 
 #[cfg(feature = "std")]
 impl From<Addr> for std::net::IpAddr {
     fn from(addr: Addr) -> Self {
-        let mut octets = [0; 16];
-        for (bytes, word) in octets.chunks_exact_mut(4).zip(addr.0) {
-            bytes.copy_from_slice(&word.to_ne_bytes());
-        }
-        std::net::Ipv6Addr::from(octets).to_canonical()
+        let [high, low] = addr.0.map(u64::from_be);
+        std::net::Ipv6Addr::from(u128::from(high) << 64 | u128::from(low)).to_canonical()
     }
 }
 
@@ -86,7 +117,13 @@ impl ServiceKey {
     /// The key's second part in one word, which is never 0.
     #[inline(always)]
     pub const fn word(&self) -> u32 {
-        (self.port as u32) << 16 | self.protocol as u32
+        Self::word_of(self.port, self.protocol)
+    }
+
+    /// The same of a port in network order and a protocol.
+    #[inline(always)]
+    pub const fn word_of(port: u16, protocol: u8) -> u32 {
+        (port as u32) << 16 | protocol as u32
     }
 }
 
@@ -284,10 +321,28 @@ pub enum BackendState {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Hop {
-    pub dst_mac: [u16; 3],
-    pub src_mac: [u16; 3],
+    /// Destination and source MAC address as a frame begins with them.
+    pub macs: [u32; 3],
     /// Output interface; 0 while the neighbour is not resolved.
     pub ifindex: u32,
+}
+
+impl Hop {
+    /// Out by this interface, to and from these MAC addresses.
+    pub const fn new(dst: [u8; 6], src: [u8; 6], ifindex: u32) -> Self {
+        let macs = [
+            u32::from_ne_bytes([dst[0], dst[1], dst[2], dst[3]]),
+            u32::from_ne_bytes([dst[4], dst[5], src[0], src[1]]),
+            u32::from_ne_bytes([src[2], src[3], src[4], src[5]]),
+        ];
+        Self { macs, ifindex }
+    }
+
+    /// Destination MAC address.
+    pub const fn dst_mac(&self) -> [u8; 6] {
+        let ([a, b, c, d], [e, f, ..]) = (self.macs[0].to_ne_bytes(), self.macs[1].to_ne_bytes());
+        [a, b, c, d, e, f]
+    }
 }
 
 /// Value of the backend array. The first 64 bytes are what the packet path reads.

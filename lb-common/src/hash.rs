@@ -4,7 +4,7 @@
 //! BPF lacks, so each round is murmur3's finaliser, whose avalanche is complete). Keyed by nothing
 //! but the addresses, so that several balancers agree.
 
-use crate::abi::{Addr, SERVICE_PLACES, ServiceKey};
+use crate::abi::{Addr, SERVICE_PLACES};
 
 /// murmur3's 64-bit finaliser.
 #[inline(always)]
@@ -18,10 +18,9 @@ pub const fn mix(mut h: u64) -> u64 {
 
 #[inline(always)]
 pub(crate) const fn fold(addr: &Addr) -> u64 {
-    let [a, b, c, d] = addr.0;
-    let high = (a as u64) << 32 | b as u64;
-    let low = (c as u64) << 32 | d as u64;
-    high.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) ^ low
+    let [first, last] = addr.0;
+    let first = u64::from_le(first).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    first.rotate_left(29) ^ u64::from_le(last)
 }
 
 /// Hash of a flow's 5-tuple, ports as they stand in the packet.
@@ -32,10 +31,11 @@ pub const fn flow(src: &Addr, dst: &Addr, sport: u16, dport: u16, protocol: u8) 
     (mix(h.wrapping_add(ports.wrapping_mul(0xd6e8_feb8_6659_fd93))) >> 32) as u32
 }
 
-/// First place of a service in its table, `0..`[`SERVICE_PLACES`].
+/// First place of a service in its table, `0..`[`SERVICE_PLACES`], by its address and
+/// [`crate::abi::ServiceKey::word`].
 #[inline(always)]
-pub const fn service_place(key: &ServiceKey) -> u32 {
-    let h = (fold(&key.addr) ^ key.word() as u64).wrapping_mul(0xd6e8_feb8_6659_fd93);
+pub const fn service_place(addr: &Addr, word: u32) -> u32 {
+    let h = (fold(addr) ^ word as u64).wrapping_mul(0xd6e8_feb8_6659_fd93);
     ((h ^ h >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32 & (SERVICE_PLACES - 1)
 }
 
@@ -85,7 +85,7 @@ mod tests {
         };
         let by_addr = |i: u32| flow(&Addr::v4((0x0a00_0000 + i).to_be()), &vip, 1, 2, 17);
         let v6 = |i: u32| {
-            let src = Addr([u32::from_ne_bytes([0x20, 1, 0xd, 0xb8]), 0, 0, i.to_be()]);
+            let src = Addr::from_words([u32::from_ne_bytes([0x20, 1, 0xd, 0xb8]), 0, 0, i.to_be()]);
             flow(&src, &vip, 1000, 2000, 6)
         };
         let client_only = |i: u32| client(&Addr::v4((0x0a00_0000 + i).to_be()));

@@ -394,7 +394,7 @@ pub extern "C" fn lb_flow_insert() -> u32 {
             opening.bucket = index;
             opening.way = way;
             // What differs among flows; the generator mixes it.
-            let client = (key.src.0[1] ^ key.src.0[3]) as u64;
+            let client = key.src.0[0] >> 32 ^ key.src.0[1] >> 32;
             opening.random = client << 32 | (params.seed ^ key.sport as u32) as u64;
             opening.draw = 1;
             opening.victim = NONE;
@@ -458,10 +458,10 @@ pub extern "C" fn lb_flow_twin(index: u32, wanted: u32, own: u32, key: *const Fl
     }
 }
 
-/// Copies word by word. Left to itself LLVM calls memmove, a loop over bytes.
+/// Copies by double words. Left to itself LLVM calls memmove, a loop over bytes.
 #[inline(always)]
 fn copy(from: *const Addr, to: *mut Addr) {
-    for n in 0..4 {
+    for n in 0..2 {
         // SAFETY: both are valid, and no other CPU uses the target.
         unsafe { (&raw mut (*to).0[n]).write((&raw const (*from).0[n]).read_volatile()) };
     }

@@ -9,7 +9,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::{BPF_ANY, xdp_md};
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{FRAGMENT_LIFETIME, Forwarding, Fragment, FragmentKey};
+use lb_common::abi::{FRAGMENT_LIFETIME, FlowKey, Forwarding, Fragment, FragmentKey};
 use lb_common::verdict::Verdict;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
@@ -101,12 +101,12 @@ fn balance<const V6: bool>(
     part: &Part,
 ) -> Result<Fate, Verdict> {
     let headers = headers::<V6>(packet, l3, at, part)?;
-    let flow = headers.flow();
-    let service = select::service(&flow).ok_or(Verdict::PassNoService)?;
+    let flow = &headers.flow;
+    let service = select::service(flow).ok_or(Verdict::PassNoService)?;
     if service.forwarding == Forwarding::Nat as u8 {
         return Ok(Fate::refused(service.id, Verdict::DropFragmentNat));
     }
-    forward::keep(&flow)?;
+    forward::keep(flow)?;
     Ok(Fate::direct((l3 - packet.start()) as u32, V6, false))
 }
 
@@ -141,8 +141,8 @@ fn headers<const V6: bool>(
         }
         let headers = parse::transport(packet, l3, at)?;
         let ports = Fragment {
-            sport: headers.sport,
-            dport: headers.dport,
+            sport: headers.flow.sport,
+            dport: headers.flow.dport,
             seen: now,
         };
         FRAGMENTS
@@ -160,11 +160,13 @@ fn headers<const V6: bool>(
     Ok(Headers {
         l3,
         l4: at.l4,
-        src: at.src,
-        dst: at.dst,
-        sport: ports.sport,
-        dport: ports.dport,
-        protocol: at.protocol,
+        flow: FlowKey {
+            src: at.src,
+            dst: at.dst,
+            sport: ports.sport,
+            dport: ports.dport,
+            protocol: at.protocol as u32,
+        },
         flags: 0,
     })
 }

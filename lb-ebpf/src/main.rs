@@ -207,19 +207,19 @@ impl Balance {
         headers: &Headers<V6>,
         params: &Params,
     ) -> Fate {
-        let flow = headers.flow();
-        if forward::nat::may_be_reply(&flow, params)
-            && let Some(fate) = forward::nat::reply(packet, headers, &flow)
+        let flow = &headers.flow;
+        if forward::nat::may_be_reply(flow, params)
+            && let Some(fate) = forward::nat::reply(packet, headers, flow)
         {
             return fate;
         }
-        let Some(service) = &select::service(&flow) else {
+        let Some(service) = &select::service(flow) else {
             return Fate::refused(0, Verdict::PassNoService);
         };
         let sent = if service.forwarding == Forwarding::Nat as u8 {
-            forward::nat::request(packet, headers, &flow, service, self.look)
+            forward::nat::request(packet, headers, flow, service, self.look)
         } else {
-            forward::direct::request(packet, headers, &flow, service, self.look)
+            forward::direct::request(packet, headers, flow, service, self.look)
         };
         sent.unwrap_or_else(|verdict| Fate::refused(service.id, verdict))
     }

@@ -160,17 +160,17 @@ impl<const N: usize> Window<N> {
     #[inline(always)]
     pub fn addr<const OFFSET: usize>(self) -> Addr {
         const { assert!(OFFSET + size_of::<Addr>() <= N) };
-        // SAFETY: as above. Word by word.
-        Addr([0, 1, 2, 3].map(|word| unsafe { *self.at::<u32, OFFSET>().add(word) }))
+        // SAFETY: as above.
+        Addr([0, 1].map(|word| unsafe { *self.at::<u64, OFFSET>().add(word) }))
     }
 
     /// Writes an IPv6 address.
     #[inline(always)]
     pub fn set_addr<const OFFSET: usize>(self, addr: &Addr) {
         const { assert!(OFFSET + size_of::<Addr>() <= N) };
-        for word in 0..4 {
+        for word in 0..2 {
             // SAFETY: as above.
-            unsafe { *self.at::<u32, OFFSET>().add(word) = addr.0[word] }
+            unsafe { *self.at::<u64, OFFSET>().add(word) = addr.0[word] }
         }
     }
 

@@ -44,13 +44,8 @@ pub struct Headers<const V6: bool> {
     pub l3: usize,
     /// Place of the TCP or UDP header.
     pub l4: usize,
-    pub src: Addr,
-    pub dst: Addr,
-    /// In network order.
-    pub sport: u16,
-    /// In network order.
-    pub dport: u16,
-    pub protocol: u8,
+    /// Addresses and ports as they arrive.
+    pub flow: FlowKey,
     /// TCP flags; 0 for UDP.
     pub flags: u8,
 }
@@ -58,19 +53,7 @@ pub struct Headers<const V6: bool> {
 impl<const V6: bool> Headers<V6> {
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {
-        self.protocol == TCP
-    }
-
-    /// Addresses and ports as they arrive.
-    #[inline(always)]
-    pub fn flow(&self) -> FlowKey {
-        FlowKey {
-            src: self.src,
-            dst: self.dst,
-            sport: self.sport,
-            dport: self.dport,
-            protocol: self.protocol as u32,
-        }
+        self.flow.protocol == TCP as u32
     }
 
     /// First packet of a TCP connection.
@@ -368,11 +351,13 @@ pub fn transport<const V6: bool>(
     Ok(Headers {
         l3,
         l4,
-        src: at.src,
-        dst: at.dst,
-        sport: ports.u16::<{ offset_of!(UdpHdr, src) }>(),
-        dport: ports.u16::<{ offset_of!(UdpHdr, dst) }>(),
-        protocol: at.protocol,
+        flow: FlowKey {
+            src: at.src,
+            dst: at.dst,
+            sport: ports.u16::<{ offset_of!(UdpHdr, src) }>(),
+            dport: ports.u16::<{ offset_of!(UdpHdr, dst) }>(),
+            protocol: at.protocol as u32,
+        },
         flags,
     })
 }

@@ -16,26 +16,22 @@ use crate::maps::{BACKENDS, RANGES, SERVICES, TABLES_L, TABLES_M, TABLES_S};
 /// with a range that the port is in.
 #[inline(always)]
 pub fn service(flow: &FlowKey) -> Option<Service> {
-    let key = &ServiceKey {
-        addr: flow.dst,
-        port: flow.dport,
-        protocol: flow.protocol as u8,
-    };
-    let first = hash::service_place(key);
+    let word = ServiceKey::word_of(flow.dport, flow.protocol as u8);
+    let first = hash::service_place(&flow.dst, word);
     let entry = SERVICES.get_ptr(first)?;
-    if is_at(entry, key) {
+    if is_at(entry, &flow.dst, word) {
         return Some(value(entry));
     }
-    let entry = SERVICES.get_ptr(lb_service_away(first, &key.addr, key.word()))?;
+    let entry = SERVICES.get_ptr(lb_service_away(first, &flow.dst, word))?;
     Some(value(entry))
 }
 
 #[inline(always)]
-fn is_at(entry: *const ServiceEntry, key: &ServiceKey) -> bool {
+fn is_at(entry: *const ServiceEntry, addr: &Addr, wanted: u32) -> bool {
     // SAFETY: in the map, whose memory is never freed; the agent writes the word last.
     unsafe {
         let word = (&raw const (*entry).word).read_volatile();
-        (*entry).addr.difference(&key.addr) | (word ^ key.word()) as u64 == 0
+        (*entry).addr.difference(addr) | (word ^ wanted) as u64 == 0
     }
 }
 

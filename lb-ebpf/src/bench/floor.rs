@@ -39,12 +39,9 @@ fn parse(packet: &Packet) -> Option<(Headers, FlowKey)> {
 
 #[inline(always)]
 fn finish(packet: &Packet, headers: Headers, hop: &Hop, backend: u16) -> Option<u32> {
-    headers.set_u16::<0>(hop.dst_mac[0]);
-    headers.set_u16::<2>(hop.dst_mac[1]);
-    headers.set_u16::<4>(hop.dst_mac[2]);
-    headers.set_u16::<6>(hop.src_mac[0]);
-    headers.set_u16::<8>(hop.src_mac[1]);
-    headers.set_u16::<10>(hop.src_mac[2]);
+    headers.set_u32::<0>(hop.macs[0]);
+    headers.set_u32::<4>(hop.macs[1]);
+    headers.set_u32::<8>(hop.macs[2]);
     let traffic = TRAFFIC.get_ptr_mut(backend as u32)?;
     // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
     unsafe {
@@ -115,8 +112,8 @@ fn outer(headers: Headers, backend: &Backend, protocol: u8, length: u16) {
         u32::from_ne_bytes([0x45, 0, high, low]),
         u32::from_ne_bytes([0, 0, 0x40, 0]),
         u32::from_ne_bytes([64, protocol, 0, 0]),
-        backend.source.0[3],
-        backend.addr.0[3],
+        backend.source.last_word(),
+        backend.addr.last_word(),
     ];
     let sum = words.iter().map(|word| *word as u64).sum();
     headers.set_u16::<12>(0x0800u16.to_be());

@@ -106,11 +106,7 @@ fn rarely<const V6: bool>(packet: &Packet, flow: &FlowKey, l3: usize, is_error: 
     let headers = &Headers::<V6> {
         l3,
         l4: l3,
-        src: flow.src,
-        dst: flow.dst,
-        sport: flow.sport,
-        dport: flow.dport,
-        protocol: flow.protocol as u8,
+        flow: *flow,
         flags: 0,
     };
     // Recorded flows are looked for, but none is opened; and what follows the IP header is no QUIC

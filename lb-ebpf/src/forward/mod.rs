@@ -53,28 +53,28 @@ pub fn answer(ctx: *mut xdp_md, refusal: Refusal) -> Verdict {
 
 /// Destination and source of a frame.
 #[inline(always)]
-pub fn macs<const N: usize>(eth: Window<N>) -> ([u16; 3], [u16; 3]) {
-    (
-        [eth.u16::<0>(), eth.u16::<2>(), eth.u16::<4>()],
-        [eth.u16::<6>(), eth.u16::<8>(), eth.u16::<10>()],
-    )
+pub fn macs<const N: usize>(eth: Window<N>) -> [u32; 3] {
+    [eth.u32::<0>(), eth.u32::<4>(), eth.u32::<8>()]
 }
 
 #[inline(always)]
-pub fn set_macs<const N: usize>(eth: Window<N>, dst: &[u16; 3], src: &[u16; 3]) {
-    eth.set_u16::<0>(dst[0]);
-    eth.set_u16::<2>(dst[1]);
-    eth.set_u16::<4>(dst[2]);
-    eth.set_u16::<6>(src[0]);
-    eth.set_u16::<8>(src[1]);
-    eth.set_u16::<10>(src[2]);
+pub fn set_macs<const N: usize>(eth: Window<N>, macs: &[u32; 3]) {
+    eth.set_u32::<0>(macs[0]);
+    eth.set_u32::<4>(macs[1]);
+    eth.set_u32::<8>(macs[2]);
+}
+
+/// Destination and source swapped.
+#[inline(always)]
+pub fn reversed(macs: [u32; 3]) -> [u32; 3] {
+    let [a, b, c] = macs.map(u32::from_be);
+    [b << 16 | c >> 16, c << 16 | a >> 16, a << 16 | b >> 16].map(u32::to_be)
 }
 
 /// Swaps the MAC addresses: the answer goes back the way that the packet came.
 #[inline(always)]
 pub fn turn_round(eth: Window<{ EthHdr::LEN }>) {
-    let (to, from) = macs(eth);
-    set_macs(eth, &from, &to);
+    set_macs(eth, &reversed(macs(eth)));
 }
 
 /// Offset of the addresses in an IPv6 header.
@@ -124,10 +124,8 @@ pub fn decrement_ttl<const V6: bool>(packet: &Packet, l3: usize) -> Result<(), V
             return Err(Verdict::DropTtl);
         }
         ip.set_u8::<{ offset_of!(Ipv4Hdr, ttl) }>(ttl - 1);
-        // The TTL is the high byte of its word.
         let check = ip.u16::<{ offset_of!(Ipv4Hdr, check) }>();
-        let sum = checksum::replace16(0, 0x0100u16.to_be(), 0);
-        ip.set_u16::<{ offset_of!(Ipv4Hdr, check) }>(checksum::apply(check, sum));
+        ip.set_u16::<{ offset_of!(Ipv4Hdr, check) }>(checksum::less_one_hop(check));
     }
     Ok(())
 }
@@ -141,7 +139,7 @@ pub fn send(packet: &Packet, hop: &Hop) -> Result<u32, Verdict> {
     let eth = packet
         .window::<{ EthHdr::LEN }>(packet.start())
         .ok_or(Verdict::DropMalformed)?;
-    set_macs(eth, &hop.dst_mac, &hop.src_mac);
+    set_macs(eth, &hop.macs);
     if hop.ifindex == packet.interface() {
         Ok(xdp_action::XDP_TX)
     } else {

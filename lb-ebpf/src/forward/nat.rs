@@ -13,7 +13,9 @@ use network_types::ip::Ipv4Hdr;
 
 use crate::count::{self, Kind, Sign};
 use crate::fate::Fate;
-use crate::forward::{IPV6_ADDRESSES, decrement_ttl, hop, macs, send, set_ipv6_addresses};
+use crate::forward::{
+    IPV6_ADDRESSES, decrement_ttl, hop, macs, reversed, send, set_ipv6_addresses,
+};
 use crate::maps::{BACKENDS, SOURCES};
 use crate::packet::Packet;
 use crate::parse::{Headers, flag};
@@ -220,10 +222,8 @@ fn follow_client(packet: &Packet, record: &mut Flow) {
 #[inline(always)]
 pub fn way_back(packet: &Packet) -> Option<Hop> {
     let eth = packet.window::<{ EthHdr::LEN }>(packet.start())?;
-    let (to, from) = macs(eth);
     Some(Hop {
-        dst_mac: from,
-        src_mac: to,
+        macs: reversed(macs(eth)),
         ifindex: packet.interface(),
     })
 }
@@ -241,23 +241,23 @@ fn rewrite<const V6: bool>(
             .window::<32>(headers.l3 + IPV6_ADDRESSES)
             .ok_or(Verdict::DropMalformed)?;
         for word in 0..4 {
-            sum = checksum::replace32(sum, headers.src.0[word], to.src.0[word]);
-            sum = checksum::replace32(sum, headers.dst.0[word], to.dst.0[word]);
+            sum = checksum::replace32(sum, headers.flow.src.words()[word], to.src.words()[word]);
+            sum = checksum::replace32(sum, headers.flow.dst.words()[word], to.dst.words()[word]);
         }
         set_ipv6_addresses(addresses, to.src, to.dst);
     } else {
         let ip = packet
             .window::<{ Ipv4Hdr::LEN }>(headers.l3)
             .ok_or(Verdict::DropMalformed)?;
-        sum = checksum::replace32(sum, headers.src.0[3], to.src.0[3]);
-        sum = checksum::replace32(sum, headers.dst.0[3], to.dst.0[3]);
-        ip.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(to.src.0[3]);
-        ip.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(to.dst.0[3]);
+        sum = checksum::replace32(sum, headers.flow.src.last_word(), to.src.last_word());
+        sum = checksum::replace32(sum, headers.flow.dst.last_word(), to.dst.last_word());
+        ip.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(to.src.last_word());
+        ip.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(to.dst.last_word());
         let check = ip.u16::<{ offset_of!(Ipv4Hdr, check) }>();
         ip.set_u16::<{ offset_of!(Ipv4Hdr, check) }>(checksum::apply(check, sum));
     }
-    sum = checksum::replace16(sum, headers.sport, to.sport);
-    sum = checksum::replace16(sum, headers.dport, to.dport);
+    sum = checksum::replace16(sum, headers.flow.sport, to.sport);
+    sum = checksum::replace16(sum, headers.flow.dport, to.dport);
     if headers.is_tcp() {
         let tcp = packet
             .window::<20>(headers.l4)

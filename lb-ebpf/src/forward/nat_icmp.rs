@@ -115,20 +115,24 @@ fn translate<const V6: bool>(
     let flow = &quote.flow;
     // To the client a router keeps its name, so that a path can be traced, and a backend is the VIP.
     // Backends see nobody but this host: they need no way to anybody else.
-    let src = if to_client && headers.src.difference(&flow.src) != 0 {
-        &headers.src
+    let src = if to_client && headers.flow.src.difference(&flow.src) != 0 {
+        &headers.flow.src
     } else {
         entry.src
     };
     let mut outer = 0;
     for word in 0..4 {
-        outer = replace32(outer, headers.src.0[word], src.0[word]);
-        outer = replace32(outer, headers.dst.0[word], entry.dst.0[word]);
+        outer = replace32(outer, headers.flow.src.words()[word], src.words()[word]);
+        outer = replace32(
+            outer,
+            headers.flow.dst.words()[word],
+            entry.dst.words()[word],
+        );
     }
     let mut addresses = 0;
     for word in 0..4 {
-        addresses = replace32(addresses, flow.dst.0[word], entry.dst.0[word]);
-        addresses = replace32(addresses, flow.src.0[word], entry.src.0[word]);
+        addresses = replace32(addresses, flow.dst.words()[word], entry.dst.words()[word]);
+        addresses = replace32(addresses, flow.src.words()[word], entry.src.words()[word]);
     }
     let mut icmp = addresses;
     if V6 {
@@ -186,7 +190,7 @@ fn set_ipv4(ip: Window<{ Ipv4Hdr::LEN }>, src: &Addr, dst: &Addr, change: u64) -
     let old = ip.u16::<{ offset_of!(Ipv4Hdr, check) }>();
     let new = apply(old, change);
     ip.set_u16::<{ offset_of!(Ipv4Hdr, check) }>(new);
-    ip.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(src.0[3]);
-    ip.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(dst.0[3]);
+    ip.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(src.last_word());
+    ip.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(dst.last_word());
     (old, new)
 }

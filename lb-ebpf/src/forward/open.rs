@@ -49,7 +49,7 @@ struct Prepare;
 impl crate::Then for Prepare {
     #[inline(always)]
     fn then<const V6: bool>(self, packet: &Packet, headers: &Headers<V6>) -> Fate {
-        let flow = &headers.flow();
+        let flow = &headers.flow;
         let Some(service) = &select::service(flow) else {
             return Fate::refused(0, Verdict::PassNoService);
         };

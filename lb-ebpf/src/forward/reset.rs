@@ -86,38 +86,39 @@ fn reset_ip<const V6: bool>(packet: &Packet, headers: &Headers<V6>) -> Option<Ou
 
     let tcp = packet.window::<{ TcpHdr::LEN }>(l4)?;
     let offset_and_flags = u16::from_be_bytes([5 << 4, flags]).to_be();
-    tcp.set_u16::<0>(headers.dport);
-    tcp.set_u16::<2>(headers.sport);
+    tcp.set_u16::<0>(headers.flow.dport);
+    tcp.set_u16::<2>(headers.flow.sport);
     tcp.set_u32::<4>(sequence);
     tcp.set_u32::<8>(acknowledgement);
     tcp.set_u16::<{ TCP_FLAGS - 1 }>(offset_and_flags);
     tcp.set_u16::<14>(0);
     tcp.set_u16::<18>(0);
 
-    let mut sum = (headers.sport as u64) + (headers.dport as u64) + offset_and_flags as u64;
+    let mut sum =
+        (headers.flow.sport as u64) + (headers.flow.dport as u64) + offset_and_flags as u64;
     sum += sequence as u64 + acknowledgement as u64;
     sum += (TcpHdr::LEN as u16).to_be() as u64 + (TCP as u16).to_be() as u64;
     if V6 {
         let ip = ip6?;
         for word in 0..4 {
-            sum += headers.src.0[word] as u64 + headers.dst.0[word] as u64;
+            sum += headers.flow.src.words()[word] as u64 + headers.flow.dst.words()[word] as u64;
         }
         let payload = (l4_offset + TcpHdr::LEN - l3_offset - Ipv6Hdr::LEN) as u16;
         ip.set_u16::<{ offset_of!(Ipv6Hdr, payload_len) }>(payload.to_be());
         ip.set_u8::<{ offset_of!(Ipv6Hdr, hop_limit) }>(TTL);
-        ip.set_addr::<{ offset_of!(Ipv6Hdr, src_addr) }>(&headers.dst);
-        ip.set_addr::<{ offset_of!(Ipv6Hdr, dst_addr) }>(&headers.src);
+        ip.set_addr::<{ offset_of!(Ipv6Hdr, src_addr) }>(&headers.flow.dst);
+        ip.set_addr::<{ offset_of!(Ipv6Hdr, dst_addr) }>(&headers.flow.src);
     } else {
         let ip = ip4;
-        sum += headers.src.0[3] as u64 + headers.dst.0[3] as u64;
+        sum += headers.flow.src.last_word() as u64 + headers.flow.dst.last_word() as u64;
         let total = ((l4_offset + TcpHdr::LEN - l3_offset) as u16).to_be();
         let old_total = ip.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>();
         let old_word = ip.u16::<{ offset_of!(Ipv4Hdr, ttl) }>();
         ip.set_u16::<{ offset_of!(Ipv4Hdr, tot_len) }>(total);
         ip.set_u8::<{ offset_of!(Ipv4Hdr, ttl) }>(TTL);
         let word = ip.u16::<{ offset_of!(Ipv4Hdr, ttl) }>();
-        ip.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(headers.dst.0[3]);
-        ip.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(headers.src.0[3]);
+        ip.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(headers.flow.dst.last_word());
+        ip.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(headers.flow.src.last_word());
         // The swap of the addresses does not change the sum.
         let change = checksum::replace16(checksum::replace16(0, old_total, total), old_word, word);
         let check = ip.u16::<{ offset_of!(Ipv4Hdr, check) }>();

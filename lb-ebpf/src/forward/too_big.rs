@@ -12,7 +12,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::checksum;
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
-use crate::forward::{TTL, macs, set_macs};
+use crate::forward::{TTL, macs, reversed, set_macs};
 use crate::packet::{Packet, Window};
 use crate::parse;
 
@@ -24,10 +24,9 @@ const ICMP_LEN: usize = 8;
 /// Precedence "internetwork control", which routers' ICMP errors have (RFC 1812, section 4.3.2.5).
 const CONTROL: u8 = 0xc0;
 
-/// Ethernet addresses, and the two words behind them: type and VLAN tags.
+/// Ethernet addresses of the answer, and the two words behind them: type and VLAN tags.
 struct Link {
-    to: [u16; 3],
-    from: [u16; 3],
+    macs: [u32; 3],
     tags: [u32; 2],
 }
 
@@ -45,10 +44,8 @@ fn answer(packet: &Packet, room: u16) -> Option<()> {
     // What the parser allows at the most, for the verifier.
     let offset = (l3 - packet.start()) & 0x1f;
     let front = packet.window::<20>(packet.start())?;
-    let (to, from) = macs(front);
     let link = Link {
-        to,
-        from,
+        macs: reversed(macs(front)),
         tags: [front.u32::<12>(), front.u32::<16>()],
     };
     packet.window::<QUOTE>(l3)?;
@@ -67,7 +64,7 @@ const HEADERS6: usize = Ipv6Hdr::LEN + ICMP_LEN;
 #[inline(always)]
 fn back(packet: &Packet, link: &Link) -> Option<()> {
     let front = packet.window::<20>(packet.start())?;
-    set_macs(front, &link.from, &link.to);
+    set_macs(front, &link.macs);
     front.set_u32::<12>(link.tags[0]);
     front.set_u32::<16>(link.tags[1]);
     Some(())

@@ -11,7 +11,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{Addr, Backend, Hop, IPV4_LEN, IPV6_LEN, LOCAL, UDP_LEN};
+use lb_common::abi::{Backend, Hop, IPV4_LEN, IPV6_LEN, LOCAL, UDP_LEN};
 use lb_common::checksum;
 use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
@@ -262,7 +262,7 @@ impl Outer<'_> {
         let fragment = u32::from_ne_bytes([0, 0, 0x40, 0]);
         let life = u32::from_ne_bytes([TTL, protocol, 0, 0]);
         let src = self.source();
-        let dst = self.backend.addr.0[3];
+        let dst = self.backend.addr.last_word();
         let sum = first as u64 + fragment as u64 + life as u64 + src as u64 + dst as u64;
         ip.set_u32::<0>(self.inner.tags[0]);
         ip.set_u32::<4>(self.inner.tags[1]);
@@ -283,7 +283,7 @@ impl Outer<'_> {
         let label = self.order.hash() & 0xf_ffff;
         let first = 6 << 28 | (self.inner.class as u32) << 20 | label;
         let [high, low] = payload.to_be_bytes();
-        let Addr(src) = &self.backend.source;
+        let src = self.backend.source.words();
         ip.set_u32::<0>(self.inner.tags[0]);
         ip.set_u32::<4>(self.inner.tags[1]);
         ip.set_u16::<8>(IPV6);
@@ -300,7 +300,7 @@ impl Outer<'_> {
     /// Last word of the outer source address.
     #[inline(always)]
     fn source(&self) -> u32 {
-        self.backend.source.0[3] | self.order.hash().to_be() & self.backend.source_bits
+        self.backend.source.last_word() | self.order.hash().to_be() & self.backend.source_bits
     }
 
     /// GUE, variant 1: a UDP header right in front of the inner packet, whose first bits say which

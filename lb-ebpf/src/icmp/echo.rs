@@ -57,8 +57,8 @@ fn answer<const V6: bool>(packet: &Packet, l3: u32) -> Option<()> {
         let sum = checksum::replace16(0, old, ip.u16::<{ offset_of!(Ipv4Hdr, ttl) }>());
         let check = ip.u16::<{ offset_of!(Ipv4Hdr, check) }>();
         ip.set_u16::<{ offset_of!(Ipv4Hdr, check) }>(checksum::apply(check, sum));
-        ip.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(at.dst.0[3]);
-        ip.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(at.src.0[3]);
+        ip.set_u32::<{ offset_of!(Ipv4Hdr, src_addr) }>(at.dst.last_word());
+        ip.set_u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>(at.src.last_word());
     }
     let icmp = packet.window::<HEADER>(at.l4)?;
     let old = icmp.u16::<0>();
@@ -73,7 +73,7 @@ fn answer<const V6: bool>(packet: &Packet, l3: u32) -> Option<()> {
 /// 4291, section 2.5, have it.
 #[inline(always)]
 fn is_a_host<const V6: bool>(src: &Addr) -> bool {
-    let [a, b, c, d] = src.0;
+    let [a, b, c, d] = src.words();
     if V6 {
         u32::from_be(a) >> 24 != 0xff && a | b | c != 0
     } else {

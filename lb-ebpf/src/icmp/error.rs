@@ -131,11 +131,11 @@ fn send_on<const V6: bool>(packet: &Packet, message: &Message<V6>, quote: &Quote
     let headers = &Headers::<V6> {
         l3: message.l3,
         l4: message.l4,
-        src: message.src,
-        dst: message.dst,
-        sport: flow.sport,
-        dport: flow.dport,
-        protocol: flow.protocol as u8,
+        flow: FlowKey {
+            src: message.src,
+            dst: message.dst,
+            ..*flow
+        },
         flags: 0,
     };
     let service = select::service(flow);

@@ -107,11 +107,8 @@ impl Services {
         protocol: Protocol,
         is: impl Fn(&ServiceEntry) -> bool,
     ) -> Option<usize> {
-        let first = hash::service_place(&ServiceKey {
-            addr: at.ip.into(),
-            port: at.ports.bounds().0.to_be(),
-            protocol: protocol.number(),
-        });
+        let word = ServiceKey::word_of(at.ports.bounds().0.to_be(), protocol.number());
+        let first = hash::service_place(&at.ip.into(), word);
         (0..SERVICE_PROBES)
             .map(|probe| ((first + probe) & (SERVICE_PLACES - 1)) as usize)
             .find(|place| is(&self.table.get(*place)))

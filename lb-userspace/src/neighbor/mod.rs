@@ -211,7 +211,7 @@ fn note_changes(before: Option<&Ways>, after: &Ways) {
         if known != Some(path) && path.is_local() {
             info!(%target, "path: this host itself");
         } else if known != Some(path) {
-            let mac = resolve::mac_text(&path.hop.dst_mac);
+            let mac = resolve::mac_text(path.hop.dst_mac());
             info!(%target, mac, interface = path.hop.ifindex, source = %path.source, "path");
         }
     }

@@ -201,13 +201,8 @@ impl Resolver {
                     interface: interface.name.clone(),
                 }),
                 (Some(dst), Some(src)) => {
-                    let hop = Hop {
-                        dst_mac: mac_words(dst),
-                        src_mac: mac_words(src),
-                        ifindex: hop.ifindex,
-                    };
                     let path = Path {
-                        hop,
+                        hop: Hop::new(dst, src, hop.ifindex),
                         source,
                         mtu: mtu.unwrap_or(u32::MAX).min(interface.mtu).min(LONGEST),
                         tunnel: Tunnel::default(),
@@ -247,7 +242,7 @@ impl Resolver {
             .last
             .get(&target)
             .filter(|path| path.hop.ifindex == hop.ifindex)?;
-        Some(mac_bytes(&path.hop.dst_mac))
+        Some(path.hop.dst_mac())
     }
 
     async fn interfaces(&self) -> Result<BTreeMap<u32, Interface>, NeighborError> {
@@ -422,19 +417,9 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// In the words that the packet path writes.
-fn mac_words(mac: Mac) -> [u16; 3] {
-    [0, 2, 4].map(|at| u16::from_ne_bytes([mac[at], mac[at + 1]]))
-}
-
-fn mac_bytes(words: &[u16; 3]) -> Mac {
-    let [a, b, c] = words.map(u16::to_ne_bytes);
-    [a[0], a[1], b[0], b[1], c[0], c[1]]
-}
-
 /// `02:00:5e:10:00:01`.
-pub fn mac_text(words: &[u16; 3]) -> String {
-    mac_bytes(words).map(|byte| format!("{byte:02x}")).join(":")
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 #[cfg(test)]
@@ -444,8 +429,9 @@ mod tests {
     #[test]
     fn macs_survive_the_round_trip() {
         let mac = [2, 0, 0x5e, 0x10, 0, 1];
-        assert_eq!(mac_bytes(&mac_words(mac)), mac);
-        assert_eq!(mac_text(&mac_words(mac)), "02:00:5e:10:00:01");
+        let hop = Hop::new(mac, [2, 0, 0, 0, 0, 9], 1);
+        assert_eq!(hop.dst_mac(), mac);
+        assert_eq!(mac_text(mac), "02:00:5e:10:00:01");
     }
 
     #[test]

@@ -235,7 +235,7 @@ fn serve(kernel: &mut Kernel, forwarding: &str) {
 
 fn to_router(v4: bool) -> Path {
     let mut path = path(1, v4, crate::kernel::INGRESS);
-    path.hop.dst_mac = [0, 2, 4].map(|n| u16::from_ne_bytes([ROUTER[n], ROUTER[n + 1]]));
+    path.hop = Hop::new(ROUTER, crate::kernel::LB_MAC, path.hop.ifindex);
     path
 }
 

@@ -105,20 +105,12 @@ pub fn endpoint(text: &str) -> Endpoint {
     }
 }
 
-fn mac(bytes: [u8; 6]) -> [u16; 3] {
-    [0, 2, 4].map(|i| u16::from_ne_bytes([bytes[i], bytes[i + 1]]))
-}
-
 /// The way to backend `id`, whose MAC address ends in its number.
 pub fn path(id: u16, v4: bool, ifindex: u32) -> Path {
     let mut dst = BACKEND_MAC;
     dst[4..].copy_from_slice(&id.to_be_bytes());
     Path {
-        hop: Hop {
-            dst_mac: mac(dst),
-            src_mac: mac(LB_MAC),
-            ifindex,
-        },
+        hop: Hop::new(dst, LB_MAC, ifindex),
         source: ip(if v4 { SOURCE4 } else { SOURCE6 }),
         mtu: 1500,
         tunnel: Tunnel::default(),

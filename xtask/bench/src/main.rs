@@ -22,6 +22,9 @@ struct Arguments {
     /// Fewer and shorter rounds
     #[arg(long)]
     quick: bool,
+    /// Of the rows of `packets` with established flows, only those whose name contains this
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
     /// Also put the results into the pages in this folder
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
@@ -44,7 +47,7 @@ fn main() -> Result<()> {
     let page = |name: &str| arguments.write.as_ref().map(|folder| folder.join(name));
     for what in &arguments.what {
         match what {
-            What::Packets => packets::run(arguments.quick)?,
+            What::Packets => packets::run(arguments.quick, arguments.only.as_deref())?,
             What::Network => network::run(arguments.quick)?,
             What::Probes => probes::run(arguments.quick, page("performance.md").as_deref())?,
             What::Comparison => {

@@ -75,8 +75,7 @@ impl PacketSocket {
         link.sll_protocol = (ethertype as u16).to_be();
         link.sll_ifindex = hop.ifindex.cast_signed();
         link.sll_halen = 6;
-        let [a, b, c] = hop.dst_mac.map(u16::to_ne_bytes);
-        link.sll_addr[..6].copy_from_slice(&[a[0], a[1], b[0], b[1], c[0], c[1]]);
+        link.sll_addr[..6].copy_from_slice(&hop.dst_mac());
         let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: the storage holds an address of this length.
         let to = unsafe { SockAddr::new(storage, length) };

@@ -187,8 +187,8 @@ impl Kernel {
             let flow = flow.with_context(|| format!("NAT flow {number} is not open"))?;
             let backend = &self.contents.backends[&flow.backend];
             let tuple = Tuple {
-                src: Addr::from(backend.address.ip()).0[3],
-                dst: Addr::from(IpAddr::from(SOURCE4)).0[3],
+                src: Addr::from(backend.address.ip()).last_word(),
+                dst: Addr::from(IpAddr::from(SOURCE4)).last_word(),
                 ports: words([backend.address.port().to_be(), flow.nat_port]),
                 pad: 0,
             };
@@ -302,11 +302,7 @@ fn backends(
             )
         };
         let [high, low] = index.to_be_bytes();
-        let hop = Hop {
-            dst_mac: [words_of([2, 0]), words_of([0, 1]), words_of([high, low])],
-            src_mac: [words_of([2, 0]), words_of([0, 0]), words_of([0, 1])],
-            ifindex: INGRESS,
-        };
+        let hop = Hop::new([2, 0, 0, 1, high, low], [2, 0, 0, 0, 0, 1], INGRESS);
         let backend = plan::Backend {
             service,
             address: SocketAddr::new(address, 8080),
@@ -326,10 +322,6 @@ fn backends(
         (index, backend)
     };
     (first..first + BACKENDS).map(backend).collect()
-}
-
-fn words_of(bytes: [u8; 2]) -> u16 {
-    u16::from_ne_bytes(bytes)
 }
 
 /// The action that each run of a scenario must end in.

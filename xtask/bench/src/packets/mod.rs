@@ -180,8 +180,8 @@ fn full_openings() -> Vec<Scenario> {
     ]
 }
 
-/// Measures, and prints a table.
-pub fn run(quick: bool) -> Result<()> {
+/// Measures, and prints a table; with `only`, those rows of established flows that contain it.
+pub fn run(quick: bool, only: Option<&str>) -> Result<()> {
     let effort = if quick { QUICK } else { FULL };
     let mut rows = Vec::new();
     for (entries, flows) in effort.tables {
@@ -192,8 +192,14 @@ pub fn run(quick: bool) -> Result<()> {
         }
         kernel.tabulate_replies(most)?;
         let established = flows.iter().flat_map(|flows| scenarios(*flows));
-        let established = established.collect();
+        let established = established
+            .filter(|row| only.is_none_or(|part| row.name.contains(part)))
+            .collect();
         rows.extend(measure(&mut kernel, established, &effort, effort.packets)?);
+    }
+    if only.is_some() {
+        print(&rows, &effort);
+        return Ok(());
     }
     let mut kernel = Kernel::load(4 * effort.rounds as u32 * OPENINGS)?;
     if let Some(instructions) = kernel.datapath.verified_instructions()? {
