@@ -151,12 +151,6 @@ impl Fate {
         }
     }
 
-    /// Whether the packet is for somebody else.
-    #[inline(always)]
-    pub const fn is_not_ours(self) -> bool {
-        self.0 == Self::refused(0, Verdict::PassNotVip).0
-    }
-
     /// Why the packet is not forwarded, if it is not.
     #[inline(always)]
     pub fn refusal(self) -> Option<Verdict> {

@@ -32,12 +32,20 @@ use lb_common::verdict::Verdict;
 use crate::fate::Fate;
 use crate::forward::tunnel;
 use crate::packet::Packet;
-use crate::parse::Headers;
+use crate::parse::{Headers, Ours};
 
 #[xdp]
 #[inline(always)]
 pub fn lb_xdp(ctx: XdpContext) -> u32 {
-    let mut fate = process(ctx.ctx, Look::First);
+    let ours = match parse::ours(&Packet::new(&ctx)) {
+        Ok(ours) => ours,
+        Err(verdict) => {
+            count::verdict(0, verdict);
+            pass_on(&ctx);
+            return xdp_action::XDP_PASS;
+        }
+    };
+    let mut fate = process(ctx.ctx, ours, Look::First);
     // Nearly all packets, with one comparison.
     if let Some(action) = fate.plainly_sent() {
         return action;
@@ -48,18 +56,13 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
             return action;
         }
     }
-    if fate.is_not_ours() {
-        count::verdict(0, Verdict::PassNotVip);
-        pass_on(&ctx);
-        return xdp_action::XDP_PASS;
-    }
     let mut captured = fate.is_captured();
     if fate.opens() {
-        fate = forward::open(ctx.ctx);
+        fate = forward::open(ctx.ctx, ours);
         if fate.opens() {
-            fate = process(ctx.ctx, Look::Opened);
+            fate = process(ctx.ctx, ours, Look::Opened);
         } else if fate.keeps() {
-            fate = process(ctx.ctx, Look::Kept);
+            fate = process(ctx.ctx, ours, Look::Kept);
         }
     }
     match fate.refusal() {
@@ -87,7 +90,7 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
             sent.action
         }
         Err(refusal) => {
-            let verdict = forward::answer(ctx.ctx, refusal);
+            let verdict = forward::answer(ctx.ctx, ours, refusal);
             count::verdict(refusal.service, verdict);
             if captured || capture::may_want(refusal.service, verdict) {
                 capture::tell(ctx.ctx, Fate::refused(refusal.service, verdict));
@@ -125,15 +128,15 @@ pub fn lb_decap(ctx: XdpContext) -> u32 {
 enum Look {
     First = 0,
     /// Its flow was recorded.
-    Opened = 1,
+    Opened = 1 << 16,
     /// Its flow stays as it was.
-    Kept = 2,
+    Kept = 2 << 16,
 }
 
 /// The way of nearly every packet.
 #[inline(always)]
-fn process(ctx: *mut xdp_md, look: Look) -> Fate {
-    Fate::from_bits(lb_process(ctx, look as u32))
+fn process(ctx: *mut xdp_md, ours: Ours, look: Look) -> Fate {
+    Fate::from_bits(lb_process(ctx, ours.bits() | look as u32))
 }
 
 /// Does what [`process`] says. A function of its own, beside those that open flows and make outer
@@ -142,14 +145,14 @@ fn process(ctx: *mut xdp_md, look: Look) -> Fate {
 /// that the verifier goes through once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lb_process(ctx: *mut xdp_md, look: u32) -> u64 {
+pub extern "C" fn lb_process(ctx: *mut xdp_md, what: u32) -> u64 {
     let packet = &Packet::new(&XdpContext::new(ctx));
-    let look = match look {
+    let look = match what >> 16 {
         0 => Look::First,
         1 => Look::Opened,
         _ => Look::Kept,
     };
-    read(packet, Balance { look }).bits()
+    read(packet, Ours::from_bits(what), Balance { look }).bits()
 }
 
 /// What comes behind the parser.
@@ -158,18 +161,18 @@ trait Then {
 }
 
 #[inline(always)]
-fn read(packet: &Packet, then: impl Then) -> Fate {
-    parsed(packet, then).unwrap_or_else(|verdict| Fate::refused(0, verdict))
+fn read(packet: &Packet, ours: Ours, then: impl Then) -> Fate {
+    parsed(packet, ours, then).unwrap_or_else(|verdict| Fate::refused(0, verdict))
 }
 
 #[inline(always)]
-fn parsed(packet: &Packet, then: impl Then) -> Result<Fate, Verdict> {
-    let (ethertype, l3) = parse::ethernet(packet)?;
-    match ethertype {
-        parse::IPV4 => Ok(then.then(packet, &parse::ipv4(packet, l3)?)),
-        parse::IPV6 => Ok(then.then(packet, &parse::ipv6(packet, l3)?)),
-        _ => Err(Verdict::PassNotIp),
-    }
+fn parsed(packet: &Packet, ours: Ours, then: impl Then) -> Result<Fate, Verdict> {
+    let l3 = ours.l3(packet)?;
+    Ok(if ours.is_v6() {
+        then.then(packet, &parse::ipv6(packet, l3)?)
+    } else {
+        then.then(packet, &parse::ipv4(packet, l3)?)
+    })
 }
 
 /// To the backend of the packet's flow, or back to its client.

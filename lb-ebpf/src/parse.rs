@@ -1,5 +1,4 @@
-//! From a frame to addresses and ports. The destination filter comes first: traffic for other
-//! hosts pays for an Ethernet header, one address and one look-up.
+//! From a frame to addresses and ports. The destination filter comes first.
 
 use core::mem::offset_of;
 
@@ -110,6 +109,68 @@ fn tags(packet: &Packet, start: usize) -> Result<(u16, usize), Verdict> {
     Ok((ethertype, start + length))
 }
 
+/// A packet for an address of ours, by the filter: place of its IP header from the start of the
+/// frame on, and which version it is, in one register.
+#[derive(Clone, Copy)]
+pub struct Ours(u32);
+
+impl Ours {
+    const V6: u32 = 1 << 8;
+
+    #[inline(always)]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    #[inline(always)]
+    pub const fn is_v6(self) -> bool {
+        self.0 & Self::V6 != 0
+    }
+
+    /// Place of the IP header.
+    #[inline(always)]
+    pub fn l3(self, packet: &Packet) -> Result<usize, Verdict> {
+        // From front to back: what is behind implies it, and LLVM would leave out the check that
+        // the verifier wants to see.
+        packet
+            .window::<{ EthHdr::LEN }>(packet.start())
+            .ok_or(Verdict::PassNotIp)?;
+        Ok(packet.start() + (self.0 & 0x1f) as usize)
+    }
+}
+
+/// The destination filter. Traffic for other hosts pays for an Ethernet header, one address and one
+/// look-up.
+#[inline(always)]
+pub fn ours(packet: &Packet) -> Result<Ours, Verdict> {
+    let (ethertype, l3) = ethernet(packet)?;
+    let (dst, version) = match ethertype {
+        IPV4 => {
+            let ip = packet
+                .window::<{ Ipv4Hdr::LEN }>(l3)
+                .ok_or(Verdict::PassNotIp)?;
+            (ipv4_destination(ip), 0)
+        }
+        IPV6 => {
+            let ip = packet
+                .window::<{ Ipv6Hdr::LEN }>(l3)
+                .ok_or(Verdict::PassNotIp)?;
+            (ipv6_destination(ip), Ours::V6)
+        }
+        _ => return Err(Verdict::PassNotIp),
+    };
+    if is_ours(&dst) {
+        Ok(Ours((l3 - packet.start()) as u32 | version))
+    } else {
+        Err(Verdict::PassNotVip)
+    }
+}
+
 /// Destination of an IP packet.
 #[inline(always)]
 pub fn destination(packet: &Packet) -> Option<Addr> {
@@ -117,7 +178,7 @@ pub fn destination(packet: &Packet) -> Option<Addr> {
     match ethertype {
         IPV4 => {
             let ip = packet.window::<{ Ipv4Hdr::LEN }>(l3)?;
-            Some(Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>()))
+            Some(ipv4_destination(ip))
         }
         IPV6 => {
             let ip = packet.window::<{ Ipv6Hdr::LEN }>(l3)?;
@@ -125,6 +186,11 @@ pub fn destination(packet: &Packet) -> Option<Addr> {
         }
         _ => None,
     }
+}
+
+#[inline(always)]
+fn ipv4_destination(ip: Window<{ Ipv4Hdr::LEN }>) -> Addr {
+    Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>())
 }
 
 #[inline(always)]
@@ -171,10 +237,7 @@ pub fn ipv4(packet: &Packet, l3: usize) -> Result<Headers<false>, Verdict> {
     let ip = packet
         .window::<{ Ipv4Hdr::LEN }>(l3)
         .ok_or(Verdict::PassNotIp)?;
-    let dst = Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>());
-    if !is_ours(&dst) {
-        return Err(Verdict::PassNotVip);
-    }
+    let dst = ipv4_destination(ip);
     behind_ipv4(packet, l3, ip, dst).map_err(|verdict| refuse(&dst, verdict))
 }
 
@@ -207,13 +270,13 @@ fn inside_ipv4(l3: usize, ip: Window<{ Ipv4Hdr::LEN }>, dst: Addr) -> Result<Loc
     })
 }
 
-/// Looks again at an IPv4 packet that [`ipv4`] has found to be for an address of ours.
+/// Looks again at an IPv4 packet that [`ours`] has found to be for an address of ours.
 #[inline(always)]
 pub fn locate_ipv4(packet: &Packet, l3: usize) -> Result<Located, Verdict> {
     let ip = packet
         .window::<{ Ipv4Hdr::LEN }>(l3)
         .ok_or(Verdict::PassNotIp)?;
-    let dst = Addr::v4(ip.u32::<{ offset_of!(Ipv4Hdr, dst_addr) }>());
+    let dst = ipv4_destination(ip);
     inside_ipv4(l3, ip, dst)
 }
 
@@ -223,9 +286,6 @@ pub fn ipv6(packet: &Packet, l3: usize) -> Result<Headers<true>, Verdict> {
         .window::<{ Ipv6Hdr::LEN }>(l3)
         .ok_or(Verdict::PassNotIp)?;
     let dst = ipv6_destination(ip);
-    if !is_ours(&dst) {
-        return Err(Verdict::PassNotVip);
-    }
     behind_ipv6(packet, l3, ip, dst).map_err(|verdict| refuse(&dst, verdict))
 }
 
@@ -272,7 +332,7 @@ fn inside_ipv6(
     })
 }
 
-/// Looks again at an IPv6 packet that [`ipv6`] has found to be for an address of ours.
+/// Looks again at an IPv6 packet that [`ours`] has found to be for an address of ours.
 #[inline(always)]
 pub fn locate_ipv6(packet: &Packet, l3: usize) -> Result<Located, Verdict> {
     let ip = packet

@@ -14,6 +14,7 @@ use crate::fate::Refusal;
 use crate::forward::reset::Outcome;
 use crate::maps::opening;
 use crate::packet::{Packet, Window};
+use crate::parse::Ours;
 
 mod budget;
 pub mod direct;
@@ -31,7 +32,7 @@ pub const TTL: u8 = 64;
 
 /// Turns the packet into its answer where the verdict says so; gives the verdict that came of it.
 #[inline(always)]
-pub fn answer(ctx: *mut xdp_md, refusal: Refusal) -> Verdict {
+pub fn answer(ctx: *mut xdp_md, ours: Ours, refusal: Refusal) -> Verdict {
     let otherwise = match refusal.verdict {
         Verdict::TooBig => {
             return if too_big::too_big(ctx, refusal.room) {
@@ -44,7 +45,7 @@ pub fn answer(ctx: *mut xdp_md, refusal: Refusal) -> Verdict {
         Verdict::ResetNoFlow => Verdict::DropNoFlow,
         other => return other,
     };
-    match reset::reset(ctx) {
+    match reset::reset(ctx, ours) {
         Outcome::Sent => refusal.verdict,
         Outcome::Unanswerable => otherwise,
         Outcome::TooMany => Verdict::DropResetRate,

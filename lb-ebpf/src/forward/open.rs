@@ -13,14 +13,14 @@ use crate::fate::Fate;
 use crate::forward::nat;
 use crate::maps::{PARAMS, opening};
 use crate::packet::Packet;
-use crate::parse::Headers;
+use crate::parse::{Headers, Ours};
 use crate::{clock, count, flows, quic, select};
 
 /// Records the flow of this packet; [`Fate::OPEN`] once that is done, [`Fate::KEEP`] if it is to
 /// stay as it is recorded.
 #[inline(always)]
-pub fn open(ctx: *mut xdp_md) -> Fate {
-    let prepared = prepare(ctx);
+pub fn open(ctx: *mut xdp_md, ours: Ours) -> Fate {
+    let prepared = prepare(ctx, ours);
     if !prepared.opens() {
         return prepared;
     }
@@ -39,9 +39,9 @@ pub fn open(ctx: *mut xdp_md) -> Fate {
 
 /// Puts together what the flow is recorded with.
 #[inline(never)]
-fn prepare(ctx: *mut xdp_md) -> Fate {
+fn prepare(ctx: *mut xdp_md, ours: Ours) -> Fate {
     let packet = &Packet::new(&XdpContext::new(ctx));
-    crate::read(packet, Prepare)
+    crate::read(packet, ours, Prepare)
 }
 
 struct Prepare;

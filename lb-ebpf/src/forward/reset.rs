@@ -12,13 +12,13 @@ use network_types::tcp::TcpHdr;
 
 use crate::forward::{TTL, budget, turn_round};
 use crate::packet::Packet;
-use crate::parse::{self, Headers, TCP, TCP_FLAGS, flag};
+use crate::parse::{self, Headers, Ours, TCP, TCP_FLAGS, flag};
 
 /// A function of its own: rare, and large.
 #[inline(never)]
-pub fn reset(ctx: *mut xdp_md) -> Outcome {
+pub fn reset(ctx: *mut xdp_md, ours: Ours) -> Outcome {
     let packet = Packet::new(&XdpContext::new(ctx));
-    reset_frame(&packet).unwrap_or(Outcome::Unanswerable)
+    reset_frame(&packet, ours).unwrap_or(Outcome::Unanswerable)
 }
 
 /// What became of a packet that was to be answered with a RST.
@@ -34,12 +34,12 @@ pub enum Outcome {
 }
 
 #[inline(always)]
-fn reset_frame(packet: &Packet) -> Option<Outcome> {
-    let (ethertype, l3) = parse::ethernet(packet).ok()?;
-    match ethertype {
-        parse::IPV4 => reset_ip(packet, &parse::ipv4(packet, l3).ok()?),
-        parse::IPV6 => reset_ip(packet, &parse::ipv6(packet, l3).ok()?),
-        _ => None,
+fn reset_frame(packet: &Packet, ours: Ours) -> Option<Outcome> {
+    let l3 = ours.l3(packet).ok()?;
+    if ours.is_v6() {
+        reset_ip(packet, &parse::ipv6(packet, l3).ok()?)
+    } else {
+        reset_ip(packet, &parse::ipv4(packet, l3).ok()?)
     }
 }
 
