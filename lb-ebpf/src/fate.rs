@@ -4,9 +4,7 @@
 use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
 
-use crate::forward::tunnel::Order;
-
-/// An XDP action, an order to encapsulate, or the reason why the packet is not forwarded.
+/// An XDP action, what is to be done next, or the reason why the packet is not forwarded.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Fate(u64);
@@ -33,7 +31,6 @@ pub struct Refusal {
 
 impl Fate {
     const REFUSED: u64 = 1 << 63;
-    const ORDER: u64 = 1 << 62;
     const DIRECT: u64 = 1 << 60;
     const CAPTURED: u64 = 1 << 59;
     const REPLY: u64 = 1 << 24;
@@ -99,31 +96,6 @@ impl Fate {
         self.0 & Self::KEEP.0 != 0
     }
 
-    /// Outer headers, made beside the function that chose the backend rather than in it.
-    #[inline(always)]
-    pub const fn encapsulate(order: Order) -> Self {
-        Self(Self::ORDER | order.bits())
-    }
-
-    #[inline(always)]
-    pub fn order(self) -> Option<Order> {
-        if self.0 & Self::ORDER == 0 {
-            None
-        } else {
-            Some(Order::from_bits(self.0))
-        }
-    }
-
-    /// The same, if nothing else is to be done.
-    #[inline(always)]
-    pub fn plain_order(self) -> Option<Order> {
-        if self.0 >> 59 == Self::ORDER >> 59 {
-            Some(Order::from_bits(self.0))
-        } else {
-            None
-        }
-    }
-
     /// To the backend of the flow in [`crate::maps::OPENING`], by `forward::direct`, as a packet whose
     /// IP header has this offset; `is_error` if it is an ICMP error.
     #[inline(always)]
@@ -161,7 +133,7 @@ impl Fate {
         }
     }
 
-    /// Of a packet that is not to be encapsulated, or has been.
+    /// Of a packet that nothing more is to be done with.
     #[inline(always)]
     pub fn end(self) -> Result<Sent, Refusal> {
         if self.opens() || self.keeps() {

@@ -30,7 +30,6 @@ use lb_common::abi::{Forwarding, Params};
 use lb_common::verdict::Verdict;
 
 use crate::fate::Fate;
-use crate::forward::tunnel;
 use crate::packet::Packet;
 use crate::parse::{Headers, Ours};
 
@@ -49,12 +48,6 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
     // Nearly all packets, with one comparison.
     if let Some(action) = fate.plainly_sent() {
         return action;
-    }
-    if let Some(order) = fate.plain_order() {
-        fate = tunnel::encapsulate(ctx.ctx, order);
-        if let Some(action) = fate.plainly_sent() {
-            return action;
-        }
     }
     let mut captured = fate.is_captured();
     if fate.opens() {
@@ -78,9 +71,6 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
     }
     if let Some(what) = fate.directly() {
         fate = Fate::from_bits(forward::direct::lb_direct(ctx.ctx, what));
-    }
-    if let Some(order) = fate.order() {
-        fate = tunnel::encapsulate(ctx.ctx, order);
     }
     match fate.end() {
         Ok(sent) => {

@@ -15,7 +15,7 @@ use network_types::eth::EthHdr;
 
 use crate::count::{self, Kind};
 use crate::fate::Fate;
-use crate::forward::tunnel::Order;
+use crate::forward::tunnel::Way;
 use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::opening;
 use crate::packet::Packet;
@@ -59,8 +59,13 @@ fn send_on<const V6: bool>(
         None => settled(headers, service, slot)?,
     };
     if service.forwarding != Forwarding::Dsr as u8 {
-        let l3 = headers.l3 - packet.start();
-        return Ok(Fate::encapsulate(Order::new::<V6>(index, hash, l3, kind)));
+        let way = Way {
+            index,
+            backend,
+            hash,
+            kind,
+        };
+        return way.put_in::<V6>(packet, headers.l3);
     }
     let bytes = packet.len() as u64;
     let hop = hop(backend);

@@ -9,15 +9,12 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{xdp_action, xdp_md};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::bindings::xdp_action;
 use lb_common::abi::{Backend, Hop, IPV4_LEN, IPV6_LEN, LOCAL, UDP_LEN};
 use lb_common::checksum;
 use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
-use network_types::eth::EthHdr;
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
-use network_types::vlan::VlanHdr;
 
 use crate::atomic::opaque_long;
 use crate::count::{self, Kind};
@@ -25,7 +22,6 @@ use crate::fate::Fate;
 use crate::forward::{TTL, decrement_ttl, hop, send};
 use crate::packet::Packet;
 use crate::parse::{IPV4, IPV6, UDP};
-use crate::select;
 
 /// "Don't fragment", in the word of flags and fragment offset.
 pub const DONT_FRAGMENT: u16 = 0x4000u16.to_be();
@@ -35,69 +31,6 @@ const FIRST_PORT: u16 = 0xc000;
 
 /// Length of two VLAN tags and an EtherType.
 const FRONT: usize = 10;
-
-/// A packet and the backend whose tunnel it goes into, in 51 bits: flow hash, number of the
-/// backend, VLAN tags, what is counted, family.
-#[derive(Clone, Copy)]
-pub struct Order(u64);
-
-impl Order {
-    /// `l3` is the offset of the IP header.
-    #[inline(always)]
-    pub fn new<const V6: bool>(backend: BackendIndex, hash: u32, l3: usize, kind: Kind) -> Self {
-        let tags = ((l3 - EthHdr::LEN) / VlanHdr::LEN) as u64 & 3;
-        Self(
-            hash as u64
-                | (backend as u64 & 0x3fff) << 32
-                | tags << 46
-                | (kind as u64) << 48
-                | (V6 as u64) << 50,
-        )
-    }
-
-    #[inline(always)]
-    pub const fn bits(self) -> u64 {
-        self.0
-    }
-
-    #[inline(always)]
-    pub const fn from_bits(bits: u64) -> Self {
-        Self(bits)
-    }
-
-    #[inline(always)]
-    fn hash(self) -> u32 {
-        self.0 as u32
-    }
-
-    #[inline(always)]
-    fn backend(self) -> BackendIndex {
-        (self.0 >> 32) as u16 & 0x3fff
-    }
-
-    /// Offset of the bytes before the IP header that are looked at with it: two VLAN tags, or what
-    /// stands where tags would, and the EtherType. In ignorance of where that is, LLVM does not
-    /// leave out or move checks that the verifier wants to see.
-    #[inline(always)]
-    fn front(self) -> usize {
-        let l3 = EthHdr::LEN + ((self.0 >> 46) as usize & 3) * VlanHdr::LEN;
-        (opaque_long((l3 - FRONT) as u64) & 0x1f) as usize
-    }
-
-    #[inline(always)]
-    fn kind(self) -> Kind {
-        match self.0 >> 48 & 3 {
-            0 => Kind::Ordinary,
-            1 => Kind::Opens,
-            _ => Kind::ByPrevious,
-        }
-    }
-
-    #[inline(always)]
-    fn v6(self) -> bool {
-        self.0 >> 50 & 1 != 0
-    }
-}
 
 /// What the outer header takes from the inner.
 struct Inner {
@@ -111,80 +44,71 @@ struct Inner {
     tags: [u32; 2],
 }
 
-/// Puts the packet into its tunnel.
-#[inline(always)]
-pub fn encapsulate(ctx: *mut xdp_md, order: Order) -> Fate {
-    Fate::from_bits(lb_encapsulate(ctx, order.bits()))
+/// Where a packet goes, and what its outer source is drawn from.
+pub struct Way {
+    pub index: BackendIndex,
+    pub backend: &'static Backend,
+    pub hash: u32,
+    pub kind: Kind,
 }
 
-/// Does what [`encapsulate`] says. A global function, which the verifier goes through once for all
-/// that leads here.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn lb_encapsulate(ctx: *mut xdp_md, order: u64) -> u64 {
-    let packet = Packet::new(&XdpContext::new(ctx));
-    put_in(&packet, Order::from_bits(order)).bits()
-}
-
-#[inline(always)]
-fn put_in(packet: &Packet, order: Order) -> Fate {
-    // Its slot, or its record, named it a moment ago.
-    let Some(backend) = select::backend(order.backend()) else {
-        return Fate::refused(0, Verdict::DropNoBackend);
-    };
-    let service = backend.service;
-    let hop = hop(backend);
-    if hop.ifindex == 0 {
-        return Fate::refused(service, Verdict::DropNoNeighbor);
-    }
-    if hop.ifindex == LOCAL {
-        // It has arrived, and needs no tunnel.
-        count::forwarded(order.backend(), packet.len() as u64, order.kind());
-        return Fate::sent(order.backend(), xdp_action::XDP_PASS);
-    }
-    let front = order.front();
-    let Some(inner) = inner(packet, order, front) else {
-        return Fate::refused(service, Verdict::DropMalformed);
-    };
-    // Read once: the agent may change it at any moment.
-    // SAFETY: a reference is valid to read from.
-    let gue_port = unsafe { (&raw const backend.gue_port).read_volatile() };
-    let ip = if backend.family == 4 {
-        IPV4_LEN
-    } else {
-        IPV6_LEN
-    };
-    let overhead = if gue_port == 0 { ip } else { ip + UDP_LEN } as u32;
-    if inner.length + overhead > backend.mtu {
-        return if inner.fragments {
-            Fate::refused(service, Verdict::DropTooBig)
-        } else {
-            Fate::too_big(service, backend.mtu.saturating_sub(overhead) as u16)
-        };
-    }
-    let bytes = packet.len() as u64;
-    let wrapped = Outer {
-        order,
-        front,
-        backend,
-        inner,
-        gue_port,
-    }
-    .wrap(packet, hop, overhead);
-    match wrapped {
-        Ok(action) => {
-            count::forwarded(order.backend(), bytes, order.kind());
-            Fate::sent(order.backend(), action)
+impl Way {
+    /// Puts a packet, whose IP header is at the place `l3`, into its tunnel.
+    #[inline(always)]
+    pub fn put_in<const V6: bool>(&self, packet: &Packet, l3: usize) -> Result<Fate, Verdict> {
+        let backend = self.backend;
+        let hop = hop(backend);
+        let bytes = packet.len() as u64;
+        if hop.ifindex == LOCAL {
+            // It has arrived, and needs no tunnel.
+            count::forwarded(self.index, bytes, self.kind);
+            return Ok(Fate::sent(self.index, xdp_action::XDP_PASS));
         }
-        Err(verdict) => Fate::refused(service, verdict),
+        let front = front(packet, l3);
+        let inner = inner::<V6>(packet, front).ok_or(Verdict::DropMalformed)?;
+        // Read once: the agent may change it at any moment.
+        // SAFETY: a reference is valid to read from.
+        let gue_port = unsafe { (&raw const backend.gue_port).read_volatile() };
+        let ip = if backend.family == 4 {
+            IPV4_LEN
+        } else {
+            IPV6_LEN
+        };
+        let overhead = if gue_port == 0 { ip } else { ip + UDP_LEN } as u32;
+        if inner.length + overhead > backend.mtu {
+            return if inner.fragments {
+                Err(Verdict::DropTooBig)
+            } else {
+                let room = backend.mtu.saturating_sub(overhead) as u16;
+                Ok(Fate::too_big(backend.service, room))
+            };
+        }
+        let outer = Outer::<V6> {
+            hash: self.hash,
+            front,
+            backend,
+            inner,
+            gue_port,
+        };
+        let action = outer.wrap(packet, hop, overhead)?;
+        count::forwarded(self.index, bytes, self.kind);
+        Ok(Fate::sent(self.index, action))
     }
 }
 
+/// Offset of the bytes before the IP header that are looked at with it: two VLAN tags, or what
+/// stands where tags would, and the EtherType. In ignorance of where that is, LLVM does not leave
+/// out or move checks that the verifier wants to see.
 #[inline(always)]
-fn inner(packet: &Packet, order: Order, front: usize) -> Option<Inner> {
+fn front(packet: &Packet, l3: usize) -> usize {
+    (opaque_long((l3 - packet.start() - FRONT) as u64) & 0x1f) as usize
+}
+
+#[inline(always)]
+fn inner<const V6: bool>(packet: &Packet, front: usize) -> Option<Inner> {
     let all = packet.window::<{ FRONT + Ipv4Hdr::LEN }>(packet.start() + front)?;
     let tags = [all.u32::<0>(), all.u32::<4>()];
-    let inner = if order.v6() {
+    let inner = if V6 {
         let payload = u16::from_be(all.u16::<{ FRONT + offset_of!(Ipv6Hdr, payload_len) }>());
         Inner {
             length: Ipv6Hdr::LEN as u32 + payload as u32,
@@ -207,8 +131,8 @@ fn inner(packet: &Packet, order: Order, front: usize) -> Option<Inner> {
 }
 
 /// What the outer headers are made from.
-struct Outer<'a> {
-    order: Order,
+struct Outer<'a, const V6: bool> {
+    hash: u32,
     front: usize,
     backend: &'a Backend,
     inner: Inner,
@@ -216,16 +140,11 @@ struct Outer<'a> {
     gue_port: u16,
 }
 
-impl Outer<'_> {
+impl<const V6: bool> Outer<'_, V6> {
     /// Counts one hop off the inner packet and puts the outer headers before it.
     #[inline(always)]
     fn wrap(&self, packet: &Packet, hop: &Hop, overhead: u32) -> Result<u32, Verdict> {
-        let l3 = packet.start() + self.front + FRONT;
-        if self.order.v6() {
-            decrement_ttl::<true>(packet, l3)?;
-        } else {
-            decrement_ttl::<false>(packet, l3)?;
-        }
+        decrement_ttl::<V6>(packet, packet.start() + self.front + FRONT)?;
         let packet = packet
             .grow(overhead as i32)
             .ok_or(Verdict::DropNoHeadroom)?;
@@ -237,9 +156,9 @@ impl Outer<'_> {
     #[inline(always)]
     fn write(&self, packet: &Packet) -> Option<()> {
         let length = self.inner.length as u16;
-        let (protocol, payload) = match (self.gue_port, self.order.v6()) {
-            (0, false) => (IpProto::Ipv4 as u8, length),
-            (0, true) => (IpProto::Ipv6 as u8, length),
+        let (protocol, payload) = match self.gue_port {
+            0 if V6 => (IpProto::Ipv6 as u8, length),
+            0 => (IpProto::Ipv4 as u8, length),
             _ => (UDP, length + UDP_LEN),
         };
         let behind = if self.backend.family == 4 {
@@ -280,7 +199,7 @@ impl Outer<'_> {
     #[inline(always)]
     fn ipv6(&self, packet: &Packet, protocol: u8, payload: u16) -> Option<usize> {
         let ip = packet.window::<{ FRONT + Ipv6Hdr::LEN }>(packet.start() + self.front)?;
-        let label = self.order.hash() & 0xf_ffff;
+        let label = self.hash & 0xf_ffff;
         let first = 6 << 28 | (self.inner.class as u32) << 20 | label;
         let [high, low] = payload.to_be_bytes();
         let src = self.backend.source.words();
@@ -300,7 +219,7 @@ impl Outer<'_> {
     /// Last word of the outer source address.
     #[inline(always)]
     fn source(&self) -> u32 {
-        self.backend.source.last_word() | self.order.hash().to_be() & self.backend.source_bits
+        self.backend.source.last_word() | self.hash.to_be() & self.backend.source_bits
     }
 
     /// GUE, variant 1: a UDP header right in front of the inner packet, whose first bits say which
@@ -308,7 +227,7 @@ impl Outer<'_> {
     #[inline(always)]
     fn udp(&self, packet: &Packet, at: usize, length: u16) -> Option<()> {
         let udp = packet.window::<{ UDP_LEN as usize }>(at)?;
-        udp.set_u16::<0>((FIRST_PORT | self.order.hash() as u16).to_be());
+        udp.set_u16::<0>((FIRST_PORT | self.hash as u16).to_be());
         udp.set_u16::<2>(self.gue_port);
         udp.set_u16::<4>(length.to_be());
         udp.set_u16::<6>(0);
