@@ -31,14 +31,12 @@ pub const fn less_one_hop(check: u16) -> u16 {
     (sum + ((sum + 1) >> 16)) as u16
 }
 
-/// Folds a sum into 16 bits.
+/// Folds a sum into 16 bits. A number added to itself with its halves swapped has in its upper half
+/// the sum of the two, with the carry added back.
 #[inline(always)]
-pub const fn fold(mut sum: u64) -> u16 {
-    sum = (sum & 0xffff_ffff) + (sum >> 32);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+pub const fn fold(sum: u64) -> u16 {
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 #[cfg(test)]

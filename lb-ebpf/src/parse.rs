@@ -220,12 +220,12 @@ fn is_ours(addr: &Addr) -> bool {
 /// What becomes of a packet that cannot be read: the host's own, for an address that NAT sends from
 /// or that only looks like one of ours in the filter, is left to the host.
 #[inline(always)]
-fn refuse(dst: &Addr, verdict: Verdict) -> Verdict {
+fn refuse(dst: Addr, verdict: Verdict) -> Verdict {
     let unreadable = matches!(
         verdict,
         Verdict::DropMalformed | Verdict::DropFragment | Verdict::DropExtensionHeaders
     );
-    if unreadable && !is_vip(dst) {
+    if unreadable && !is_vip(&dst) {
         Verdict::PassNotVip
     } else {
         verdict
@@ -238,7 +238,7 @@ pub fn ipv4(packet: &Packet, l3: usize) -> Result<Headers<false>, Verdict> {
         .window::<{ Ipv4Hdr::LEN }>(l3)
         .ok_or(Verdict::PassNotIp)?;
     let dst = ipv4_destination(ip);
-    behind_ipv4(packet, l3, ip, dst).map_err(|verdict| refuse(&dst, verdict))
+    behind_ipv4(packet, l3, ip, dst).map_err(|verdict| refuse(dst, verdict))
 }
 
 #[inline(always)]
@@ -286,7 +286,7 @@ pub fn ipv6(packet: &Packet, l3: usize) -> Result<Headers<true>, Verdict> {
         .window::<{ Ipv6Hdr::LEN }>(l3)
         .ok_or(Verdict::PassNotIp)?;
     let dst = ipv6_destination(ip);
-    behind_ipv6(packet, l3, ip, dst).map_err(|verdict| refuse(&dst, verdict))
+    behind_ipv6(packet, l3, ip, dst).map_err(|verdict| refuse(dst, verdict))
 }
 
 #[inline(always)]
