@@ -100,32 +100,43 @@ pub extern "C" fn lb_flow_away(index: u32, wanted: u32, key: *const FlowKey) -> 
     if key.is_null() {
         return NONE;
     }
-    let (last, before) = tagged(bucket, wanted);
-    // SAFETY: as above, and the caller's key.
-    unsafe {
-        if last != NONE && (*record(bucket, last)).is_of(&*key) {
-            return last;
-        }
-        if before != NONE && (*record(bucket, before)).is_of(&*key) {
-            return before;
-        }
+    // SAFETY: the caller's key.
+    held_by(bucket, index, wanted, NONE, unsafe { &*key })
+}
+
+/// The way of a flow with this tag, but for one: the first or the second that has the tag. That
+/// three flows have one tag has a chance of one in 10^14.
+#[inline(always)]
+fn held_by(bucket: *mut Bucket, index: u32, wanted: u32, except: u32, key: &FlowKey) -> u32 {
+    let first = lb_flow_tagged(index, wanted, except, 0);
+    // SAFETY: as above.
+    if first == NONE || unsafe { (*record(bucket, first)).is_of(key) } {
+        return first;
+    }
+    let second = lb_flow_tagged(index, wanted, except, first + 1);
+    // SAFETY: as above.
+    if second != NONE && unsafe { (*record(bucket, second)).is_of(key) } {
+        return second;
     }
     NONE
 }
 
-/// The ways with this tag, the last and the one before: that three flows have one tag has a chance
-/// of one in 10^14.
-#[inline(always)]
-fn tagged(bucket: *mut Bucket, wanted: u32) -> (u32, u32) {
-    let (mut last, mut before) = (NONE, NONE);
-    let mut way = 0;
+/// The first way of a bucket, from `from` on, with this tag, but for one. A global function, because
+/// the verifier goes through what follows it once, and not for each way.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_flow_tagged(index: u32, wanted: u32, except: u32, from: u32) -> u32 {
+    let Some(bucket) = bucket(index) else {
+        return NONE;
+    };
+    let mut way = from;
     while way < WAYS as u32 {
-        let same = equal(get(tag(bucket, way)), wanted);
-        before = choose(same, last, before);
-        last = choose(same, way, last);
+        if get(tag(bucket, way)) == wanted && way != except {
+            return way;
+        }
         way += 1;
     }
-    (last, before)
+    NONE
 }
 
 /// The record of a NAT flow, by its backend's packets.
@@ -378,7 +389,12 @@ pub extern "C" fn lb_flow_insert() -> u32 {
         (*flow).nat_port = 0;
         (*flow).forward = opening.forward;
         (*flow).reply = 0;
-        (*flow).way_back = opening.way_back;
+        // By words, for the same reason as `copy`.
+        let way_back = &raw const opening.way_back;
+        (*flow).way_back.macs[0] = (&raw const (*way_back).macs[0]).read_volatile();
+        (*flow).way_back.macs[1] = (&raw const (*way_back).macs[1]).read_volatile();
+        (*flow).way_back.macs[2] = (&raw const (*way_back).macs[2]).read_volatile();
+        (*flow).way_back.ifindex = (&raw const (*way_back).ifindex).read_volatile();
     }
     let mut source = 0;
     if opening.is_nat != 0 {
@@ -448,14 +464,8 @@ pub extern "C" fn lb_flow_twin(index: u32, wanted: u32, own: u32, key: *const Fl
     if key.is_null() {
         return NONE;
     }
-    let (last, before) = tagged(bucket, wanted);
-    let found = if last == own { before } else { last };
-    // SAFETY: as above, and the caller's key.
-    if found != NONE && unsafe { (*record(bucket, found)).is_of(&*key) } {
-        found
-    } else {
-        NONE
-    }
+    // SAFETY: the caller's key.
+    held_by(bucket, index, wanted, own, unsafe { &*key })
 }
 
 /// Copies by double words. Left to itself LLVM calls memmove, a loop over bytes.

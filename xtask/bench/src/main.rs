@@ -22,7 +22,7 @@ struct Arguments {
     /// Fewer and shorter rounds
     #[arg(long)]
     quick: bool,
-    /// Of the rows of `packets` with established flows, only those whose name contains this
+    /// Of the rows of `packets`, only those whose names contain this
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Also put the results into the pages in this folder

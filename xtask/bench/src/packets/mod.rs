@@ -180,7 +180,7 @@ fn full_openings() -> Vec<Scenario> {
     ]
 }
 
-/// Measures, and prints a table; with `only`, those rows of established flows that contain it.
+/// Measures, and prints a table; with `only`, just the rows whose names contain it.
 pub fn run(quick: bool, only: Option<&str>) -> Result<()> {
     let effort = if quick { QUICK } else { FULL };
     let mut rows = Vec::new();
@@ -192,33 +192,36 @@ pub fn run(quick: bool, only: Option<&str>) -> Result<()> {
         }
         kernel.tabulate_replies(most)?;
         let established = flows.iter().flat_map(|flows| scenarios(*flows));
-        let established = established
-            .filter(|row| only.is_none_or(|part| row.name.contains(part)))
-            .collect();
+        let established = wanted(established.collect(), only);
         rows.extend(measure(&mut kernel, established, &effort, effort.packets)?);
-    }
-    if only.is_some() {
-        print(&rows, &effort);
-        return Ok(());
     }
     let mut kernel = Kernel::load(4 * effort.rounds as u32 * OPENINGS)?;
     if let Some(instructions) = kernel.datapath.verified_instructions()? {
         println!("Instructions that the verifier went through: {instructions}");
     }
-    let settled = vec![settled_opening()];
+    let settled = wanted(vec![settled_opening()], only);
     rows.extend(measure(&mut kernel, settled, &effort, effort.packets)?);
-    rows.extend(measure(&mut kernel, openings(), &effort, OPENINGS)?);
+    let openings = wanted(openings(), only);
+    rows.extend(measure(&mut kernel, openings, &effort, OPENINGS)?);
     // With records, which take no ports: those are to be as free as before.
     let ways = 2 * kernel.datapath.flow_capacity();
     kernel.run(
         &opening("filling", MOVING, FILL, None).drive(Target::Lb, FILL),
         ways,
     )?;
-    rows.extend(measure(&mut kernel, full_openings(), &effort, OPENINGS)?);
+    let full = wanted(full_openings(), only);
+    rows.extend(measure(&mut kernel, full, &effort, OPENINGS)?);
     print(&rows, &effort);
     drop(kernel);
-    tables::run(effort.rounds)?;
+    if only.is_none() {
+        tables::run(effort.rounds)?;
+    }
     Ok(())
+}
+
+fn wanted(rows: Vec<Scenario>, only: Option<&str>) -> Vec<Scenario> {
+    let wanted = |row: &Scenario| only.is_none_or(|part| row.name.contains(part));
+    rows.into_iter().filter(wanted).collect()
 }
 
 /// Measures each scenario once a round, so that what else the machine does meets all alike.
