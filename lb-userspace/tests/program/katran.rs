@@ -235,7 +235,7 @@ fn serve(kernel: &mut Kernel, forwarding: &str) {
 
 fn to_router(v4: bool) -> Path {
     let mut path = path(1, v4, crate::kernel::INGRESS);
-    path.hop = Hop::new(ROUTER, crate::kernel::LB_MAC, path.hop.ifindex);
+    path.hop = lb_common::abi::Hop::new(ROUTER, crate::kernel::LB_MAC, path.hop.ifindex);
     path
 }
 
