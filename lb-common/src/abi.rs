@@ -419,6 +419,9 @@ pub mod tcp_seen {
     pub const RESCUES: u8 = 3 << RESCUES_SHIFT;
     /// Place of the lowest bit of [`RESCUES`].
     pub const RESCUES_SHIFT: u8 = 5;
+    /// NAT, in `forward`: a RST that answers the SYN is kept from the client, whose next SYN goes to
+    /// another backend. Once for each backend that the flow is given to.
+    pub const HOLDS_REFUSAL: u8 = 128;
 }
 
 /// A record of the flow table, for both directions of a flow; one cache line.

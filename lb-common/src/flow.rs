@@ -48,6 +48,9 @@ pub const fn is_unanswered(forward: u8, reply: u8) -> bool {
     forward & (tcp_seen::CLIENT_ACK | tcp_seen::CLIENT_FIN | tcp_seen::RST) == 0 && reply == 0
 }
 
+/// How often a flow is known to have been rescued, at the most.
+pub const MOST_RESCUES: u32 = 3;
+
 /// How often a flow was rescued, from [`Flow::forward`](crate::abi::Flow::forward).
 #[inline(always)]
 pub const fn rescues(forward: u8) -> u32 {
@@ -58,7 +61,12 @@ pub const fn rescues(forward: u8) -> u32 {
 /// nothing else is known.
 #[inline(always)]
 pub const fn rescued(times: u32) -> u8 {
-    (if times < 3 { times as u8 } else { 3 }) << tcp_seen::RESCUES_SHIFT
+    let times = if times < MOST_RESCUES {
+        times
+    } else {
+        MOST_RESCUES
+    };
+    (times as u8) << tcp_seen::RESCUES_SHIFT
 }
 
 /// Seconds that a recorded DSR flow may be idle before its record goes. Only the client's side is

@@ -75,6 +75,8 @@ verdicts! {
     DropNoFlow = "drop_no_flow",
     /// ICMP error for a `nat` service about a flow that is not known.
     DropIcmpNoFlow = "drop_icmp_no_flow",
+    /// RST of a backend to a SYN, kept from the client, whose next SYN goes to another backend.
+    DropRefusal = "drop_refusal",
     /// The next hop of the backend is not resolved.
     DropNoNeighbor = "drop_no_neighbor",
     /// No free NAT source port towards the backend.

@@ -242,6 +242,7 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::DropResetRate
         | Verdict::DropNoFlow
         | Verdict::DropIcmpNoFlow
+        | Verdict::DropRefusal
         | Verdict::DropNoNeighbor
         | Verdict::DropNoPort
         | Verdict::DropFlowTable

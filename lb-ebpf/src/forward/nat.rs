@@ -78,6 +78,14 @@ pub fn reply<const V6: bool>(
     {
         return Some(Fate::refused(service, Verdict::ResetToBackend));
     }
+    if record.forward & tcp_seen::HOLDS_REFUSAL != 0 && headers.flags & flag::RST != 0 {
+        // Whether or not it is this answer: there is one at the most.
+        record.forward &= !tcp_seen::HOLDS_REFUSAL;
+        if record.reply == 0 {
+            count::answer(record.backend, record.nat_port, true);
+            return Some(Fate::refused(service, Verdict::DropRefusal));
+        }
+    }
     flows::see(record);
     let reply = seen(
         record.reply,

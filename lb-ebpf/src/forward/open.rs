@@ -4,8 +4,8 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{Flow, FlowKey, Forwarding, Service, service_flag};
-use lb_common::flow as policy;
+use lb_common::abi::{Flow, FlowKey, Forwarding, Service, service_flag, tcp_seen};
+use lb_common::flow::{self as policy, MOST_RESCUES};
 use lb_common::verdict::Verdict;
 
 use crate::count::Sign;
@@ -27,7 +27,7 @@ pub fn open(ctx: *mut xdp_md, ours: Ours) -> Fate {
     match flows::insert() {
         Ok(()) => {
             if let Some(opening) = opening()
-                && opening.forward != 0
+                && policy::rescues(opening.forward) != 0
             {
                 count::verdict(opening.service, Verdict::Rescued);
             }
@@ -104,6 +104,9 @@ fn choose<const V6: bool>(
     opening.tick = now()?;
     opening.backend = index;
     opening.forward = forward;
+    if is_nat && service.has(service_flag::SYN_RESCUE) && policy::rescues(forward) < MOST_RESCUES {
+        opening.forward |= tcp_seen::HOLDS_REFUSAL;
+    }
     opening.service = service.id;
     opening.is_nat = is_nat as u16;
     Ok(Fate::OPEN)

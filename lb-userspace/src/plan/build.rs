@@ -160,7 +160,7 @@ impl Builder {
                 forwarding: service.forwarding,
                 affinity: service.affinity,
                 on_death: service.on_death,
-                syn_rescue: service.syn_rescue,
+                syn_rescue: service.syn_rescue && may_be_rescued(service),
                 server_id_length: service.server_id_length,
                 slots,
             };
@@ -368,6 +368,13 @@ const fn serves(state: BackendState) -> bool {
         BackendState::Active | BackendState::Draining => true,
         BackendState::Out | BackendState::Unset => false,
     }
+}
+
+/// Whether there may be another backend for a flow that its own refuses or does not answer. Of NAT
+/// only, which keeps refusals from clients for it; elsewhere the records of flows hang on the word.
+fn may_be_rescued(service: &model::Service) -> bool {
+    service.forwarding != Forwarding::Nat
+        || service.backends.len() > 1 && service.mode.active_passive().is_none()
 }
 
 #[cfg(test)]

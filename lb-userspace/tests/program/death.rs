@@ -229,6 +229,54 @@ fn a_repeated_syn_goes_to_another_backend() {
 }
 
 #[test]
+fn a_refusal_is_kept_from_the_client_while_others_may_accept() {
+    let Some(mut kernel) = kernel("a_refusal_is_kept_from_the_client_while_others_may_accept")
+    else {
+        return;
+    };
+    rescuing(&mut kernel, Nat, &THREE);
+    let (mut held, mut refused, mut accepted) = (0, 0, 0);
+    for port in 1..=100 {
+        // Its backends refuse it until it has been to all of them.
+        for turn in 0..4 {
+            let (_, request) = sent(&mut kernel, &from(port, "S"));
+            let request = parse(&request);
+            let rescued = kernel.verdicts().get("syn_rescued").copied().unwrap_or(0);
+            let result = kernel.run(&answer(&request, "RA"));
+            if result.action == DROP {
+                held += 1;
+                assert!(turn < 3, "held for the fourth time");
+                assert_eq!(kernel.verdicts()["drop_refusal"], held);
+            } else {
+                refused += 1;
+                assert_eq!(kernel.verdicts()["nat_reply"], refused + accepted);
+                assert!(turn == 3 || rescued < 3 * u64::from(port));
+                break;
+            }
+        }
+        // A refusal is no answer to a flow that was accepted.
+        let other = port + 1000;
+        let (_, request) = sent(&mut kernel, &from(other, "S"));
+        let request = parse(&request);
+        kernel.expect(&answer(&request, "SA"), Verdict::NatReply);
+        kernel.expect(&answer(&request, "R"), Verdict::NatReply);
+        accepted += 2;
+    }
+    assert_eq!(refused, 100);
+    assert!(held >= 250, "{held}");
+}
+
+#[test]
+fn without_rescue_a_refusal_is_the_clients() {
+    let Some(mut kernel) = kernel("without_rescue_a_refusal_is_the_clients") else {
+        return;
+    };
+    kernel.serve(VIP4, Protocol::Tcp, Nat, Slot::settled(1), &TWO);
+    let (_, request) = sent(&mut kernel, &from(1, "S"));
+    kernel.expect(&answer(&parse(&request), "RA"), Verdict::NatReply);
+}
+
+#[test]
 fn a_syn_that_comes_a_third_time_goes_to_a_third() {
     for forwarding in [Nat, Dsr] {
         let Some(mut kernel) = kernel("a_syn_that_comes_a_third_time_goes_to_a_third") else {
