@@ -22,8 +22,9 @@ struct Arguments {
     /// Fewer and shorter rounds
     #[arg(long)]
     quick: bool,
-    /// Of the rows of `packets`, only those whose names contain this
-    #[arg(long, value_name = "NAME")]
+    /// Of the rows of `packets` and the faults and systems of `comparison`, only those whose names
+    /// contain this; nothing is written then
+    #[arg(long, value_name = "NAME", conflicts_with = "write")]
     only: Option<String>,
     /// Also put the results into the pages in this folder
     #[arg(long, value_name = "FOLDER")]
@@ -51,7 +52,8 @@ fn main() -> Result<()> {
             What::Network => network::run(arguments.quick)?,
             What::Probes => probes::run(arguments.quick, page("performance.md").as_deref())?,
             What::Comparison => {
-                comparison::run(arguments.quick, page("comparison.md").as_deref())?;
+                let page = page("comparison.md");
+                comparison::run(arguments.quick, arguments.only.as_deref(), page.as_deref())?;
             }
         }
     }

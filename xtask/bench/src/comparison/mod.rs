@@ -32,7 +32,8 @@ struct Run {
 }
 
 /// Compares, and prints Markdown tables; writes them into the page `write`, too, if one is given.
-pub fn run(quick: bool, write: Option<&Path>) -> Result<()> {
+/// With `only`, just the faults and systems whose names contain it.
+pub fn run(quick: bool, only: Option<&str>, write: Option<&Path>) -> Result<()> {
     if let Some(reason) = skip::reason() {
         bail!("nothing can be compared: {reason}");
     }
@@ -44,6 +45,10 @@ pub fn run(quick: bool, write: Option<&Path>) -> Result<()> {
     for _ in 0..rounds {
         for (fault, runs) in Fault::ALL.iter().zip(&mut runs) {
             for (system, runs) in System::ALL.iter().zip(runs) {
+                let named = |part| fault.title().contains(part) || system.label().contains(part);
+                if !only.is_none_or(named) {
+                    continue;
+                }
                 let run = once(&lab, &mut servers, *system, *fault)
                     .with_context(|| format!("{}: {}", system.label(), fault.title()))?;
                 eprintln!("{}: {}: {run:?}", fault.title(), system.label());
@@ -85,13 +90,17 @@ fn once(lab: &Lab, servers: &mut [Server], system: System, fault: Fault) -> Resu
 }
 
 fn table(text: &mut String, fault: Fault, runs: &[Vec<Run>]) {
+    if runs.iter().all(Vec::is_empty) {
+        return;
+    }
     // Writing to a String cannot fail.
     let _ = write!(
         text,
         "\n### {}\n\n| | ejected after | requests failed | slow | of |\n| --- | --- | --- | --- | --- |\n",
         fault.title()
     );
-    for (system, runs) in System::ALL.iter().zip(runs) {
+    let measured = System::ALL.iter().zip(runs);
+    for (system, runs) in measured.filter(|(_, runs)| !runs.is_empty()) {
         let ejected: Vec<f64> = runs.iter().filter_map(|run| run.ejected).collect();
         let word = match (ejected.len(), runs.len()) {
             (0, _) => "never".to_owned(),
