@@ -120,7 +120,7 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         senders.notices,
     )
     .await?;
-    let attached = attach(&writer, &model, options.replace).await?;
+    let attached = attach(&writer, &model, options.replace, &[]).await?;
     let carrier = Arc::new(Carrier::open());
     carrier.set_node(&node);
     privileges::give_up().map_err(|source| RunError::System {
@@ -359,7 +359,7 @@ impl Agent {
         let model = Arc::new(load(&self.options.config)?);
         calls::check_reload(&self.core.model.node, &model.node)?;
         // Also where nothing has changed: an interface may have been removed and made again.
-        self.attached = attach(&self.writer, &model, self.options.replace).await?;
+        self.attached = attach(&self.writer, &model, self.options.replace, &self.gone()).await?;
         self.carrier.set_node(&model.node);
         let what = self.core.reconfigure(model);
         self.watch_ways();
@@ -411,6 +411,7 @@ impl Agent {
 
     /// Puts together the status as it is now.
     pub fn publish(&mut self) -> Arc<Status> {
+        self.core.clock.follow_wall();
         let status = Arc::new(self.core.status(self));
         self.snapshot.send_replace(status.clone());
         status
