@@ -28,6 +28,8 @@ const CLIENTS: usize = 64;
 const REQUEST_BYTES: u64 = 64 << 10;
 /// For a request to come, and for each write to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For the request of a client that is refused.
+const REFUSAL: Duration = Duration::from_secs(1);
 /// After an accept that failed for want of descriptors.
 const BACKOFF: Duration = Duration::from_millis(100);
 
@@ -68,14 +70,18 @@ pub async fn serve(listener: Listener, agent: Agent) {
     }
 }
 
+/// Says no, after the request has come: a socket that is closed with something unread in it resets
+/// the connection, and the answer may be lost with it.
 async fn refuse(stream: UnixStream) -> io::Result<()> {
+    let (read, write) = stream.into_split();
+    let mut reader = BufReader::new(read.take(REQUEST_BYTES));
+    // Whatever came or did not come: it is not served.
+    let _ = timeout(REFUSAL, request(&mut reader)).await;
     let error = ApiError::new(
         ErrorKind::Busy,
         format!("the agent has {CLIENTS} clients already; end some of them and try again"),
     );
-    Writer(stream.into_split().1)
-        .frame(&Frame::Error(error))
-        .await
+    Writer(write).frame(&Frame::Error(error)).await
 }
 
 async fn client(stream: UnixStream, agent: Agent) -> io::Result<()> {

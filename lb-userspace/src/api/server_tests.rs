@@ -256,3 +256,21 @@ async fn clients_beyond_the_limit_are_told_so_and_idle_ones_stall_nobody() {
         .unwrap();
     assert!(busy.contains("\"busy\""), "{busy}");
 }
+
+#[tokio::test]
+async fn one_client_too_many_is_told_so_and_not_reset() {
+    let fixture = start();
+    let mut idle = Vec::new();
+    for _ in 0..CLIENTS {
+        idle.push(UnixStream::connect(&fixture.path).await.unwrap());
+    }
+    let mut stream = UnixStream::connect(&fixture.path).await.unwrap();
+    stream
+        .write_all(b"{\"command\":\"status\"}\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("64 clients already"), "{answer}");
+    drop(idle);
+}
