@@ -60,6 +60,12 @@ fn drain_enable_disable_and_weight_do_what_they_say() -> Result<()> {
         agent.lb(&["enable", "web/b1"])?.ok()?;
         agent.lb(&["enable", "echo/b1"])?.ok()?;
         agent.settled()?;
+        let events = agent.events()?;
+        let mut back = events.iter().filter(|event| event["kind"] == "readmitted");
+        ensure!(
+            back.clone().count() == 2 && back.all(|event| event["origin"]["by"] == "agent"),
+            "no probe has brought them back: {events:?}"
+        );
         ensure!(requests(lab)?.of("b1") > 0);
 
         agent.lb(&["weight", "web/b1", "300"])?.ok()?;

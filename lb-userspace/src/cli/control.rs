@@ -106,12 +106,10 @@ pub fn detach(socket: &Path) -> Result<u8, Failure> {
         socket.display()
     );
     for (path, interfaces) in pins.others().context("looking for other agents' pins")? {
-        let on = match interfaces.is_empty() {
-            true => "no interface".to_owned(),
-            false => interfaces.join(", "),
-        };
         text += &format!(
-            "{} is pinned by an agent with another one (on {on}): name that with --socket\n",
+            "on {} is the program of an agent with another socket (pinned in {}): name that with \
+             --socket\n",
+            interfaces.join(", "),
             path.display()
         );
     }

@@ -78,7 +78,7 @@ impl PinDirectory {
         Ok(links)
     }
 
-    /// Directories of other agents that hold a program, each with the interfaces it is on.
+    /// Directories of other agents whose program is on interfaces, with those.
     pub fn others(&self) -> Result<Vec<(PathBuf, Vec<String>)>, PinError> {
         let root = Path::new(BPFFS);
         let failed = |source| PinError::directory(root, source);
@@ -87,9 +87,11 @@ impl PinDirectory {
             let other = Self(entry.map_err(failed)?.path());
             let name = other.0.file_name().and_then(|name| name.to_str());
             let ours = name.is_some_and(|name| name == "lb" || name.starts_with("lb-"));
-            if ours && other.0 != self.0 && other.program().exists() {
+            if ours && other.0 != self.0 {
                 let links = other.links()?;
-                others.push((other.0, links));
+                if !links.is_empty() {
+                    others.push((other.0, links));
+                }
             }
         }
         others.sort();
