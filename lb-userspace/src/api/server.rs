@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::broadcast::error::RecvError;
@@ -28,6 +28,8 @@ const CLIENTS: usize = 64;
 const REQUEST_BYTES: u64 = 64 << 10;
 /// For a request to come, and for each write to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether a client still waits.
+const LOOK: Duration = Duration::from_millis(250);
 /// For the request of a client that is refused.
 const REFUSAL: Duration = Duration::from_secs(1);
 /// After an accept that failed for want of descriptors.
@@ -113,7 +115,13 @@ async fn client(stream: UnixStream, agent: Agent) -> io::Result<()> {
             let reader = reader.into_inner().into_inner();
             return capture(reader, writer, agent, request, peer).await;
         }
-        Ok(request) => ask(&agent, request, peer).await,
+        Ok(request) => tokio::select! {
+            biased;
+            // Whoever has given up wants nothing done any more, least of all in an hour, when an
+            // agent that hung goes on.
+            () = left(&writer.0) => return Ok(()),
+            answer = ask(&agent, request, peer) => answer,
+        },
         Err(error) => Err(error),
     };
     match answer {
@@ -150,6 +158,17 @@ async fn request(
             ),
         )
     })))
+}
+
+/// Ends when the client has closed its socket; one that has closed its sending side only still
+/// waits for the answer.
+async fn left(write: &OwnedWriteHalf) {
+    loop {
+        match write.ready(Interest::WRITABLE).await {
+            Ok(ready) if !ready.is_write_closed() => tokio::time::sleep(LOOK).await,
+            _ => return,
+        }
+    }
 }
 
 /// Asks the loop.
