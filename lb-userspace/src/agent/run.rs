@@ -72,6 +72,8 @@ pub struct Agent {
     /// Why an interface that is back could not be attached to.
     pub attach_error: Option<String>,
     pub counters: Counters,
+    /// Why they could not be read.
+    count_error: Option<String>,
     pub captures: Captures,
     /// Who waits for the status.
     asked: Vec<Responder>,
@@ -152,6 +154,7 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         links: Arc::default(),
         attach_error: None,
         counters: Counters::default(),
+        count_error: None,
         captures: Captures::default(),
         asked: Vec::new(),
         targets,
@@ -399,8 +402,18 @@ impl Agent {
         match notice {
             Notice::Counted(result) => {
                 match result {
-                    Ok(counters) => self.counters = counters,
-                    Err(error) => self.core.noticed(Notice::Failed(error)),
+                    Ok(counters) => {
+                        self.counters = counters;
+                        self.count_error = None;
+                    }
+                    // The maps can be written all the same: only what is shown grows old.
+                    Err(error) => {
+                        let text = error.to_string();
+                        if self.count_error.as_ref() != Some(&text) {
+                            error!("the counters shown are old ones: {text}");
+                            self.count_error = Some(text);
+                        }
+                    }
                 }
                 self.core.counted(&self.counters);
                 self.answer_status();
