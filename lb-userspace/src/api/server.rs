@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::broadcast::error::RecvError;
@@ -163,10 +163,12 @@ async fn request(
 /// Ends when the client has closed its socket; one that has closed its sending side only still
 /// waits for the answer.
 async fn left(write: &OwnedWriteHalf) {
-    loop {
-        match write.ready(Interest::WRITABLE).await {
-            Ok(ready) if !ready.is_write_closed() => tokio::time::sleep(LOOK).await,
-            _ => return,
+    while write.writable().await.is_ok() {
+        // The kernel's own word, since what the runtime knows may be older: EPIPE, also for nothing
+        // at all, if and only if the other end takes no more (unix_stream_sendmsg).
+        match write.try_write(&[]) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+            _ => tokio::time::sleep(LOOK).await,
         }
     }
 }
