@@ -15,6 +15,7 @@ pub mod health;
 pub mod model;
 pub mod neighbor;
 pub mod plan;
+mod private;
 pub mod privileges;
 pub mod probe;
 pub mod routing;

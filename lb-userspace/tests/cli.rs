@@ -499,3 +499,45 @@ fn following_ends_well_on_ctrl_c() {
     let (code, _, err) = end(child);
     assert_eq!((code, err.as_str()), (0, ""));
 }
+
+#[test]
+fn an_agent_that_cannot_write_its_log_does_not_die_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("lb.toml");
+    // Has a warning to log, and ends right after it.
+    let text = r#"
+[node]
+interfaces = ["eth0"]
+control_socket = "/proc/nowhere/lb.sock"
+
+[[service]]
+name = "web"
+address = "203.0.113.10:80"
+
+[[service.backend]]
+address = "10.0.0.11:8080"
+"#;
+    std::fs::write(&config, text).unwrap();
+    let run = |stderr: Stdio| {
+        let mut command = lb(&["run", "--config", config.to_str().unwrap()]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
+        command
+    };
+    let output = run(Stdio::piped()).output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains("WARN") && log.contains("one backend"), "{log}");
+    assert!(log.contains("control socket"), "{log}");
+    assert_eq!(log.matches("No such file").count(), 1, "{log}");
+
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    assert_eq!(run(full.into()).status().unwrap().code(), Some(1));
+    let (gone, closed) = std::io::pipe().unwrap();
+    drop(gone);
+    assert_eq!(run(closed.into()).status().unwrap().code(), Some(1));
+}

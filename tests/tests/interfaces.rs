@@ -167,9 +167,11 @@ fn an_interface_that_comes_back_is_attached_to_again() -> Result<()> {
         agent.wait_event("detached", "eth0 is gone")?;
         let status = agent.raw_status()?;
         ensure!(
-            status["node"]["interfaces"] == serde_json::json!([]),
+            status["node"]["interfaces"] == serde_json::json!([{"name": "eth0", "mode": "off"}]),
             "{status}"
         );
+        // What is gone keeps nobody from changing the rest.
+        agent.lb(&["reload"])?.ok()?;
         lab.insert_interface(&lab.lb)?;
         agent.wait_event("attached", "eth0 is back: attached in native mode")?;
         agent.settled()?;

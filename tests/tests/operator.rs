@@ -1,6 +1,7 @@
 //! The operator's commands on a running balancer.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::agent::SOON;
@@ -60,6 +61,12 @@ fn drain_enable_disable_and_weight_do_what_they_say() -> Result<()> {
         agent.lb(&["enable", "web/b1"])?.ok()?;
         agent.lb(&["enable", "echo/b1"])?.ok()?;
         agent.settled()?;
+        let events = agent.events()?;
+        let mut back = events.iter().filter(|event| event["kind"] == "readmitted");
+        ensure!(
+            back.clone().count() == 2 && back.all(|event| event["origin"]["by"] == "agent"),
+            "no probe has brought them back: {events:?}"
+        );
         ensure!(requests(lab)?.of("b1") > 0);
 
         agent.lb(&["weight", "web/b1", "300"])?.ok()?;
@@ -220,6 +227,35 @@ fn the_http_endpoints_tell_the_state() -> Result<()> {
             get("/readyz")?.0 == 200,
             "a dead backend is not the agent's fault"
         );
+        Ok(())
+    })
+}
+
+#[test]
+fn what_an_agent_that_hung_was_asked_meanwhile_is_not_done_later() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let mut agent = Agent::start(lab, &Config::new(vec![service(lab)]))?;
+        agent.freeze()?;
+        let mut asked = Vec::new();
+        for arguments in [&["detach"][..], &["disable", "web/b1"]] {
+            asked.push(agent.command(arguments).spawn()?);
+        }
+        // Its listener's queue has both: each is connected before it can wait for its answer.
+        std::thread::sleep(Duration::from_secs(1));
+        for mut client in asked {
+            ensure!(client.try_wait()?.is_none(), "it waits for its answer");
+            client.kill()?;
+            client.wait()?;
+        }
+        agent.thaw()?;
+        agent.settled()?;
+        // Asked after them, and answered after them.
+        agent.lb(&["weight", "web/b1", "50"])?.ok()?;
+        let events = agent.events()?;
+        let done: Vec<_> = events.iter().filter(|e| e["kind"] == "admin").collect();
+        ensure!(done.len() == 1, "{done:?}");
+        ensure!(agent.status()?.backend("web/b1")?.admin == "enabled");
+        requests(lab)?;
         Ok(())
     })
 }

@@ -11,15 +11,18 @@ use crate::datapath::{Attached, Command, Place, Writer};
 use crate::model::Model;
 use crate::neighbor::Links;
 
-/// Puts the program where the configuration wants it.
+/// Puts the program where the configuration wants it, but for interfaces that are `gone`.
 pub async fn attach(
     writer: &Writer,
     model: &Model,
     replace: bool,
+    gone: &[String],
 ) -> Result<Vec<Attached>, RunError> {
+    let mut interfaces = model.node.interfaces.clone();
+    interfaces.retain(|name| !gone.contains(name));
     let attach = |reply| Command::Attach {
         place: Place {
-            interfaces: model.node.interfaces.clone(),
+            interfaces,
             mode: model.node.xdp_mode,
             replace,
             chain: model.node.chain.clone(),
@@ -45,6 +48,14 @@ const fn mode(on: &Attached) -> &'static str {
 }
 
 impl Agent {
+    /// Configured interfaces that the program was on and that no longer exist. A reload is not
+    /// refused for them: they are attached to when they are back.
+    pub fn gone(&self) -> Vec<String> {
+        let mut names = self.core.model.node.interfaces.clone();
+        names.retain(|name| !self.links.is_empty() && !self.links.contains_key(name));
+        names
+    }
+
     /// Interfaces have come or gone, or have other names.
     pub async fn links_changed(&mut self, links: Arc<Links>) {
         self.links = links;

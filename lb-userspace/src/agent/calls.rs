@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use tracing::info;
 
 use super::RunError;
 use super::capture::capture;
@@ -23,6 +24,10 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
     let Call {
         request, responder, ..
     } = call;
+    if responder.is_left() {
+        info!("not done, since who asked has left: {}", request.name());
+        return false;
+    }
     match request {
         Request::Status { .. } => agent.status(responder),
         Request::Events { since, limit, .. } => {

@@ -51,6 +51,24 @@ impl Clock {
         Timestamp::from_millisecond(millis).unwrap_or(self.wall)
     }
 
+    /// Follows the wall clock where it was set, as by NTP after a boot. What it drifts by is left
+    /// alone, so that what happened once keeps its time.
+    pub fn follow_wall(&mut self) {
+        const SET: SignedDuration = SignedDuration::from_millis(500);
+        let (wall, now) = (Timestamp::now(), self.now());
+        if wall.duration_since(self.wall(now)).abs() > SET {
+            self.reset(wall, now);
+        }
+    }
+
+    /// The wall clock reads `wall` at `now`.
+    fn reset(&mut self, wall: Timestamp, now: Duration) {
+        // In whole milliseconds, as they are shown.
+        let ahead = now.as_millis() as i64 - self.offset.as_millis() as i64;
+        let began = wall.checked_sub(SignedDuration::from_millis(ahead));
+        self.wall = began.unwrap_or(wall);
+    }
+
     /// When the wall clock will read `at`, as a time since boot; now, if it did already.
     pub fn monotonic(&self, at: Timestamp) -> Duration {
         let ahead = at.duration_since(Timestamp::now());
@@ -60,5 +78,28 @@ impl Clock {
             ahead
         };
         self.now() + ahead.unsigned_abs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_that_is_set_is_followed() {
+        let mut clock = Clock::start();
+        let now = clock.now();
+        let right = clock.wall(now);
+        // As if it had been a day behind when the agent started.
+        let day = SignedDuration::from_hours(24);
+        clock.reset(right.checked_sub(day).unwrap(), now);
+        assert_eq!(clock.wall(now).duration_since(right), -day);
+        clock.follow_wall();
+        let off = clock.wall(now).duration_since(right).abs();
+        assert!(off < SignedDuration::from_secs(60), "{off}");
+
+        let before = clock.wall(now);
+        clock.follow_wall();
+        assert_eq!(clock.wall(now), before, "what happened keeps its time");
     }
 }

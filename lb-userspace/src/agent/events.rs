@@ -6,7 +6,7 @@ use super::core::Core;
 use crate::api::event::{Change, Evidence, Kind, Origin};
 use crate::health::{Budget, TargetView};
 use crate::model::BackendKey;
-use crate::routing::{self, Admin, EventKind, RoutingState};
+use crate::routing::{self, Admin, Cause, EventKind, RoutingState};
 
 /// An event that waits for the datapath.
 pub(super) struct Pending {
@@ -57,7 +57,12 @@ impl Core {
             event.kind,
             EventKind::Fencing | EventKind::FenceFailed | EventKind::Promoted
         );
+        // Also what follows from a word that was taken back.
+        let told_before = before
+            .get(&key)
+            .is_some_and(|decision| matches!(decision.cause, Cause::Disabled | Cause::Drained));
         let not_by_probes = hands_over
+            || told_before
             || self
                 .admin
                 .get(&key)

@@ -72,6 +72,8 @@ pub struct Agent {
     /// Why an interface that is back could not be attached to.
     pub attach_error: Option<String>,
     pub counters: Counters,
+    /// Why they could not be read.
+    count_error: Option<String>,
     pub captures: Captures,
     /// Who waits for the status.
     asked: Vec<Responder>,
@@ -120,7 +122,7 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         senders.notices,
     )
     .await?;
-    let attached = attach(&writer, &model, options.replace).await?;
+    let attached = attach(&writer, &model, options.replace, &[]).await?;
     let carrier = Arc::new(Carrier::open());
     carrier.set_node(&node);
     privileges::give_up().map_err(|source| RunError::System {
@@ -152,6 +154,7 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         links: Arc::default(),
         attach_error: None,
         counters: Counters::default(),
+        count_error: None,
         captures: Captures::default(),
         asked: Vec::new(),
         targets,
@@ -359,7 +362,7 @@ impl Agent {
         let model = Arc::new(load(&self.options.config)?);
         calls::check_reload(&self.core.model.node, &model.node)?;
         // Also where nothing has changed: an interface may have been removed and made again.
-        self.attached = attach(&self.writer, &model, self.options.replace).await?;
+        self.attached = attach(&self.writer, &model, self.options.replace, &self.gone()).await?;
         self.carrier.set_node(&model.node);
         let what = self.core.reconfigure(model);
         self.watch_ways();
@@ -399,8 +402,18 @@ impl Agent {
         match notice {
             Notice::Counted(result) => {
                 match result {
-                    Ok(counters) => self.counters = counters,
-                    Err(error) => self.core.noticed(Notice::Failed(error)),
+                    Ok(counters) => {
+                        self.counters = counters;
+                        self.count_error = None;
+                    }
+                    // The maps can be written all the same: only what is shown grows old.
+                    Err(error) => {
+                        let text = error.to_string();
+                        if self.count_error.as_ref() != Some(&text) {
+                            error!("the counters shown are old ones: {text}");
+                            self.count_error = Some(text);
+                        }
+                    }
                 }
                 self.core.counted(&self.counters);
                 self.answer_status();
@@ -411,6 +424,7 @@ impl Agent {
 
     /// Puts together the status as it is now.
     pub fn publish(&mut self) -> Arc<Status> {
+        self.core.clock.follow_wall();
         let status = Arc::new(self.core.status(self));
         self.snapshot.send_replace(status.clone());
         status

@@ -18,6 +18,7 @@ use super::primaries::SavedPrimary;
 use crate::discovery::SavedName;
 use crate::health::Restored;
 use crate::model::BackendKey;
+use crate::private;
 
 const FILE: &str = "state.json";
 const VERSION: u32 = 1;
@@ -44,7 +45,7 @@ pub enum SavedError {
 /// When another agent has it, or it cannot be used.
 pub fn lock(directory: &Path) -> Result<File, SavedError> {
     let path = directory.join("lock");
-    let file = File::options().create(true).append(true).open(&path);
+    let file = private::open(File::options().append(true), &path);
     match file.map(|file| (file.try_lock(), file)) {
         Ok((Ok(()), file)) => Ok(file),
         Ok((Err(fs::TryLockError::WouldBlock), _)) => Err(SavedError::Taken {
@@ -207,7 +208,7 @@ impl Saved {
         let write = || -> io::Result<()> {
             let text = serde_json::to_vec_pretty(self)?;
             let new = directory.join(format!("{FILE}.new"));
-            let mut file = File::create(&new)?;
+            let mut file = private::open(File::options().write(true).truncate(true), &new)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;

@@ -44,18 +44,7 @@ impl Core {
         let skipped = skipped.map(|check| check.skipped).sum();
         Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            interfaces: agent
-                .attached
-                .iter()
-                .map(|on| Interface {
-                    name: on.name.clone(),
-                    mode: if on.native {
-                        Mode::Native
-                    } else {
-                        Mode::Generic
-                    },
-                })
-                .collect(),
+            interfaces: self.interfaces(agent),
             uptime_seconds: now.saturating_sub(self.started).as_secs_f64(),
             draining: self.ending,
             at: crate::api::now(),
@@ -81,6 +70,24 @@ impl Core {
                 ..self.prober
             },
         }
+    }
+
+    /// The configured interfaces; `off` where the program is not.
+    fn interfaces(&self, agent: &Agent) -> Vec<Interface> {
+        let mode = |name: &String| {
+            let on = agent.attached.iter().find(|on| on.name == *name);
+            on.map_or(Mode::Off, |on| match on.native {
+                true => Mode::Native,
+                false => Mode::Generic,
+            })
+        };
+        let names = self.model.node.interfaces.iter();
+        names
+            .map(|name| Interface {
+                name: name.clone(),
+                mode: mode(name),
+            })
+            .collect()
     }
 
     /// Whether every backend has its first verdict, or has had the time for one.

@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use serde_json::json;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::status::Status;
@@ -29,8 +31,9 @@ use super::{metrics, page};
 const CONNECTIONS: usize = 128;
 /// For a request's headers to come.
 const HEADER_PATIENCE: Duration = Duration::from_secs(5);
-/// For a connection as a whole: nobody needs one for longer, and a slow reader gives it back.
-const CONNECTION_LIFE: Duration = Duration::from_secs(300);
+/// For a connection as a whole: a slow reader gives its place back. One that is used over and over
+/// is told to come again.
+const CONNECTION_LIFE: Duration = Duration::from_secs(30);
 
 /// The endpoints' address cannot be had.
 #[derive(Debug, Error)]
@@ -49,6 +52,11 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
 /// Serves the endpoints until it is dropped. A detailed answer (`/`, `/metrics`, `/healthz?verbose`)
 /// beyond loopback is for those who may read it: bind to loopback unless the network is trusted.
 pub async fn serve(listener: TcpListener, snapshot: watch::Receiver<Arc<Status>>) {
+    serve_for(CONNECTION_LIFE, listener, snapshot).await;
+}
+
+/// Serves each connection for `life`, and a sixth of that for the answer that is on its way then.
+async fn serve_for(life: Duration, listener: TcpListener, snapshot: watch::Receiver<Arc<Status>>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
@@ -74,9 +82,16 @@ pub async fn serve(listener: TcpListener, snapshot: watch::Receiver<Arc<Status>>
                 .header_read_timeout(HEADER_PATIENCE)
                 .max_buf_size(16 << 10)
                 .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(CONNECTION_LIFE, connection).await {
-                Ok(Ok(())) | Err(_) => {}
-                Ok(Err(error)) => debug!("node.http: {error}"),
+            let mut connection = pin!(connection);
+            let result = match timeout(life, connection.as_mut()).await {
+                Ok(result) => result,
+                Err(_) => {
+                    connection.as_mut().graceful_shutdown();
+                    timeout(life / 6, connection).await.unwrap_or(Ok(()))
+                }
+            };
+            if let Err(error) = result {
+                debug!("node.http: {error}");
             }
         });
     }
@@ -284,5 +299,20 @@ mod tests {
             error.contains("node.http") && error.contains("in use"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gives_its_place_back() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_publish, snapshot) = watch::channel(Arc::new(sample()));
+        let life = Duration::from_millis(600);
+        tokio::spawn(serve_for(life, listener, snapshot));
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        // Asks until nobody takes more: answers that are not read fill one way, requests the other.
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+        let asking = async { while stream.write_all(request).await.is_ok() {} };
+        let ended = timeout(Duration::from_secs(60), asking).await;
+        assert!(ended.is_ok(), "it is served for ever");
     }
 }

@@ -198,6 +198,8 @@ struct Rotating {
     file: File,
     size: u64,
     limit: u64,
+    /// The last line may have been written in part.
+    cut: bool,
 }
 
 impl Rotating {
@@ -223,6 +225,7 @@ impl Rotating {
             file,
             size,
             limit,
+            cut: false,
         })
     }
 
@@ -231,9 +234,13 @@ impl Rotating {
             std::fs::rename(&self.path, aside(&self.path))?;
             *self = Self::open(self.path.clone(), self.limit)?;
         }
-        let mut line = serde_json::to_vec(event)?;
+        // What a full disk cut short must not take the next event with it.
+        let mut line = if self.cut { vec![b'\n'] } else { Vec::new() };
+        serde_json::to_writer(&mut line, event)?;
         line.push(b'\n');
+        self.cut = true;
         self.file.write_all(&line)?;
+        self.cut = false;
         self.size += line.len() as u64;
         Ok(())
     }
@@ -286,6 +293,26 @@ mod tests {
         let past = journal.past(None, None);
         assert_eq!(past.len(), 3);
         assert_eq!(past[2].change.reason, "three");
+    }
+
+    #[test]
+    fn a_line_that_a_full_disk_cut_short_takes_no_other_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let mut file = Rotating::open(path.clone(), FILE_BYTES).unwrap();
+        let mut journal = Journal::in_memory();
+        file.append(&journal.record(change("one"))).unwrap();
+        // As a write leaves it that found room for a part.
+        file.file.write_all(b"{\"id\":2,\"at").unwrap();
+        file.cut = true;
+        journal.record(change("two"));
+        file.append(&journal.record(change("three"))).unwrap();
+        drop(file);
+        let journal = Journal::open(directory.path()).unwrap();
+        let reasons: Vec<String> = (journal.past(None, None).iter())
+            .map(|event| event.change.reason.clone())
+            .collect();
+        assert_eq!(reasons, ["one", "three"]);
     }
 
     #[test]

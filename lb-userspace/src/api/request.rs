@@ -357,6 +357,11 @@ impl Responder {
         }
     }
 
+    /// Whether nobody waits for the answer any more.
+    pub fn is_left(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Answers that it was done.
     pub fn done(self, changed: bool, message: impl Into<String>) {
         self.send(Ok(Reply::Done(Done {

@@ -28,6 +28,10 @@ const CLIENTS: usize = 64;
 const REQUEST_BYTES: u64 = 64 << 10;
 /// For a request to come, and for each write to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether a client still waits.
+const LOOK: Duration = Duration::from_millis(250);
+/// For the request of a client that is refused.
+const REFUSAL: Duration = Duration::from_secs(1);
 /// After an accept that failed for want of descriptors.
 const BACKOFF: Duration = Duration::from_millis(100);
 
@@ -68,14 +72,18 @@ pub async fn serve(listener: Listener, agent: Agent) {
     }
 }
 
+/// Says no, after the request has come: a socket that is closed with something unread in it resets
+/// the connection, and the answer may be lost with it.
 async fn refuse(stream: UnixStream) -> io::Result<()> {
+    let (read, write) = stream.into_split();
+    let mut reader = BufReader::new(read.take(REQUEST_BYTES));
+    // Whatever came or did not come: it is not served.
+    let _ = timeout(REFUSAL, request(&mut reader)).await;
     let error = ApiError::new(
         ErrorKind::Busy,
         format!("the agent has {CLIENTS} clients already; end some of them and try again"),
     );
-    Writer(stream.into_split().1)
-        .frame(&Frame::Error(error))
-        .await
+    Writer(write).frame(&Frame::Error(error)).await
 }
 
 async fn client(stream: UnixStream, agent: Agent) -> io::Result<()> {
@@ -107,7 +115,13 @@ async fn client(stream: UnixStream, agent: Agent) -> io::Result<()> {
             let reader = reader.into_inner().into_inner();
             return capture(reader, writer, agent, request, peer).await;
         }
-        Ok(request) => ask(&agent, request, peer).await,
+        Ok(request) => tokio::select! {
+            biased;
+            // Whoever has given up wants nothing done any more, least of all in an hour, when an
+            // agent that hung goes on.
+            () = left(&writer.0) => return Ok(()),
+            answer = ask(&agent, request, peer) => answer,
+        },
         Err(error) => Err(error),
     };
     match answer {
@@ -144,6 +158,19 @@ async fn request(
             ),
         )
     })))
+}
+
+/// Ends when the client has closed its socket; one that has closed its sending side only still
+/// waits for the answer.
+async fn left(write: &OwnedWriteHalf) {
+    while write.writable().await.is_ok() {
+        // The kernel's own word, since what the runtime knows may be older: EPIPE, also for nothing
+        // at all, if and only if the other end takes no more (unix_stream_sendmsg).
+        match write.try_write(&[]) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+            _ => tokio::time::sleep(LOOK).await,
+        }
+    }
 }
 
 /// Asks the loop.

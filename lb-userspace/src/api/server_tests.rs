@@ -256,3 +256,60 @@ async fn clients_beyond_the_limit_are_told_so_and_idle_ones_stall_nobody() {
         .unwrap();
     assert!(busy.contains("\"busy\""), "{busy}");
 }
+
+#[tokio::test]
+async fn one_client_too_many_is_told_so_and_not_reset() {
+    let fixture = start();
+    let mut idle = Vec::new();
+    for _ in 0..CLIENTS {
+        idle.push(UnixStream::connect(&fixture.path).await.unwrap());
+    }
+    let mut stream = UnixStream::connect(&fixture.path).await.unwrap();
+    stream
+        .write_all(b"{\"command\":\"status\"}\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("64 clients already"), "{answer}");
+    drop(idle);
+}
+
+const DRAIN: &[u8] = b"{\"command\":\"drain\",\"backend\":\"web/web-1\"}\n";
+
+#[tokio::test]
+async fn what_a_client_asked_for_that_has_left_is_not_to_be_done() {
+    let mut fixture = start();
+    let mut stream = UnixStream::connect(&fixture.path).await.unwrap();
+    stream.write_all(DRAIN).await.unwrap();
+    let call = timeout(DEADLINE, fixture.calls.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!call.responder.is_left());
+    drop(stream);
+    let noticed = async {
+        while !call.responder.is_left() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(DEADLINE, noticed).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_only_listens_any_more_is_answered() {
+    let mut fixture = start();
+    let mut stream = UnixStream::connect(&fixture.path).await.unwrap();
+    stream.write_all(DRAIN).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let call = timeout(DEADLINE, fixture.calls.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    // Longer than it takes to notice one who has left.
+    tokio::time::sleep(LOOK * 2).await;
+    call.responder.done(true, "drains");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("drains"), "{answer}");
+}

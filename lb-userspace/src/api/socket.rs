@@ -2,11 +2,13 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use tokio::net::UnixListener;
+
+use crate::private;
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
@@ -105,14 +107,9 @@ fn lock(path: &Path) -> Result<File, SocketError> {
         what: "locking",
         source,
     };
-    let mut file = OpenOptions::new()
-        .create(true)
-        .read(true)
-        .write(true)
-        .truncate(false)
-        .mode(0o644)
-        .open(beside(path, ".lock"))
-        .map_err(failed)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).truncate(false);
+    let mut file = private::open(&mut options, &beside(path, ".lock")).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

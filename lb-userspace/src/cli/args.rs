@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand};
+use clap::{ArgGroup, Parser, Subcommand};
 use lb_common::abi::GUE_PORT;
 use lb_common::capture::MAX_KEPT;
 
@@ -27,7 +27,7 @@ Exit codes: 0 done, 2 wrong usage or config, 3 no agent, 1 anything else.";
 
 /// A layer-4 load balancer in XDP, with health checks.
 #[derive(Debug, Parser)]
-#[command(name = "lb", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(name = "lb", version, arg_required_else_help = true, after_help = EXAMPLES, max_term_width = 100)]
 pub struct Args {
     /// The agent's control socket
     #[arg(long, global = true, env = "LB_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
@@ -148,7 +148,9 @@ Example: lb weight web/web-1 50")]
         /// Which backend
         #[arg(value_name = "SERVICE/BACKEND")]
         backend: BackendName,
-        /// Share of new flows, relative to the other backends'
+        /// Share of new flows, relative to the other backends': 0 to 65535
+        #[arg(allow_negative_numbers = true,
+            value_parser = clap::value_parser!(u32).range(..=i64::from(u16::MAX)))]
         weight: u32,
     },
     /// Show what changed, when, by whom, and on what evidence
@@ -242,12 +244,12 @@ Examples:
   lb capture --all --count 20
   lb capture web -w web.pcapng
   lb capture web -w - | wireshark -k -i -")]
+    #[command(group(ArgGroup::new("what").required(true).args(["service", "all"])))]
     Capture {
         /// Packets of this service
-        #[arg(required_unless_present = "all")]
         service: Option<String>,
         /// Everything that is for a VIP
-        #[arg(long, conflicts_with = "service")]
+        #[arg(long)]
         all: bool,
         /// Write a pcapng file; - is standard output
         #[arg(long, short, value_name = "FILE", conflicts_with = "json")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::output;
 use crate::config::check::{Report, ServiceReport, check_file};
 use crate::config::{ConfigError, duration};
 
@@ -32,7 +33,7 @@ pub fn run(file: &Path, strict: bool, json: bool) -> u8 {
         // The reader (`| head`) has read enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
         Err(error) => {
-            eprintln!("error: writing the output: {error}");
+            output::complain(&format!("writing the output: {error}"));
             1
         }
     }

@@ -84,18 +84,36 @@ pub fn detach(socket: &Path) -> Result<u8, Failure> {
         result => return result,
     }
     datapath::enter_bpffs().context("detaching without an agent; run as root")?;
-    let existed = datapath::detach(&PinDirectory::of(socket)).context("detaching")?;
+    // The agent's own is absolute, and where it pins follows from it.
+    let socket = std::path::absolute(socket).context("the path of the socket")?;
+    let pins = PinDirectory::of(&socket);
+    let existed = datapath::detach(&pins).context("detaching")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     // What a killed agent has left.
     (runtime.block_on(via::remove_rules()))
         .context("removing the rule for probes by way of VIPs")?;
-    output::print(if existed {
-        "detached: the program is off all interfaces and nothing is pinned (no agent was running)\n"
-    } else {
-        "nothing to detach: nothing is pinned, and no agent runs\n"
-    })?;
+    if existed {
+        output::print(
+            "detached: the program is off all interfaces and nothing is pinned (no agent was \
+             running)\n",
+        )?;
+        return Ok(0);
+    }
+    let mut text = format!(
+        "nothing to detach: nothing is pinned by an agent with the socket {}, and none runs\n",
+        socket.display()
+    );
+    for (path, interfaces) in pins.others().context("looking for other agents' pins")? {
+        text += &format!(
+            "on {} is the program of an agent with another socket (pinned in {}): name that with \
+             --socket\n",
+            interfaces.join(", "),
+            path.display()
+        );
+    }
+    output::print(&text)?;
     Ok(0)
 }
 

@@ -40,7 +40,7 @@ struct Ended<'a> {
 
 /// Runs until SIGINT or SIGTERM.
 pub fn run(interface: &str, mode: XdpMode, gue_port: u16, json: bool) -> Result<u8, Failure> {
-    super::run::log_to_stderr("warn")?;
+    let _log = super::log::to_stderr("warn")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -67,7 +67,12 @@ pub fn run(interface: &str, mode: XdpMode, gue_port: u16, json: bool) -> Result<
             break;
         }
         match attached.refresh() {
-            Ok(true) => start(&attached, interface, gue_port, json)?,
+            // Packets go on though nobody reads what is told of them.
+            Ok(true) => {
+                if let Err(error) = start(&attached, interface, gue_port, json) {
+                    output::complain(&error.to_string());
+                }
+            }
             Ok(false) => {}
             Err(error) => output::complain(&format!("reading the interface's addresses: {error}")),
         }

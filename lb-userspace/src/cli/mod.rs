@@ -14,6 +14,7 @@ mod decap;
 pub mod doctor;
 mod events;
 mod explain;
+mod log;
 mod output;
 pub mod probe;
 mod run;
@@ -41,7 +42,7 @@ enum Failure {
     /// Wrong usage.
     #[error("{0}")]
     Usage(String),
-    #[error("{0:#}")]
+    #[error("{}", output::chain(.0))]
     Other(#[from] anyhow::Error),
     #[error("writing the output: {0}")]
     Output(#[from] io::Error),
@@ -82,11 +83,8 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             let code = failure.exit_code();
-            match &failure {
-                _ if code == 0 => {}
-                // Complete in itself, excerpts and all.
-                Failure::Config(error) => eprintln!("{}", error.to_string().trim_end()),
-                _ => output::complain(&failure.to_string()),
+            if code != 0 {
+                output::complain(&failure.to_string());
             }
             ExitCode::from(code)
         }

@@ -28,6 +28,18 @@ pub fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "{head}{message}");
 }
 
+/// An error with its causes, each once: many errors name theirs in their own words already.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// Colours, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Palette {
@@ -116,6 +128,20 @@ mod tests {
         ] {
             assert_eq!(span(seconds), text);
         }
+    }
+
+    #[test]
+    fn a_cause_is_named_once() {
+        let cause = || anyhow::anyhow!("in use (os error 98)");
+        let error = cause().context("node.http: in use (os error 98); choose another");
+        assert_eq!(
+            chain(&error.context("starting")),
+            "starting: node.http: in use (os error 98); choose another"
+        );
+        assert_eq!(
+            chain(&cause().context("binding")),
+            "binding: in use (os error 98)"
+        );
     }
 
     #[test]

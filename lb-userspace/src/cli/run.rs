@@ -2,34 +2,20 @@
 
 use std::path::PathBuf;
 
-use tracing_subscriber::EnvFilter;
+use anyhow::Context;
 
-use super::Failure;
+use super::{Failure, log};
 use crate::agent::{self, RunError, RunOptions};
 
 /// Runs the agent until it is told to end.
 pub fn run(config: PathBuf, replace: bool) -> Result<u8, Failure> {
-    log_to_stderr("info")?;
+    let _log = log::to_stderr("info")?;
+    // `lb status` names it, to people who are in another directory.
+    let config = std::path::absolute(&config)
+        .with_context(|| format!("finding where {} is", config.display()))?;
     match agent::run(&RunOptions { config, replace }) {
         Ok(()) => Ok(0),
         Err(RunError::Config(error)) => Err(error.into()),
         Err(error) => Err(Failure::Other(error.into())),
     }
-}
-
-/// Logs what LB_LOG asks for, or `default`.
-pub fn log_to_stderr(default: &str) -> Result<(), Failure> {
-    let filter = match std::env::var("LB_LOG") {
-        Ok(text) => EnvFilter::try_new(&text)
-            .map_err(|error| Failure::Usage(format!("LB_LOG={text:?}: {error}")))?,
-        Err(std::env::VarError::NotPresent) => EnvFilter::new(default),
-        Err(error) => return Err(Failure::Usage(format!("LB_LOG: {error}"))),
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .init();
-    Ok(())
 }

@@ -7,7 +7,8 @@ use lb_common::verdict::Verdict;
 
 use super::output::{Palette, span, tame};
 use crate::api::status::{
-    Admin, BackendStatus, Health, Node, PrimaryState, PrimaryStatus, Routing, ServiceStatus, Status,
+    Admin, BackendStatus, Health, Mode, Node, PrimaryState, PrimaryStatus, Routing, ServiceStatus,
+    Status,
 };
 
 /// A status or verdict older than this is worth a warning, seconds.
@@ -67,6 +68,13 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
             span(age)
         ));
     }
+    let off = node.interfaces.iter().filter(|on| on.mode == Mode::Off);
+    for interface in off {
+        warn(format!(
+            "not attached to {}, so no packet is balanced there: it is gone, or `lb events` says why",
+            tame(&interface.name)
+        ));
+    }
     if let Some(error) = &node.datapath_error {
         warn(format!(
             "the data plane does not follow the verdicts: {}",
@@ -87,11 +95,11 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
         ));
     }
     if let Some(error) = &node.reload_error {
-        // The first of what may be many lines; `lb check` has them all.
+        // The first of what may be many lines; another `lb reload` has them all.
         let first = error.lines().next().unwrap_or_default();
         let first = first.strip_prefix("error: ").unwrap_or(first);
         warn(format!(
-            "the last reload was refused, the old configuration runs on: {} (see `lb check`)",
+            "the last reload was refused, the old configuration runs on: {} (`lb reload` says where)",
             tame(first)
         ));
     }
@@ -424,6 +432,7 @@ mod tests {
         let mut status = sample();
         status.node.datapath_error = Some("updating a map: EPERM".into());
         status.node.verdict_age_seconds = 75.0;
+        status.node.interfaces[0].mode = Mode::Off;
         status.node.reload_error = Some("error: unknown key `nam`\n --> lb.toml:3".into());
         status.node.verdicts.insert("drop_malformed".into(), 2);
         let service = &mut status.services[0];

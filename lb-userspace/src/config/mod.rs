@@ -3,7 +3,8 @@
 //!
 //! [`schema`] says which keys there are; the other modules only what they mean together.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -87,7 +88,7 @@ fn read_help(cause: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             "run as the agent's user or make the file readable to it"
         }
-        _ => "see to the file system and try again",
+        _ => "is it the right file? See to the file system and try again",
     }
 }
 
@@ -115,15 +116,26 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
     })
 }
 
+/// Bytes of the longest file: far more than any configuration, and less than what would cost a host
+/// its memory.
+const LONGEST: u64 = 64 << 20;
+
 /// The text of the file at `path`, called `name` in errors.
 fn read(path: &Path, name: &str) -> Result<String, ConfigError> {
     if path.is_dir() {
         return Err(ConfigError::Directory { path: name.into() });
     }
-    let bytes = std::fs::read(path).map_err(|cause| ConfigError::Read {
-        path: name.into(),
-        cause,
-    })?;
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
+        .and_then(|read| match read as u64 > LONGEST {
+            true => Err(io::Error::other("it has more than 64 MiB")),
+            false => Ok(()),
+        })
+        .map_err(|cause| ConfigError::Read {
+            path: name.into(),
+            cause,
+        })?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let text = String::from_utf8_lossy(error.as_bytes());

@@ -1,6 +1,7 @@
 //! `[node]`.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::reader::{At, Errors, Problem, Reader, Value};
@@ -20,7 +21,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     let names = reader.get(errors, "interfaces", value::texts);
     let interfaces = names.and_then(|names| interfaces(names, errors));
     let xdp_mode = reader.get(errors, "xdp_mode", xdp_mode);
-    let control_socket = reader.get(errors, "control_socket", value::path);
+    let control_socket = reader.get(errors, "control_socket", control_socket);
     let http = reader.get(errors, "http", value::address);
     let state_dir = reader.get(errors, "state_dir", value::path);
     let on_exit = reader.get(errors, "on_exit", on_exit);
@@ -75,6 +76,20 @@ fn ttl(key: &Key, value: &Value<'_>) -> Result<Duration, Problem> {
         ));
     }
     Ok(read)
+}
+
+/// What the kernel takes as the address of a socket (sun_path of linux/un.h has 108 bytes, one of
+/// them the final zero), with room for `.new`, the name under which it is bound.
+fn control_socket(key: &Key, value: &Value<'_>) -> Result<PathBuf, Problem> {
+    const LONGEST: usize = 107 - ".new".len();
+    let path = value::path(key, value)?;
+    if path.as_os_str().len() > LONGEST {
+        return Err(Problem::new(
+            format!("`{}` is longer than {LONGEST} bytes", key.name),
+            "write a shorter path: the kernel takes no longer one for a socket",
+        ));
+    }
+    Ok(path)
 }
 
 fn on_exit(key: &Key, value: &Value<'_>) -> Result<OnExit, Problem> {

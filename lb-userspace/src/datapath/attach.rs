@@ -8,6 +8,7 @@ use aya::programs::{ProgramError, Xdp, loaded_programs};
 use thiserror::Error;
 use tracing::{info, warn};
 
+use super::PROGRAM;
 use super::interface::{self, AttachedProgram, InterfaceError};
 use super::pin::{PinDirectory, PinError, c_path};
 use super::sys::{self, XdpLink};
@@ -19,10 +20,8 @@ pub enum AttachError {
     #[error(transparent)]
     Interface(#[from] InterfaceError),
     #[error(
-        "another XDP program is on {interface}: {program} (id {id}). To keep it, have lb call it \
-         for what is not for a service: `bpftool prog pin id {id} /sys/fs/bpf/other`, take it off \
-         (`ip link set dev {interface} xdp off`), and set node.chain = \"/sys/fs/bpf/other\". \
-         To be rid of it, take it off, or start with --replace to have it replaced"
+        "another XDP program is on {interface}: {program} (id {id}). {}",
+        occupied(interface, program, *id)
     )]
     Occupied {
         interface: String,
@@ -180,6 +179,22 @@ pub fn create(
             }
         },
     })
+}
+
+/// What to do about a program that is there already.
+fn occupied(interface: &str, program: &str, id: u32) -> String {
+    if program == PROGRAM {
+        return "It is that of another agent of lb, or of one that had another \
+                node.control_socket: end that with `lb detach --socket PATH` and its path, or \
+                start with --replace to have the program replaced"
+            .to_owned();
+    }
+    format!(
+        "To keep it, have lb call it for what is not for a service: \
+         `bpftool prog pin id {id} /sys/fs/bpf/other`, take it off \
+         (`ip link set dev {interface} xdp off`), and set node.chain = \"/sys/fs/bpf/other\". \
+         To be rid of it, take it off, or start with --replace to have it replaced"
+    )
 }
 
 /// Takes the program off an interface.

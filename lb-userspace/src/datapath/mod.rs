@@ -198,7 +198,7 @@ impl Datapath {
             if !place.interfaces.contains(&name) {
                 info!(
                     interface = name,
-                    "no longer in the configuration: taking the program off"
+                    "not configured any more, or gone: taking the program off"
                 );
                 attach::detach(&self.pins, &name)?;
             }

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::sys;
 
@@ -78,6 +78,26 @@ impl PinDirectory {
         Ok(links)
     }
 
+    /// Directories of other agents whose program is on interfaces, with those.
+    pub fn others(&self) -> Result<Vec<(PathBuf, Vec<String>)>, PinError> {
+        let root = Path::new(BPFFS);
+        let failed = |source| PinError::directory(root, source);
+        let mut others = Vec::new();
+        for entry in std::fs::read_dir(root).map_err(failed)? {
+            let other = Self(entry.map_err(failed)?.path());
+            let name = other.0.file_name().and_then(|name| name.to_str());
+            let ours = name.is_some_and(|name| name == "lb" || name.starts_with("lb-"));
+            if ours && other.0 != self.0 {
+                let links = other.links()?;
+                if !links.is_empty() {
+                    others.push((other.0, links));
+                }
+            }
+        }
+        others.sort();
+        Ok(others)
+    }
+
     pub fn exists(&self) -> bool {
         self.0.is_dir()
     }
@@ -131,11 +151,42 @@ pub fn enter_bpffs() -> Result<(), PinError> {
         }
     }
     let target = c_path(Path::new(BPFFS))?;
-    if sys::is_bpffs(&target).map_err(PinError::Mount)? {
-        return Ok(());
+    if !sys::is_bpffs(&target).map_err(PinError::Mount)? {
+        info!("mounting a BPF file system on {BPFFS}");
+        sys::mount_bpffs(&target).map_err(PinError::Mount)?;
     }
-    info!("mounting a BPF file system on {BPFFS}");
-    sys::mount_bpffs(&target).map_err(PinError::Mount)
+    // Both can be read where /proc/1/ns cannot, as in a service with few capabilities.
+    let mounts = |of: &str| std::fs::read_to_string(format!("/proc/{of}/mountinfo"));
+    if let (Ok(own), Ok(host)) = (mounts("thread-self"), mounts("1"))
+        && !is_the_hosts(&own, &host)
+    {
+        warn!(
+            "{BPFFS} is this process's own and not the host's: what is pinned there, and all \
+             forwarding with it, is gone when the agent is. Start lb where it sees the host's \
+             {BPFFS}: in a network namespace by `nsenter --net=/run/netns/NAME` in place of \
+             `ip netns exec`, in a container with {BPFFS} of the host"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the BPF file system that a process with the mounts `own` pins to is one that the `host`
+/// has mounted too (proc_pid_mountinfo(5)).
+fn is_the_hosts(own: &str, host: &str) -> bool {
+    // Number, parent, device, root, place, options, more of them, "-", type.
+    let device = |line: &str| -> Option<(String, bool)> {
+        let mut words = line.split(' ');
+        let (device, place) = (words.nth(2)?, words.nth(1)?);
+        let kind = words.skip_while(|word| *word != "-").nth(1)?;
+        (kind == "bpf").then(|| (device.to_owned(), place == BPFFS))
+    };
+    // What was mounted last on a place hides what was there before.
+    let used = own.lines().filter_map(device).rfind(|(_, here)| *here);
+    used.is_none_or(|(used, _)| {
+        host.lines()
+            .filter_map(device)
+            .any(|(device, _)| device == used)
+    })
 }
 
 /// `path` as system calls take it.
@@ -153,6 +204,25 @@ mod tests {
         assert_eq!(of("/run/lb/lb.sock"), Path::new("/sys/fs/bpf/lb"));
         assert_ne!(of("/run/a.sock"), of("/run/b.sock"));
         assert_eq!(of("/run/a.sock"), of("/run/a.sock"));
+    }
+
+    #[test]
+    fn a_bpf_file_system_of_ones_own_is_noticed() {
+        let root = "27 1 254:0 / / rw - ext4 /dev/vda rw\n";
+        let at = |device: &str, place: &str| {
+            format!("{root}90 23 {device} / {place} rw,relatime shared:7 - bpf bpf rw,mode=700\n")
+        };
+        let host = at("0:31", BPFFS);
+        assert!(is_the_hosts(&at("0:31", BPFFS), &host));
+        // Bound into a container.
+        assert!(is_the_hosts(&at("0:31", BPFFS), &at("0:31", "/run/bpf")));
+        assert!(!is_the_hosts(&at("0:50", BPFFS), &host));
+        assert!(!is_the_hosts(&at("0:50", BPFFS), root));
+        // The host's is hidden by another one.
+        let hidden = format!("{host}91 90 0:50 / {BPFFS} rw - bpf bpf rw\n");
+        assert!(!is_the_hosts(&hidden, &host));
+        // Nothing to judge.
+        assert!(is_the_hosts(root, &host));
     }
 
     #[test]

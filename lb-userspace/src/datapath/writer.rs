@@ -287,9 +287,12 @@ impl Thread {
             }
             Command::Count => self.notify(Notice::Counted(self.count())),
             Command::Detach(reply) => {
+                let result = super::detach(&self.pins);
+                // What could not be taken off is still served, and can be tried again.
+                let done = result.is_ok();
                 // As above.
-                let _ = reply.send(super::detach(&self.pins));
-                return true;
+                let _ = reply.send(result);
+                return done;
             }
         }
         false
