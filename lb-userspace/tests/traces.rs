@@ -85,6 +85,7 @@ fn restored(health: Health, backend: &Backend) -> Restored {
         gone: health == Health::Unhealthy,
         reason: "before".to_owned(),
         address: backend.address,
+        past: Default::default(),
         checks: BTreeMap::new(),
     }
 }

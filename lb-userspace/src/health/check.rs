@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Health;
 use super::agent::Axis;
-use super::ejections::{Ejections, Past};
+use super::ejections::Ejections;
 use crate::model::{HealthPolicy, Window};
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -36,9 +36,6 @@ pub struct RestoredCheck {
     /// See [`CheckView::gone`].
     pub gone: bool,
     pub reason: String,
-    /// Its ejections.
-    #[serde(default, skip_serializing_if = "Past::is_clean")]
-    pub past: Past,
 }
 
 /// What is known of a backend by one probe.
@@ -82,8 +79,6 @@ pub struct CheckView {
     pub axis: Axis,
     /// Until when it is out whatever the probe says; may be in the past.
     pub held_until: Option<Duration>,
-    /// Ejections not forgotten yet.
-    pub ejections: Ejections,
     /// It would be healthy but for its hold-down.
     pub held: bool,
     /// The outcomes counted since the last verdict, the last one lowest: a bit for each, set for a
@@ -123,7 +118,6 @@ impl CheckView {
             weight: 100,
             axis: Axis::default(),
             held_until: None,
-            ejections: Ejections::default(),
             held: false,
             recent: 0,
             run_started: now,
@@ -137,18 +131,16 @@ impl CheckView {
             gone: verdict.gone && verdict.health == Health::Unhealthy,
             assumed: verdict.health != Health::Unknown,
             reason: verdict.reason.clone(),
-            ejections: Ejections::restored(verdict.past, now),
             ..Self::unknown(name, now)
         }
     }
 
     /// For the state file.
-    pub(super) fn restorable(&self, now: Duration) -> RestoredCheck {
+    pub(super) fn restorable(&self) -> RestoredCheck {
         RestoredCheck {
             health: self.health,
             gone: self.gone,
             reason: self.reason.clone(),
-            past: self.ejections.past(now),
         }
     }
 
@@ -164,8 +156,8 @@ impl CheckView {
     }
 
     /// With what the configuration says of the hold-down.
-    pub(super) fn held_by(mut self, policy: &HealthPolicy) -> Self {
-        let until = |rule| self.ejections.held_until(rule);
+    pub(super) fn held_by(mut self, policy: &HealthPolicy, ejections: &Ejections) -> Self {
+        let until = |rule| ejections.held_until(rule);
         self.held_until = policy.hold_down.and_then(until);
         self
     }
@@ -186,11 +178,13 @@ impl CheckView {
     }
 
     /// Counts an outcome of a probe that began at `started` and ended at `now`. Tells if the
-    /// verdict changed; that an unhealthy backend is now gone is such a change too.
+    /// verdict changed; that an unhealthy backend is now gone is such a change too. `ejections`: the
+    /// backend's.
     pub(super) fn record(
         &mut self,
         outcome: &Outcome,
         policy: &HealthPolicy,
+        ejections: &mut Ejections,
         started: Duration,
         now: Duration,
     ) -> Option<Turn> {
@@ -214,7 +208,7 @@ impl CheckView {
                 None
             }
             Verdict::Success => self.success(outcome, policy, started, now),
-            Verdict::Failure => self.failure(outcome, policy, started, now),
+            Verdict::Failure => self.failure(outcome, policy, ejections, started, now),
         }
     }
 
@@ -278,7 +272,6 @@ impl CheckView {
         }
         self.gone = false;
         self.recent = 0;
-        self.ejections.readmitted(now);
         let reason = match (self.health, self.successes) {
             (Health::Unknown, _) => first(outcome),
             (_, 1) => "1 success".to_owned(),
@@ -291,6 +284,7 @@ impl CheckView {
         &mut self,
         outcome: &Outcome,
         policy: &HealthPolicy,
+        ejections: &mut Ejections,
         started: Duration,
         now: Duration,
     ) -> Option<Turn> {
@@ -317,9 +311,10 @@ impl CheckView {
                 self.gone = self.silent >= policy.unhealthy_threshold
                     || (grounds == Grounds::Immediate && self.silent > 0);
                 let mut reason = format!("{grounds}: {}", outcome.detail);
-                if let Some(rule) = policy.hold_down {
-                    let (number, length) = self.ejections.ejected(rule, now);
-                    self.held_until = self.ejections.held_until(rule);
+                let term = ejections.ejected(policy.hold_down, now);
+                if term.firm {
+                    self.held_until = Some(term.until);
+                    let (number, length) = (term.number, term.length);
                     reason += &format!("; ejection {number}, held down for {length:?}");
                 }
                 self.recent = 0;

@@ -26,7 +26,8 @@
 //!
 //! With `hold_down` an ejection lasts a while whatever the probes say, the n-th n times as long, so
 //! that a flapping backend does not drag its share of the traffic to and fro. Time in good health
-//! makes ejections forgotten ([`Ejections`]).
+//! makes ejections forgotten ([`Ejections`]). Those by the packets of its flows ([`passive`]) are
+//! counted with them.
 //!
 //! # Rhythm
 //!
@@ -45,7 +46,7 @@ mod target;
 
 pub use budget::Budget;
 pub use check::{CheckView, HISTORY, Record, RestoredCheck};
-pub use ejections::{Ejections, Past};
+pub use ejections::{Ejections, Past, Term};
 pub use engine::{Change, Engine};
 pub use overload::Overload;
 pub use probes::Start;

@@ -22,16 +22,21 @@
 //!
 //! # Ejections
 //!
-//! The n-th lasts n times [`EJECTION`], [`LONGEST`] at the most; each [`FORGIVEN`] without one takes
-//! one off n. It ends early by as many successes in a row of the configured probe as readmit any
-//! backend, if that probe had failed as well. At most half of a service's backends are ejected so, but
-//! always one if there are two.
+//! They count together with those by the probes ([`Ejections`](super::Ejections)): the n-th lasts n
+//! times the configured `hold_down`, or n times 30 s without one. In that case it ends early by as many
+//! successes in a row of the configured probe as readmit any backend, if that probe had failed as
+//! well. At most half of a service's backends are ejected so, but always one if there are two. Another
+//! agent takes them over ([`Passive::save`]).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{BackendKey, Forwarding, PassiveHttp, Service};
+use serde::{Deserialize, Serialize};
+
+use super::ejections::Term;
+use crate::model::{Backend, BackendKey, Forwarding, PassiveHttp, Service};
 use target::{SHOWN, Target, WINDOW};
 
 mod target;
@@ -111,6 +116,31 @@ pub struct Doubt {
     pub until: Duration,
 }
 
+/// The same for the state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedDoubt {
+    /// Address of the backend it is about; of another address it says nothing.
+    pub address: SocketAddr,
+    pub gone: bool,
+    pub reason: String,
+    /// How long it lasts at the most.
+    pub left_ms: u64,
+    /// Good probes end it sooner.
+    pub ends_early: bool,
+}
+
+impl SavedDoubt {
+    /// The same some time later.
+    #[must_use]
+    pub fn later(self, by: Duration) -> Self {
+        let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            left_ms: self.left_ms.saturating_sub(by),
+            ..self
+        }
+    }
+}
+
 /// What has changed by a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Judged {
@@ -137,7 +167,7 @@ pub struct Passive {
 }
 
 impl Passive {
-    /// Takes over a configuration; what is known of backends that stay is kept.
+    /// Takes over a configuration; what is known of backends that stay, by name and address, is kept.
     pub fn configure(&mut self, services: &[Service]) {
         let mut old = std::mem::take(&mut self.services);
         for service in services {
@@ -149,10 +179,14 @@ impl Passive {
                 .remove(&service.name)
                 .map(|watched| watched.targets)
                 .unwrap_or_default();
-            let target = |backend| {
+            let target = |backend: &Backend| {
                 let key = service.key(backend);
-                let target = known.remove(&key).unwrap_or_else(Target::new);
-                (key, target)
+                let address = backend.address;
+                let old = known.remove(&key).filter(|old| old.address == address);
+                if old.is_none() {
+                    self.doubts.remove(&key);
+                }
+                (key, old.unwrap_or_else(|| Target::new(address)))
             };
             let watched = Watched {
                 both_ways: service.forwarding == Forwarding::Nat,
@@ -190,8 +224,13 @@ impl Passive {
         }
     }
 
-    /// Whom to suspect by what was read, and which ejections are over.
-    pub fn judge(&mut self, now: Duration) -> Judged {
+    /// Whom to suspect by what was read, and which ejections are over. `ejected` counts an ejection and
+    /// tells what it comes to.
+    pub fn judge(
+        &mut self,
+        ejected: &mut dyn FnMut(&BackendKey) -> Term,
+        now: Duration,
+    ) -> Judged {
         let mut judged = self.lift(now);
         for watched in self.services.values_mut() {
             let suspects = watched.suspects(now);
@@ -204,13 +243,10 @@ impl Passive {
                 continue;
             }
             for suspicion in suspects {
-                let ejected = watched
-                    .targets
-                    .keys()
-                    .filter(|key| self.doubts.contains_key(key))
-                    .count();
+                let keys = watched.targets.keys();
+                let out = keys.filter(|key| self.doubts.contains_key(key)).count();
                 let most = (watched.targets.len() / 2).max(usize::from(watched.targets.len() > 1));
-                let has_room = ejected < most && !self.doubts.contains_key(&suspicion.key);
+                let has_room = out < most && !self.doubts.contains_key(&suspicion.key);
                 let Some(target) = watched.targets.get_mut(&suspicion.key) else {
                     continue;
                 };
@@ -221,7 +257,7 @@ impl Passive {
                     }
                 } else if watched.http == PassiveHttp::Eject && has_room {
                     let reason = format!("passive: {}", suspicion.what);
-                    let doubt = target.eject(false, reason, false, now);
+                    let doubt = target.eject(false, reason, false, ejected(&suspicion.key));
                     self.doubts.insert(suspicion.key, doubt);
                     judged.changed = true;
                 } else {
@@ -241,6 +277,7 @@ impl Passive {
         reached: bool,
         probe: Option<bool>,
         detail: &str,
+        ejected: &mut dyn FnMut(&BackendKey) -> Term,
         now: Duration,
     ) -> bool {
         let watched = self.services.get_mut(&suspicion.key.service);
@@ -254,13 +291,14 @@ impl Passive {
             return false;
         }
         let reason = format!("passive: {}; probed at once: {detail}", suspicion.what);
-        let doubt = target.eject(true, reason, probe == Some(false), now);
+        let term = ejected(&suspicion.key);
+        let doubt = target.eject(true, reason, probe == Some(false), term);
         self.doubts.insert(suspicion.key.clone(), doubt);
         true
     }
 
     /// The configured probe of a backend has ended. Tells whether that ends an ejection.
-    pub fn observe(&mut self, key: &BackendKey, success: bool, now: Duration) -> bool {
+    pub fn observe(&mut self, key: &BackendKey, success: bool) -> bool {
         let Some(watched) = self.services.get_mut(&key.service) else {
             return false;
         };
@@ -275,8 +313,47 @@ impl Passive {
         if *passes < needed || self.doubts.remove(key).is_none() {
             return false;
         }
-        target.end(now);
+        target.end();
         true
+    }
+
+    /// The ejections, for another agent.
+    pub fn save(&self, now: Duration) -> BTreeMap<BackendKey, SavedDoubt> {
+        let save = |(key, doubt): (&BackendKey, &Doubt)| {
+            let target = self.services.get(&key.service)?.targets.get(key)?;
+            let left = doubt.until.saturating_sub(now).as_millis();
+            let saved = SavedDoubt {
+                address: target.address,
+                gone: doubt.gone,
+                reason: doubt.reason.clone(),
+                left_ms: u64::try_from(left).unwrap_or(u64::MAX),
+                ends_early: target.passes.is_some(),
+            };
+            Some((key.clone(), saved))
+        };
+        self.doubts.iter().filter_map(save).collect()
+    }
+
+    /// Takes over the ejections of an earlier agent, of backends that are watched and have the same
+    /// address.
+    pub fn restore(&mut self, saved: BTreeMap<BackendKey, SavedDoubt>, now: Duration) {
+        for (key, saved) in saved {
+            let watched = self.services.get_mut(&key.service);
+            let target = watched.and_then(|watched| watched.targets.get_mut(&key));
+            let Some(target) = target.filter(|target| target.address == saved.address) else {
+                continue;
+            };
+            if saved.left_ms == 0 {
+                continue;
+            }
+            target.passes = saved.ends_early.then_some(0);
+            let doubt = Doubt {
+                gone: saved.gone,
+                reason: saved.reason,
+                until: now + Duration::from_millis(saved.left_ms),
+            };
+            self.doubts.insert(key, doubt);
+        }
     }
 
     /// The backends that are ejected.
@@ -301,7 +378,7 @@ impl Passive {
             }
             let watched = services.get_mut(&key.service);
             if let Some(target) = watched.and_then(|watched| watched.targets.get_mut(key)) {
-                target.end(now);
+                target.end();
             }
             false
         });

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::check::{CheckView, Record, RestoredCheck, Turn};
-use super::ejections::Past;
+use super::ejections::{Ejections, Past};
 use crate::probe::{Class, Verdict};
 
 /// The probes' verdict.
@@ -46,6 +46,9 @@ pub struct Restored {
     pub reason: String,
     /// Address of the backend it was said of; of another address it says nothing.
     pub address: SocketAddr,
+    /// Its ejections, by its probes or by what its packets say.
+    #[serde(default, skip_serializing_if = "Past::is_clean")]
+    pub past: Past,
     /// By probe; none if it is not known by which.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub checks: BTreeMap<String, RestoredCheck>,
@@ -73,6 +76,10 @@ pub struct TargetView {
     pub weight: u8,
     /// Until when it is out whatever the probes say; may be in the past.
     pub held_until: Option<Duration>,
+    /// Ejections not forgotten yet, whoever ejected it.
+    pub ejections: Ejections,
+    /// What its packets say has ejected it.
+    pub doubted: bool,
     /// By probe, in the order of the configuration; none if it is not probed.
     pub checks: Vec<CheckView>,
 }
@@ -89,6 +96,8 @@ impl TargetView {
             class: None,
             weight: 100,
             held_until: None,
+            ejections: Ejections::default(),
+            doubted: false,
             checks: Vec::new(),
         }
     }
@@ -132,6 +141,9 @@ impl TargetView {
         self.reason = reason;
         if from != self.health {
             self.since = now;
+            if self.health == Health::Healthy && !self.doubted {
+                self.ejections.readmitted(now);
+            }
         }
         if let (Some(class), true) = (self.checks.get(check).and_then(|check| check.class), news) {
             self.class = Some(class);
@@ -218,6 +230,14 @@ impl TargetView {
             })
     }
 
+    /// Says whether what its packets say has ejected it.
+    pub(super) fn doubt(&mut self, doubted: bool, now: Duration) {
+        if !doubted && self.ejections.out() && self.health == Health::Healthy {
+            self.ejections.readmitted(now);
+        }
+        self.doubted = doubted;
+    }
+
     /// What the probe of this name knows.
     pub fn check(&self, name: &str) -> Option<&CheckView> {
         self.checks.iter().find(|check| &*check.name == name)
@@ -229,7 +249,6 @@ impl TargetView {
             health: self.health,
             gone: self.gone,
             reason: self.reason.clone(),
-            past: Past::default(),
         }
     }
 
@@ -241,8 +260,9 @@ impl TargetView {
             gone: self.gone,
             reason: self.reason.clone(),
             address,
+            past: self.ejections.past(now),
             checks: checks
-                .map(|check| (check.name.to_string(), check.restorable(now)))
+                .map(|check| (check.name.to_string(), check.restorable()))
                 .collect(),
         }
     }
@@ -263,16 +283,13 @@ impl Restored {
             health: self.health,
             gone: self.gone,
             reason: self.reason.clone(),
-            past: Past::default(),
         }
     }
 
     /// The same some time later.
     #[must_use]
     pub fn later(mut self, by: Duration) -> Self {
-        for check in self.checks.values_mut() {
-            check.past = check.past.later(by);
-        }
+        self.past = self.past.later(by);
         self
     }
 }
