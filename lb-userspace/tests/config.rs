@@ -16,11 +16,11 @@ use lb_userspace::config::schema::{Fallback, SECTIONS, Section};
 use lb_userspace::config::{self, ConfigError};
 use lb_userspace::model::{
     ActivePassive, Affinity, Backend, Class, ClientCertificate, DnsProbe, Egress, Endpoint,
-    ExecProbe, Family, Fence, Forwarding, HealthPolicy, HoldDown, HttpProbe, LdapProbe, Match,
-    Mode, Model, MysqlProbe, Node, OnDeath, OnExit, PanicAction, PanicRules, PassiveHttp,
-    PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec, Protocol, Question,
-    RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange, TcpScript,
-    TlsOptions, Via, Window, XdpMode,
+    ExecProbe, Family, Fence, Forwarding, HeaderMatch, HealthPolicy, HoldDown, HttpProbe,
+    LdapProbe, Match, Mode, Model, MysqlProbe, Node, OnDeath, OnExit, PanicAction, PanicRules,
+    PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
+    Protocol, Question, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange,
+    TcpScript, TlsOptions, Via, Window, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -293,6 +293,17 @@ fn what_decides_is_read() {
     assert_eq!(ports(shop), [8080, 5432]);
     assert_eq!(ports(agents), [8080, 9707]);
     assert_eq!(agents.backends[0].probes[1].kind, ProbeKind::Agent);
+    let ProbeKind::Http(http) = &shop.backends[0].probes[0].kind else {
+        panic!("{shop:#?}")
+    };
+    assert_eq!(http.degraded_body.as_deref(), Some("cache: cold"));
+    let status = |first, last| StatusRange { first, last };
+    assert_eq!(http.drain_status, [status(404, 404), status(410, 419)]);
+    let header = HeaderMatch {
+        name: "x-draining".into(),
+        value: Some("yes".into()),
+    };
+    assert_eq!(http.drain_header, Some(header));
 
     let report = check(&good("deciding.toml"), "lb.toml").unwrap();
     let [shop, agents] = &report.services[..] else {

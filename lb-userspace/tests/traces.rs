@@ -93,7 +93,7 @@ fn restored(health: Health, backend: &Backend) -> Restored {
 fn outcome(class: Class) -> Outcome {
     Outcome {
         verdict: match class {
-            Class::Ok | Class::Degraded => Verdict::Success,
+            Class::Ok | Class::Degraded | Class::Drain => Verdict::Success,
             _ => Verdict::Failure,
         },
         class,
@@ -140,6 +140,8 @@ fn letter(letter: char) -> Class {
         'F' => Class::Status,
         'R' => Class::Reset,
         'T' => Class::Timeout,
+        // 404 with `http-check disable-on-404`.
+        'N' => Class::Drain,
         other => panic!("outcome {other}"),
     }
 }
@@ -148,9 +150,6 @@ fn letter(letter: char) -> Class {
 /// unknown backend. `states` has the state before each check, and after the last.
 fn haproxy(trace: &Value) -> Result<(), &'static str> {
     let config = &trace["config"];
-    if config["disable_on_404"] == true {
-        return Err("drain on 404 is not offered");
-    }
     let policy = policy(
         config["fall"].as_u64().unwrap(),
         config["rise"].as_u64().unwrap(),
@@ -161,8 +160,13 @@ fn haproxy(trace: &Value) -> Result<(), &'static str> {
     assert_eq!(states.len(), outcomes.len() + 1);
     for (n, (outcome, after)) in outcomes.chars().zip(&states[1..]).enumerate() {
         single.step(letter(outcome));
-        let id = &trace["id"];
-        assert_eq!(single.is_up(), *after == "UP", "{id}: after outcome {n}");
+        let view = single.engine.get(&single.key).unwrap();
+        let state = match (view.health, view.leaving) {
+            (Health::Healthy, true) => "DRAIN",
+            (Health::Healthy, false) => "UP",
+            (Health::Unhealthy | Health::Unknown, _) => "DOWN",
+        };
+        assert_eq!(state, after, "{}: after outcome {n}", trace["id"]);
     }
     Ok(())
 }
@@ -250,7 +254,7 @@ fn consecutive_counting_as_others_do_it() {
         }
     }
     println!("replayed: {replayed:?}");
-    assert_eq!(replayed["haproxy"], 18);
+    assert_eq!(replayed["haproxy"], 19);
     assert_eq!(replayed["keepalived"], 3);
     assert_eq!(replayed["envoy"], 45, "{replayed:?}");
 }

@@ -294,7 +294,7 @@ impl Core {
             self.counts.entry(key.clone()).or_default().flaps += 1;
         }
         info!(backend = %key, from = change.from.name(), to = change.to.name(), "{}", change.reason);
-        if change.from != change.to || change.gone {
+        if change.from != change.to || change.gone || change.leaving {
             self.turns
                 .insert(key.clone(), now.saturating_sub(change.took));
         }
@@ -306,7 +306,8 @@ impl Core {
         if (change.from, change.to) == (Health::Unknown, Health::Unhealthy) {
             let event = told(Kind::FirstVerdict);
             self.record(event.states(change.from.name(), change.to.name()));
-        } else if (change.from, change.to) == (Health::Healthy, Health::Healthy) {
+        } else if (change.from, change.to) == (Health::Healthy, Health::Healthy) && change.reweighed
+        {
             self.record(told(Kind::Weight));
         }
         self.save_soon();

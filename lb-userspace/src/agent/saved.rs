@@ -150,13 +150,14 @@ impl Saved {
         words.retain(|_, word| *word != Word::default());
         let keys = words.keys().chain(verdicts.keys()).chain(doubts.keys());
         let keys: BTreeSet<BackendKey> = keys.cloned().collect();
-        self.backends.extend(keys.into_iter().map(|key| SavedBackend {
-            service: key.service.to_string(),
-            backend: key.backend.to_string(),
-            word: words.remove(&key),
-            verdict: verdicts.remove(&key),
-            doubt: doubts.remove(&key),
-        }));
+        self.backends
+            .extend(keys.into_iter().map(|key| SavedBackend {
+                service: key.service.to_string(),
+                backend: key.backend.to_string(),
+                word: words.remove(&key),
+                verdict: verdicts.remove(&key),
+                doubt: doubts.remove(&key),
+            }));
         self
     }
 
@@ -263,6 +264,7 @@ mod tests {
             health: Health::Unhealthy,
             gone: true,
             reason: "3 consecutive failures: connection refused".to_owned(),
+            leaving: false,
         };
         let verdict = Restored {
             health: Health::Unhealthy,

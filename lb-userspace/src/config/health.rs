@@ -11,8 +11,8 @@ use super::schema::{HEALTH, Key};
 use super::value;
 use super::{deciding, egress, kinds, web};
 use crate::model::{
-    ClientCertificate, Endpoint, ExecProbe, Forwarding, HealthPolicy, HttpProbe, Pattern,
-    ProbeKind, ProbeSpec, Protocol, Reuse, StatusRange, TlsOptions, host_text,
+    ClientCertificate, Endpoint, ExecProbe, Forwarding, HeaderMatch, HealthPolicy, HttpProbe,
+    Pattern, ProbeKind, ProbeSpec, Protocol, Reuse, StatusRange, TlsOptions, host_text,
 };
 
 /// Kind of probe, as written.
@@ -53,6 +53,9 @@ pub struct Settings {
     expect_status: Option<At<Vec<StatusRange>>>,
     expect_body: Option<At<String>>,
     expect_body_regex: Option<At<Pattern>>,
+    degraded_body: Option<At<String>>,
+    drain_status: Option<At<Vec<StatusRange>>>,
+    drain_header: Option<At<HeaderMatch>>,
     reuse: Option<At<Duration>>,
     reuse_limit: Option<At<u32>>,
     service: Option<At<String>>,
@@ -213,6 +216,9 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         expect_status: reader.get(errors, "expect_status", value::statuses),
         expect_body: reader.get(errors, "expect_body", web::not_empty),
         expect_body_regex: reader.get(errors, "expect_body_regex", web::pattern),
+        degraded_body: reader.get(errors, "degraded_body", web::not_empty),
+        drain_status: reader.get(errors, "drain_status", value::statuses),
+        drain_header: reader.get(errors, "drain_header", value::header),
         reuse: reader.get(errors, "reuse", value::positive_duration),
         reuse_limit: reader.get(errors, "reuse_limit", value::integer),
         service: reader.get(errors, "service", value::text),
@@ -355,6 +361,10 @@ fn settings_http(
             "expect_body_regex",
             settings.expect_body_regex.as_ref().map(|at| &at.span),
         ),
+        (
+            "degraded_body",
+            settings.degraded_body.as_ref().map(|at| &at.span),
+        ),
     ];
     for (name, body) in bodies {
         let (Some(body), "HEAD") = (body, method.value) else {
@@ -371,7 +381,11 @@ fn settings_http(
             format!("write method = \"GET\" or remove `{name}`"),
         );
     }
+    let drain_status = drain_status(settings, reader, errors)?;
     let probe = HttpProbe {
+        degraded_body: settings.degraded_body.as_ref().map(|at| at.value.clone()),
+        drain_status,
+        drain_header: settings.drain_header.as_ref().map(|at| at.value.clone()),
         method: method.value.into(),
         path: settings.path.as_ref()?.value.clone(),
         host: String::new(),
@@ -395,6 +409,34 @@ fn settings_http(
         tls,
     };
     Some((probe, settings.host.as_ref().map(|host| host.value.clone())))
+}
+
+/// No status can say both that all is well and that the backend wants to leave.
+fn drain_status(
+    settings: &Settings,
+    reader: &Reader<'_>,
+    errors: &mut Errors<'_>,
+) -> Option<Vec<StatusRange>> {
+    let good = settings.expect_status.as_ref()?;
+    let Some(drain) = &settings.drain_status else {
+        return Some(Vec::new());
+    };
+    for range in &drain.value {
+        if good.value.iter().any(|good| good.overlaps(*range)) {
+            let span = if reader.own("drain_status").is_some() {
+                &drain.span
+            } else {
+                &good.span
+            };
+            errors.add(
+                span.clone(),
+                "`drain_status` and `expect_status` have a status code in common",
+                "take it out of one of the two",
+            );
+            return None;
+        }
+    }
+    Some(drain.value.clone())
 }
 
 fn tls_options(
@@ -562,7 +604,8 @@ fn users(key: &str) -> &'static [Probe] {
         ],
         "headers" => &[Http, Https, Grpc],
         "path" | "method" | "host" | "expect_status" | "expect_body" | "expect_body_regex"
-        | "reuse" | "reuse_limit" | "degraded_weight" => &[Http, Https],
+        | "degraded_body" | "drain_status" | "drain_header" | "reuse" | "reuse_limit"
+        | "degraded_weight" => &[Http, Https],
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
         "authority" | "accept_status" | "watch" => &[Grpc],

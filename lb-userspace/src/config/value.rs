@@ -10,9 +10,9 @@ use toml::de::DeValue;
 
 use super::duration;
 use super::reader::{At, Problem, Value};
-use super::schema::{Key, Kind};
+use super::schema::{Fallback, Key, Kind};
 use super::suggest::nearest;
-use crate::model::{Endpoint, Ports, Prefix, StatusRange};
+use crate::model::{Endpoint, HeaderMatch, Ports, Prefix, StatusRange};
 
 /// gRPC status codes by number (https://grpc.io/docs/guides/status-codes/).
 const GRPC_CODES: [&str; 17] = [
@@ -480,13 +480,20 @@ pub fn texts(key: &Key, value: &Value<'_>) -> Result<Vec<At<String>>, Problem> {
 pub fn statuses(key: &Key, value: &Value<'_>) -> Result<Vec<StatusRange>, Problem> {
     let list = texts(key, value)?;
     if list.is_empty() {
-        return Err(Problem::new(
-            format!(
-                "`{}` is empty, so no answer would count as a success",
-                key.name
+        let problem = match key.default {
+            Fallback::Absent(_) => Problem::new(
+                format!("`{}` is empty", key.name),
+                "write the status codes, or leave the key out",
             ),
-            "write [\"200\"] or leave the key out",
-        ));
+            _ => Problem::new(
+                format!(
+                    "`{}` is empty, so no answer would count as a success",
+                    key.name
+                ),
+                "write [\"200\"] or leave the key out",
+            ),
+        };
+        return Err(problem);
     }
     list.into_iter()
         .map(|item| status(&item.value).map_err(|problem| problem.at(item.span)))
@@ -560,6 +567,33 @@ fn grpc_code(item: &Value<'_>) -> Result<u32, Problem> {
                 "write a number from 0 to 16 or a name such as \"UNIMPLEMENTED\"".into()
             }),
         )
+    })
+}
+
+/// A header of an answer: its name, with or without a value.
+pub fn header(key: &Key, value: &Value<'_>) -> Result<HeaderMatch, Problem> {
+    let written = text(key, value)?;
+    let (name, wanted) = match written.split_once(':') {
+        None => (written.as_str(), None),
+        Some((name, value)) => (name, Some(value.trim())),
+    };
+    let help = format!("write {} = {}", key.name, key.kind.example());
+    if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return Err(Problem::new(
+            format!("\"{}\" is not a header name", shown(name)),
+            help,
+        ));
+    }
+    let good = |value: &str| !value.is_empty() && http::HeaderValue::from_str(value).is_ok();
+    if wanted.is_some_and(|value| !good(value)) {
+        return Err(Problem::new(
+            format!("`{}` has a value that no header has", key.name),
+            format!("{help}, or the name alone for any value"),
+        ));
+    }
+    Ok(HeaderMatch {
+        name: name.to_lowercase(),
+        value: wanted.map(str::to_owned),
     })
 }
 

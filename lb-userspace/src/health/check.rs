@@ -36,6 +36,9 @@ pub struct RestoredCheck {
     /// See [`CheckView::gone`].
     pub gone: bool,
     pub reason: String,
+    /// See [`CheckView::leaving`].
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// What is known of a backend by one probe.
@@ -50,6 +53,9 @@ pub struct CheckView {
     pub health: Health,
     /// Unhealthy, and silent rather than answering badly: its flows are given up.
     pub gone: bool,
+    /// Healthy, but the backend asks to be drained (`Class::Drain`). Its word counts at once, both ways,
+    /// and is no failure.
+    pub leaving: bool,
     /// The verdict was not reached by the present probe: it is that of an earlier agent or of
     /// another configuration, and stands until an outcome is counted.
     pub assumed: bool,
@@ -104,6 +110,7 @@ impl CheckView {
             advisory: false,
             health: Health::Unknown,
             gone: false,
+            leaving: false,
             assumed: false,
             since: now,
             reason: "not yet probed".to_owned(),
@@ -129,6 +136,7 @@ impl CheckView {
         Self {
             health: verdict.health,
             gone: verdict.gone && verdict.health == Health::Unhealthy,
+            leaving: verdict.leaving && verdict.health == Health::Healthy,
             assumed: verdict.health != Health::Unknown,
             reason: verdict.reason.clone(),
             ..Self::unknown(name, now)
@@ -141,6 +149,7 @@ impl CheckView {
             health: self.health,
             gone: self.gone,
             reason: self.reason.clone(),
+            leaving: self.leaving,
         }
     }
 
@@ -250,16 +259,32 @@ impl CheckView {
         }
         (self.failures, self.silent) = (0, 0);
         self.recent <<= 1;
-        self.successes = self.successes.saturating_add(1);
+        let drains = outcome.class == Class::Drain;
+        self.assumed = false;
         let needed = match self.health {
+            Health::Healthy if self.leaving == drains => {
+                self.successes = self.successes.saturating_add(1);
+                return None;
+            }
             Health::Healthy => {
-                self.assumed = false;
+                self.leaving = drains;
+                self.run_started = started;
+                let reason = if drains {
+                    outcome.detail.clone()
+                } else {
+                    format!("does not ask to be drained any more: {}", outcome.detail)
+                };
+                return Some(self.turn(Health::Healthy, reason, outcome, now));
+            }
+            Health::Unhealthy if drains => {
+                // It is alive, and does not want to be back.
+                (self.successes, self.held) = (0, false);
                 return None;
             }
             Health::Unknown => 1,
             Health::Unhealthy => policy.healthy_threshold,
         };
-        self.assumed = false;
+        self.successes = self.successes.saturating_add(1);
         if self.successes < needed {
             return None;
         }
@@ -271,6 +296,7 @@ impl CheckView {
             return None;
         }
         self.gone = false;
+        self.leaving = drains;
         self.recent = 0;
         let reason = match (self.health, self.successes) {
             (Health::Unknown, _) => first(outcome),
@@ -351,8 +377,11 @@ impl CheckView {
 
     fn turn(&mut self, to: Health, reason: String, outcome: &Outcome, now: Duration) -> Turn {
         self.reason = reason;
+        self.leaving &= to == Health::Healthy;
+        if self.health != to {
+            self.since = now;
+        }
         self.health = to;
-        self.since = now;
         self.class = Some(outcome.class);
         Turn {
             took: now.saturating_sub(self.run_started),

@@ -20,12 +20,16 @@ pub struct Change {
     pub key: BackendKey,
     pub from: Health,
     /// Equal to `from` if what changed is whether the backend is gone, which of its probes are
-    /// against it, or its weight.
+    /// against it, whether it asks to be drained, or its weight.
     pub to: Health,
     /// See [`TargetView::gone`].
     pub gone: bool,
+    /// See [`TargetView::leaving`].
+    pub leaving: bool,
     /// See [`TargetView::weight`].
     pub weight: u8,
+    /// That has changed.
+    pub reweighed: bool,
     pub reason: String,
     /// Class of the outcome that decided; `None` if the configuration did.
     pub class: Option<Class>,
@@ -42,6 +46,8 @@ impl Change {
             from,
             to: view.health,
             gone: view.gone,
+            leaving: view.leaving,
+            reweighed: false,
             weight: view.weight,
             reason: view.reason.clone(),
             class: view.class,
@@ -77,14 +83,17 @@ impl Target {
         now: Duration,
     ) -> Option<Change> {
         let policy = &self.checks.get(check)?.policy;
-        let from = self.view.health;
+        let (from, weight) = (self.view.health, self.view.weight);
         let TargetView {
             checks, ejections, ..
         } = &mut self.view;
         let asked = checks.get_mut(check)?;
         let turn = asked.record(outcome, policy, ejections, started, now);
         let turn = self.view.turned(check, turn, now)?;
-        Some(Change::new(key, from, turn, &self.view, now))
+        Some(Change {
+            reweighed: weight != self.view.weight,
+            ..Change::new(key, from, turn, &self.view, now)
+        })
     }
 }
 
@@ -315,7 +324,8 @@ impl Engine {
 
     /// The verdicts for the state file.
     pub fn snapshot(&self, now: Duration) -> BTreeMap<BackendKey, Restored> {
-        let worth = |target: &Target| !target.checks.is_empty() || target.view.ejections.count() > 0;
+        let worth =
+            |target: &Target| !target.checks.is_empty() || target.view.ejections.count() > 0;
         let probed = self.targets.iter().filter(|(_, target)| worth(target));
         probed
             .map(|(key, target)| (key.clone(), target.view.restorable(target.address, now)))

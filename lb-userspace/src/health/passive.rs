@@ -226,11 +226,7 @@ impl Passive {
 
     /// Whom to suspect by what was read, and which ejections are over. `ejected` counts an ejection and
     /// tells what it comes to.
-    pub fn judge(
-        &mut self,
-        ejected: &mut dyn FnMut(&BackendKey) -> Term,
-        now: Duration,
-    ) -> Judged {
+    pub fn judge(&mut self, ejected: &mut dyn FnMut(&BackendKey) -> Term, now: Duration) -> Judged {
         let mut judged = self.lift(now);
         for watched in self.services.values_mut() {
             let suspects = watched.suspects(now);

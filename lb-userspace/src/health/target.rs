@@ -62,6 +62,8 @@ pub struct TargetView {
     /// those count that ask the port its flows go to, or else all together: a helper that is silent
     /// is no proof that the backend is.
     pub gone: bool,
+    /// Healthy, but it asks to be drained: one of its probes says so.
+    pub leaving: bool,
     /// The verdict was not reached by the present probes: it is that of an earlier agent or of
     /// another configuration, and stands until an outcome is counted.
     pub assumed: bool,
@@ -90,6 +92,7 @@ impl TargetView {
         Self {
             health: Health::Healthy,
             gone: false,
+            leaving: false,
             assumed: false,
             since: now,
             reason: "no probe".to_owned(),
@@ -109,7 +112,6 @@ impl TargetView {
             ..Self::unprobed(now)
         };
         if !view.checks.is_empty() {
-            view.health = view.verdict();
             view.settle();
             view.reason = view.told();
         }
@@ -125,17 +127,18 @@ impl TargetView {
         turn: Option<Turn>,
         now: Duration,
     ) -> Option<Turn> {
-        let (gone, weight, from) = (self.gone, self.weight, self.health);
+        let (gone, leaving) = (self.gone, self.leaving);
+        let (weight, from) = (self.weight, self.health);
         self.settle();
         let turn = match turn {
             Some(turn) => turn,
             None if weight != self.weight => Turn::default(),
             None => return None,
         };
-        self.health = self.verdict();
         let reason = self.told();
         let news = from != self.health
             || gone != self.gone
+            || leaving != self.leaving
             || weight != self.weight
             || (self.health == Health::Unhealthy && reason != self.reason);
         self.reason = reason;
@@ -167,9 +170,11 @@ impl TargetView {
         }
     }
 
-    /// All that can change without a turn.
+    /// Puts together what the probes say, but for the reason.
     fn settle(&mut self) {
+        self.health = self.verdict();
         let checks = || self.checks.iter();
+        self.leaving = self.health == Health::Healthy && checks().any(|check| check.leaving);
         let of_flows = checks().any(|check| check.gone && check.of_flows);
         self.gone = of_flows || checks().all(|check| check.gone);
         self.assumed = checks().any(|check| check.assumed);
@@ -197,7 +202,7 @@ impl TargetView {
                 waited.map_or_else(String::new, named)
             }
             Health::Healthy => {
-                let last = having(Health::Healthy).max_by_key(|check| check.since);
+                let last = having(Health::Healthy).max_by_key(|check| (check.leaving, check.since));
                 let reason = last.map_or_else(String::new, named);
                 let light = self.checks.iter().find(|check| check.weight == self.weight);
                 match (light, self.weight) {
@@ -249,6 +254,7 @@ impl TargetView {
             health: self.health,
             gone: self.gone,
             reason: self.reason.clone(),
+            leaving: false,
         }
     }
 
@@ -283,6 +289,7 @@ impl Restored {
             health: self.health,
             gone: self.gone,
             reason: self.reason.clone(),
+            leaving: false,
         }
     }
 

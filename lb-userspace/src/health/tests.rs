@@ -76,7 +76,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
 pub(super) fn outcome(class: Class) -> Outcome {
     Outcome {
         verdict: match class {
-            Class::Ok | Class::Degraded => Verdict::Success,
+            Class::Ok | Class::Degraded | Class::Drain => Verdict::Success,
             Class::Internal => Verdict::Internal,
             _ => Verdict::Failure,
         },

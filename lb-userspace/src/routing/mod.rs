@@ -11,6 +11,9 @@
 //! - *Unhealthy* ones that answered badly drain: established flows only, until `drain_deadline`.
 //!   Those that are gone are out at once. One that was out is not drained again: its flows are
 //!   given up already.
+//! - Healthy ones that ask to be drained drain likewise. They count in no percentage, so a rolling
+//!   restart is no reason to panic; but if all ask for it they count as unhealthy. In panic they get
+//!   traffic like any other.
 //! - *Panic*, see [`panic`](mod@panic); *tiers*, see [`tiers`]; *slow start*, see [`slow_start`].
 //! - Of a service with one *active* backend only that one gets anything, see [`active_passive`].
 
@@ -126,6 +129,8 @@ pub enum Cause {
     FailOpen,
     /// It answers badly.
     Unhealthy,
+    /// It asks to be drained.
+    Leaving,
     /// It does not answer.
     Gone,
     /// Too many are unhealthy.

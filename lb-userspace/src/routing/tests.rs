@@ -119,7 +119,7 @@ impl World {
 
     fn probe(&mut self, n: usize, class: Class) -> &mut Self {
         let verdict = match class {
-            Class::Ok | Class::Degraded => Verdict::Success,
+            Class::Ok | Class::Degraded | Class::Drain => Verdict::Success,
             Class::Internal => Verdict::Internal,
             _ => Verdict::Failure,
         };

@@ -253,7 +253,11 @@ impl Target {
             reason: format!(
                 "{reason}; ejection {}, held down for {}{:?}",
                 term.number,
-                if self.passes.is_some() { "at most " } else { "" },
+                if self.passes.is_some() {
+                    "at most "
+                } else {
+                    ""
+                },
                 term.length
             ),
             until: term.until,

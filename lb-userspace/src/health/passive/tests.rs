@@ -1,8 +1,8 @@
 use super::*;
 use crate::health::Engine;
 use crate::health::tests::{outcome, policy, service};
-use crate::model::{Class, HealthPolicy, HoldDown};
 use crate::model::PassiveRules as Settings;
+use crate::model::{Class, HealthPolicy, HoldDown};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -321,7 +321,13 @@ fn whoever_ejects_adds_to_one_count() {
         }),
         ..policy()
     };
-    for policy in [held.clone(), HealthPolicy { hold_down: None, ..held }] {
+    for policy in [
+        held.clone(),
+        HealthPolicy {
+            hold_down: None,
+            ..held
+        },
+    ] {
         let configured = policy.hold_down.is_some();
         let base = policy.hold_down.unwrap_or(HoldDown::USUAL).base;
         let mut pool = Pool::of(3, &policy, Forwarding::Nat, PassiveHttp::Off);
@@ -365,7 +371,9 @@ fn another_agent_takes_ejections_over() {
     let (doubts, verdicts) = (pool.passive.save(pool.now), pool.engine.snapshot(pool.now));
     let moved = |doubts: &BTreeMap<BackendKey, SavedDoubt>| -> BTreeMap<_, _> {
         let doubts = doubts.clone().into_iter();
-        doubts.map(|(key, doubt)| (key, doubt.later(later))).collect()
+        doubts
+            .map(|(key, doubt)| (key, doubt.later(later)))
+            .collect()
     };
     let start = ms(7_000_000);
     let next = |doubts, change: fn(&mut Service)| {
@@ -399,7 +407,9 @@ fn another_agent_takes_ejections_over() {
 
     // Over by now, of another address, not watched any more: none of it, and nobody stays out.
     let over = doubts.clone().into_iter();
-    let over = over.map(|(key, doubt)| (key, doubt.later(ms(400_000)))).collect();
+    let over = over
+        .map(|(key, doubt)| (key, doubt.later(ms(400_000))))
+        .collect();
     let (passive, mut engine) = next(over, |_| {});
     assert!(passive.doubts().is_empty());
     assert_eq!(engine.ejected(&key(1), start).number, 2);
