@@ -232,6 +232,7 @@ impl Saved {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::passive::Kind;
     use crate::health::{Health, Past, RestoredCheck};
 
     fn at(text: &str) -> Timestamp {
@@ -282,6 +283,8 @@ mod tests {
         let verdicts = BTreeMap::from([(two.clone(), verdict.clone())]);
         let doubt = SavedDoubt {
             address: "10.0.0.13:80".parse().unwrap(),
+            kind: Kind::Silent,
+            age_ms: 5000,
             gone: true,
             reason: "passive: 4 new connections in a row without an answer".to_owned(),
             left_ms: 60_000,

@@ -10,6 +10,8 @@ use crate::api::status::{
     Admin, BackendStatus, Health, Node, PrimaryState, PrimaryStatus, Routing, ServiceStatus, Status,
 };
 
+mod detail;
+
 /// A status or verdict older than this is worth a warning, seconds.
 const STALE: f64 = 5.0;
 
@@ -202,6 +204,9 @@ fn render_service(
             ADMIN if backend.admin != Admin::Enabled => palette.soft(&cell),
             _ => cell,
         }));
+    }
+    for backend in &service.backends {
+        detail::render(lines, backend, now, palette);
     }
     if let Some(text) = counters(&service.verdicts) {
         lines.push(palette.faint(&format!("  dropped or reset: {text}")));

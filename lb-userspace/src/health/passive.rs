@@ -84,7 +84,8 @@ impl Reading {
 }
 
 /// Why a backend is suspect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     Silent,
     Refused,
@@ -92,6 +93,20 @@ pub enum Kind {
     Failing,
     OneSided,
     HttpErrors,
+}
+
+impl Kind {
+    /// Name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Failing => "failing",
+            Self::OneSided => "one_sided",
+            Self::HttpErrors => "http_errors",
+        }
+    }
 }
 
 /// A backend to probe at once.
@@ -108,6 +123,8 @@ pub struct Suspicion {
 /// A backend that is ejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubt {
+    pub kind: Kind,
+    pub since: Duration,
     /// It does not answer, so its flows are given up; else it is drained.
     pub gone: bool,
     /// For people.
@@ -121,6 +138,9 @@ pub struct Doubt {
 pub struct SavedDoubt {
     /// Address of the backend it is about; of another address it says nothing.
     pub address: SocketAddr,
+    pub kind: Kind,
+    /// How long it has lasted.
+    pub age_ms: u64,
     pub gone: bool,
     pub reason: String,
     /// How long it lasts at the most.
@@ -135,6 +155,7 @@ impl SavedDoubt {
     pub fn later(self, by: Duration) -> Self {
         let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         Self {
+            age_ms: self.age_ms.saturating_add(by),
             left_ms: self.left_ms.saturating_sub(by),
             ..self
         }
@@ -253,7 +274,8 @@ impl Passive {
                     }
                 } else if watched.http == PassiveHttp::Eject && has_room {
                     let reason = format!("passive: {}", suspicion.what);
-                    let doubt = target.eject(false, reason, false, ejected(&suspicion.key));
+                    let term = ejected(&suspicion.key);
+                    let doubt = target.eject(suspicion.kind, reason, false, term, now);
                     self.doubts.insert(suspicion.key, doubt);
                     judged.changed = true;
                 } else {
@@ -288,7 +310,7 @@ impl Passive {
         }
         let reason = format!("passive: {}; probed at once: {detail}", suspicion.what);
         let term = ejected(&suspicion.key);
-        let doubt = target.eject(true, reason, probe == Some(false), term);
+        let doubt = target.eject(suspicion.kind, reason, probe == Some(false), term, now);
         self.doubts.insert(suspicion.key.clone(), doubt);
         true
     }
@@ -317,12 +339,14 @@ impl Passive {
     pub fn save(&self, now: Duration) -> BTreeMap<BackendKey, SavedDoubt> {
         let save = |(key, doubt): (&BackendKey, &Doubt)| {
             let target = self.services.get(&key.service)?.targets.get(key)?;
-            let left = doubt.until.saturating_sub(now).as_millis();
+            let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             let saved = SavedDoubt {
                 address: target.address,
+                kind: doubt.kind,
+                age_ms: milliseconds(now.saturating_sub(doubt.since)),
                 gone: doubt.gone,
                 reason: doubt.reason.clone(),
-                left_ms: u64::try_from(left).unwrap_or(u64::MAX),
+                left_ms: milliseconds(doubt.until.saturating_sub(now)),
                 ends_early: target.passes.is_some(),
             };
             Some((key.clone(), saved))
@@ -344,6 +368,8 @@ impl Passive {
             }
             target.passes = saved.ends_early.then_some(0);
             let doubt = Doubt {
+                kind: saved.kind,
+                since: now.saturating_sub(Duration::from_millis(saved.age_ms)),
                 gone: saved.gone,
                 reason: saved.reason,
                 until: now + Duration::from_millis(saved.left_ms),

@@ -146,6 +146,28 @@ pub enum Cause {
     Healthy,
 }
 
+impl Cause {
+    /// Name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Drained => "drained",
+            Self::Removed => "removed",
+            Self::Undecided => "undecided",
+            Self::FailOpen => "fail_open",
+            Self::Unhealthy => "unhealthy",
+            Self::Leaving => "leaving",
+            Self::Gone => "gone",
+            Self::Panic => "panic",
+            Self::Fallback => "fallback",
+            Self::TierNotNeeded => "tier_not_needed",
+            Self::StandingBy => "standing_by",
+            Self::CutOff => "cut_off",
+            Self::Healthy => "healthy",
+        }
+    }
+}
+
 /// What was decided for a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {

@@ -239,17 +239,21 @@ impl Target {
 
     pub(super) fn eject(
         &mut self,
-        gone: bool,
+        kind: Kind,
         reason: String,
         by_probes: bool,
         term: Term,
+        now: Duration,
     ) -> Doubt {
         self.passes = (by_probes && !term.firm).then_some(0);
         self.disagrees = None;
         self.cleared = 0;
         self.start_anew();
         Doubt {
-            gone,
+            kind,
+            since: now,
+            // Who answers with errors is there, and its flows end by themselves.
+            gone: kind != Kind::HttpErrors,
             reason: format!(
                 "{reason}; ejection {}, held down for {}{:?}",
                 term.number,

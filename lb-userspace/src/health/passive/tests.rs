@@ -395,6 +395,7 @@ fn another_agent_takes_ejections_over() {
     for ((key, old), (same, new)) in said.drain(..).zip(&found) {
         assert_eq!((key, old.gone, &old.reason), (*same, new.gone, &new.reason));
         assert_eq!(new.until - start, old.until - pool.now - later);
+        assert_eq!(start - new.since, pool.now - old.since + later);
     }
     // It is the ejection that it was, and the next one is the second.
     assert_eq!(engine.ejected(&key(1), start).number, 1);
