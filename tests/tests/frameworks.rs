@@ -1,7 +1,7 @@
 //! Applications made with usual frameworks are restarted one backend after the other, as a
 //! deployment does, and no request is lost.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lb_tests::agent::SOON;
 use lb_tests::frameworks::{Application, Framework, missing};
 use lb_tests::load::{Load, Tally};
@@ -120,8 +120,10 @@ fn what_a_grpc_server_says_takes_effect_at_once() -> Result<()> {
             .collect::<String>()
     };
     agent.settled().with_context(logs)?;
-    let probe = agent.lb(&["probe", "grpc/b1"])?.ok()?;
-    ensure!(probe.contains("the kept stream lives"), "{probe}");
+    wait_for("a probe by the stream", SOON, || {
+        let probe = agent.lb(&["probe", "grpc/b1"])?.ok()?;
+        Ok(probe.contains("the kept stream lives"))
+    })?;
 
     let [(first, b1), (second, b2)] = {
         let mut pairs = applications.iter_mut().zip(&lab.backends);
