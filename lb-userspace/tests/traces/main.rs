@@ -20,10 +20,12 @@ use lb_userspace::probe::{Class, Outcome, Verdict};
 use lb_userspace::routing::{Input, Orders, RoutingState, decide};
 use serde_json::Value;
 
+mod pools;
+
 const TIMEOUT: Duration = Duration::from_millis(50);
 
 fn traces() -> Vec<Value> {
-    let file: Value = serde_json::from_str(include_str!("cases/traces.json")).unwrap();
+    let file: Value = serde_json::from_str(include_str!("../cases/traces.json")).unwrap();
     file["traces"].as_array().unwrap().clone()
 }
 
@@ -265,15 +267,36 @@ fn no_family_is_forgotten() {
     for trace in &traces() {
         let why = match trace["family"].as_str().unwrap() {
             "active" | "schedule" | "agent" => continue,
+            _ if pools::REPLAYED.iter().any(|id| trace["id"] == *id) => continue,
             "outlier" if trace["id"] == MAX_EJECT_TIME => continue,
             "panic" if trace["semantics"] == "envoy" => continue,
-            "panic" => "panic of other semantics (zones; none at all)",
-            "outlier" | "passive" => "its passive checks, or its rule for forgetting, are others",
-            "admin" => "HAProxy's runtime commands are not offered",
-            "quorum" => "a quorum that withdraws the VIP is not offered",
+            "outlier" => outlier(trace),
+            "passive" => {
+                "it counts requests of a proxy that retries, or takes another number of them"
+            }
+            "quorum" => "a hysteresis of its own for a quorum is not offered",
             other => panic!("unknown family {other}"),
         };
         println!("{} left out: {why}", trace["id"]);
+    }
+}
+
+/// Why one of Envoy's passive checks is not replayed.
+fn outlier(trace: &Value) -> &'static str {
+    match trace["id"].as_str().unwrap() {
+        "envoy-outlier-02" | "envoy-outlier-03" => {
+            "good probes never end an ejection for HTTP errors: those probes lie"
+        }
+        "envoy-outlier-05" | "envoy-outlier-10" | "envoy-outlier-20" | "envoy-outlier-21" => {
+            "how a proxy reports results from several threads, or maps its own failures"
+        }
+        "envoy-outlier-06" => "no status counts apart (502, 503, 504)",
+        "envoy-outlier-11" | "envoy-outlier-12" => "shares are compared plainly, not by deviation",
+        "envoy-outlier-13" => "errors in half of the answers eject here, by their share",
+        "envoy-outlier-16" | "envoy-outlier-27" => "another share and volume",
+        "envoy-outlier-17" | "envoy-outlier-25" => "a lone backend is never ejected by its packets",
+        "envoy-outlier-26" => "ejections are forgotten by good health, not by sweeps",
+        other => panic!("{other} is neither replayed nor explained"),
     }
 }
 
