@@ -13,7 +13,9 @@
 //! - *Failing* (NAT): within [`WINDOW`], half of at least [`VOLUME`] new connections were not
 //!   answered, while four fifths were by the others.
 //! - *One-sided* (the other modes, where answers do not come by this host): SYNs without the packets
-//!   that follow an answer, while others, or the same backend before, had them.
+//!   that follow an answer, while others, or the same backend before, had them. Connections that were
+//!   busy repeat their packets, so it is also one-sided if SYNs go on as before while all else falls
+//!   to a fifth within 0.4 s, and that of the others does not.
 //! - *HTTP errors*: [`ERRORS`] in a row, or half of the answers within [`WINDOW`], while the others
 //!   give at most a fifth.
 //!
@@ -432,7 +434,9 @@ impl Watched {
                         .unanswered(now)
                         .or_else(|| target.failing(others(), now))
                 } else {
-                    target.one_sided(others(), now)
+                    target
+                        .one_sided(others(), now)
+                        .or_else(|| target.collapsed(others(), now))
                 }
             });
             let http = || (self.http != PassiveHttp::Off).then(|| target.http(others(), now));

@@ -19,6 +19,10 @@ pub(super) const WINDOW: Duration = Duration::from_secs(2);
 const LAG: Duration = Duration::from_millis(100);
 /// How far [`Kind::OneSided`] looks back.
 const SHORT: Duration = Duration::from_millis(200);
+/// How far back [`Target::collapsed`] looks for what is new; what came before within [`WINDOW`] is
+/// [`EARLIER`] times as long.
+const NEW: Duration = Duration::from_millis(400);
+const EARLIER: u64 = 4;
 /// Connections or answers within [`WINDOW`] that a share needs to mean anything.
 const VOLUME: u64 = 20;
 /// How long a backend that the probes cleared is not suspected again, at first.
@@ -201,6 +205,41 @@ impl Target {
         let it_did = all < RUN && before >= RUN && own >= before;
         (others_do || it_did).then(|| {
             let what = format!("{opened} new connections followed by {others_packets} packets");
+            (Kind::OneSided, what)
+        })
+    }
+
+    /// Clients go on connecting, and yet nearly all other packets have ceased at once, which the
+    /// others' have not: what is left may be repetitions of connections that nobody answers. Those
+    /// would hide from [`Self::one_sided`] that no SYN is followed by anything.
+    pub(super) fn collapsed<'a>(
+        &self,
+        others: impl Iterator<Item = &'a Self>,
+        now: Duration,
+    ) -> Option<(Kind, String)> {
+        let around = |target: &Self| {
+            let new = target.sum(now, Duration::ZERO, NEW);
+            (new, target.sum(now, NEW, WINDOW))
+        };
+        let (new, before) = around(self);
+        let connecting =
+            new.opened >= RUN && before.opened >= RUN && 2 * EARLIER * new.opened >= before.opened;
+        let ceased =
+            before.others() >= EARLIER * VOLUME && 5 * EARLIER * new.others() <= before.others();
+        if !connecting || !ceased {
+            return None;
+        }
+        let (theirs, earlier) = others
+            .map(around)
+            .map(|(new, before)| (new.others(), before.others()))
+            .fold((0, 0), add);
+        (earlier >= EARLIER * VOLUME && 2 * EARLIER * theirs >= earlier).then(|| {
+            let what = format!(
+                "{} new connections, and other packets fell from {} to {} in {NEW:?}",
+                new.opened,
+                before.others() / EARLIER,
+                new.others()
+            );
             (Kind::OneSided, what)
         })
     }

@@ -35,6 +35,9 @@ struct Pool {
     ways: Vec<Way>,
     /// New connections in a period, for each backend.
     load: u64,
+    /// Packets of old connections in a period, for each backend; and how much of them clients go on
+    /// sending when it is dead, in percent.
+    busy: (u64, u64),
     turns: u64,
 }
 
@@ -71,6 +74,7 @@ impl Pool {
             readings: vec![Reading::default(); backends],
             ways: vec![Way::Answers; backends],
             load: 3,
+            busy: (0, 0),
             turns: 0,
         };
         assert_eq!(pool.run(ms(5000)), []);
@@ -87,6 +91,11 @@ impl Pool {
         self.turns += 1;
         for n in 0..self.readings.len() {
             let reading = &mut self.readings[n];
+            let (busy, repeated) = self.busy;
+            reading.packets += match self.ways[n] {
+                Way::Silent | Way::Refuses => busy * repeated / 100,
+                _ => busy,
+            };
             for connection in 0..self.load {
                 // Spread evenly over a hundred.
                 let lot = (self.turns * self.load + connection) * 37 % 100;
@@ -200,6 +209,35 @@ fn without_the_replies_what_follows_is_missed() {
         assert_eq!((&suspicion.key, suspicion.kind), (&key(2), Kind::OneSided));
         assert!(took <= ms(250), "{took:?}");
     }
+}
+
+/// Old connections that repeat their packets do not hide a death, but a pause of theirs is none.
+#[test]
+fn busy_old_connections_hide_no_death() {
+    for way in [Way::Silent, Way::Refuses] {
+        let mut pool = Pool::new(3, Forwarding::Gue, PassiveHttp::Off);
+        pool.busy = (200, 15);
+        assert_eq!(pool.run(ms(5000)), []);
+        pool.ways[2] = way;
+        let (suspicion, took) = pool.suspicion();
+        assert_eq!((&suspicion.key, suspicion.kind), (&key(2), Kind::OneSided));
+        assert!(
+            suspicion.what.contains("other packets fell"),
+            "{suspicion:?}"
+        );
+        assert!(took <= ms(500), "{took:?}");
+    }
+    // Less than that is no sign, nor what all have in common, nor that all becomes quiet.
+    let quiet = |change: fn(&mut Pool)| {
+        let mut pool = Pool::new(3, Forwarding::Gue, PassiveHttp::Off);
+        pool.busy = (200, 40);
+        pool.run(ms(5000));
+        change(&mut pool);
+        assert_eq!(pool.run(ms(5000)), []);
+    };
+    quiet(|pool| pool.ways[2] = Way::Silent);
+    quiet(|pool| pool.busy = (2, 100));
+    quiet(|pool| pool.load = 0);
 }
 
 #[test]
