@@ -122,6 +122,18 @@ impl Core {
         if judged.changed {
             self.doubts_changed(now);
         }
+        for Suspicion { key, what, .. } in judged.refused {
+            let what = format!(
+                "{what}; not ejected: half of the service's backends are out by their packets"
+            );
+            info!(backend = %key, "{what}");
+            self.record(Change::backend(
+                Kind::Suspected,
+                &key,
+                Origin::Traffic,
+                what,
+            ));
+        }
         judged.suspicions
     }
 

@@ -27,8 +27,8 @@
 //! They count together with those by the probes ([`Ejections`](super::Ejections)): the n-th lasts n
 //! times the configured `hold_down`, or n times 30 s without one. In that case it ends early by as many
 //! successes in a row of the configured probe as readmit any backend, if that probe had failed as
-//! well. At most half of a service's backends are ejected so, but always one if there are two. Another
-//! agent takes them over ([`Passive::save`]).
+//! well. At most half of a service's backends are ejected so, but always one if there are two; of
+//! further ones it is told that they would be. Another agent takes them over ([`Passive::save`]).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -169,6 +169,8 @@ impl SavedDoubt {
 pub struct Judged {
     /// To be probed at once.
     pub suspicions: Vec<Suspicion>,
+    /// Neither probed nor ejected, since enough of the service are out for what their packets say.
+    pub refused: Vec<Suspicion>,
     /// Whether [`Passive::doubts`] has changed.
     pub changed: bool,
 }
@@ -273,6 +275,10 @@ impl Passive {
                     if has_room {
                         target.asked = true;
                         judged.suspicions.push(suspicion);
+                    } else if !self.doubts.contains_key(&suspicion.key) {
+                        // Shown, and not looked at again for a while, as if its probes were good.
+                        target.clear(&suspicion.what, now);
+                        judged.refused.push(suspicion);
                     }
                 } else if watched.http == PassiveHttp::Eject && has_room {
                     let reason = format!("passive: {}", suspicion.what);
