@@ -405,6 +405,16 @@ fn a_failed_probe_is_an_answer_like_any_other() {
         agent.run(&["probe", "web/web-1"]),
         (0, "refused\n".into(), String::new())
     );
+    let picked = ["probe", "web/web-1", "--probe", "database", "--strict"];
+    assert_eq!(agent.run(&picked), (1, "refused\n".into(), String::new()));
+    let asked = agent.requests.try_iter().last();
+    assert_eq!(
+        asked,
+        Some(Request::Probe {
+            backend: "web/web-1".parse().unwrap(),
+            probe: Some("database".to_owned()),
+        })
+    );
 }
 
 #[test]

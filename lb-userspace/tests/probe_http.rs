@@ -10,17 +10,13 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
-use lb_userspace::model::{HttpProbe, ProbeKind, ProbeSpec, StatusRange, TlsOptions};
+use lb_userspace::model::{HeaderMatch, HttpProbe, ProbeKind, ProbeSpec, StatusRange, TlsOptions};
 use lb_userspace::probe::{Class, Outcome, Prober, Verdict};
 use support::{Connection, Json, Report, Server, Tls, millis, number, str};
 use tokio::io::AsyncReadExt;
 
 /// Probe options of cases that the product does not offer, and why.
-const NOT_OFFERED: [(&str, &str); 3] = [
-    (
-        "drain_on",
-        "no status of its own means drain: any wrong status does (Class::is_answer)",
-    ),
+const NOT_OFFERED: [(&str, &str); 2] = [
     (
         "service_name_prefix",
         "no check of Envoy's x-envoy-upstream-healthchecked-cluster",
@@ -51,7 +47,7 @@ async fn recorded_cases() {
             None => runs.push(case),
         }
     }
-    assert_eq!(skipped, 2, "cases skipped");
+    assert_eq!(skipped, 1, "cases skipped");
     let mut results = stream::iter(runs)
         .map(|case| async move { (run(&case).await, case) })
         .buffer_unordered(AT_ONCE);
@@ -72,6 +68,7 @@ async fn recorded_cases() {
                 let wanted = str(expect, "verdict");
                 let class = match wanted {
                     "pass_degraded" => "degraded",
+                    "drain" => "drain",
                     _ => str(expect, "cls"),
                 };
                 report.check(id, &outcomes[0], verdict(wanted), class);
@@ -81,10 +78,11 @@ async fn recorded_cases() {
     report.finish();
 }
 
-/// Our verdict for a case's. A degraded backend counts as healthy, with less weight.
+/// Our verdict for a case's. A degraded backend counts as healthy, with less weight, and one that asks
+/// to be drained as healthy, without new flows.
 fn verdict(name: &str) -> Verdict {
     match name {
-        "pass" | "pass_degraded" => Verdict::Success,
+        "pass" | "pass_degraded" | "drain" => Verdict::Success,
         "fail" | "fail_immediate" => Verdict::Failure,
         other => panic!("verdict {other} has no meaning here"),
     }
@@ -157,6 +155,13 @@ fn spec(probe: &Json, target: SocketAddr, ca: &std::path::Path) -> ProbeSpec {
                 last: status,
             }],
             expect_body: probe["expect_body"].as_str().map(str::to_owned),
+            drain_status: (probe["drain_on"].as_str().into_iter())
+                .map(|code| code.parse().unwrap())
+                .map(|code| StatusRange {
+                    first: code,
+                    last: code,
+                })
+                .collect(),
             tls,
             ..HttpProbe::default()
         }),
@@ -397,4 +402,79 @@ async fn no_socket_is_left_behind() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("sockets left: {:?}", left());
+}
+
+/// What a backend says of itself with a right answer, and with the status or header of a drain.
+#[tokio::test]
+async fn a_backend_says_that_it_is_degraded_or_asks_to_be_drained() {
+    let server = Server::start(None, |_, mut connection| async move {
+        let mut request = [0; 1024];
+        let length = connection.stream().read(&mut request).await.unwrap();
+        let path = String::from_utf8_lossy(&request[..length]).into_owned();
+        let path = path.split(' ').nth(1).unwrap_or_default();
+        let (head, body) = match path {
+            "/slow" => ("200 OK", "cache: cold"),
+            "/away" => ("404 Not Found", "bye"),
+            "/header" => ("503 Busy\r\nX-Draining: yes", "cache: cold"),
+            "/cut" => ("404 Not Found\r\nContent-Length: 100", "bye"),
+            "/busy" => ("503 Busy", "cache: cold"),
+            _ => ("200 OK\r\nX-Draining: no", "cache: warm"),
+        };
+        let answer = format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n{body}");
+        connection.send(answer.as_bytes()).await;
+        connection.fin().await;
+    })
+    .await;
+    let prober = Prober::new();
+    let cases = [
+        ("/", Verdict::Success, Class::Ok, "HTTP 200"),
+        (
+            "/slow",
+            Verdict::Success,
+            Class::Degraded,
+            "HTTP 200, degraded",
+        ),
+        (
+            "/away",
+            Verdict::Success,
+            Class::Drain,
+            "HTTP 404, asks to be drained",
+        ),
+        (
+            "/header",
+            Verdict::Success,
+            Class::Drain,
+            "HTTP 503, asks to be drained",
+        ),
+        (
+            "/busy",
+            Verdict::Failure,
+            Class::Status,
+            "HTTP 503, want 200-299",
+        ),
+    ];
+    let spec = |path: &str| {
+        let mut spec = simple(server.address, "GET", path);
+        let ProbeKind::Http(http) = &mut spec.kind else {
+            panic!("{spec:?}")
+        };
+        http.degraded_body = Some("cache: cold".to_owned());
+        http.drain_status = vec![StatusRange {
+            first: 404,
+            last: 404,
+        }];
+        http.drain_header = Some(HeaderMatch {
+            name: "x-draining".to_owned(),
+            value: Some("yes".to_owned()),
+        });
+        spec
+    };
+    for (path, verdict, class, detail) in cases {
+        let outcome = prober.run(&spec(path)).await;
+        let found = (outcome.verdict, outcome.class, outcome.detail.as_str());
+        assert_eq!(found, (verdict, class, detail), "{path}");
+    }
+    // A message that is cut off says nothing.
+    let outcome = prober.run(&spec("/cut")).await;
+    assert_eq!(outcome.class, Class::Truncated, "{outcome:?}");
 }

@@ -140,3 +140,75 @@ fn one_probe_of_two_ejects_and_the_hold_down_outlives_the_agent() -> Result<()> 
         Ok(())
     })
 }
+
+/// A backend that asks to be drained gets no new connection, keeps those it has, and is back at its
+/// word; nothing is lost, though that many together would be a panic if they had failed.
+#[test]
+fn backends_that_ask_to_be_drained_lose_nothing() -> Result<()> {
+    with_lab(|lab, servers| {
+        let health = "probe = \"http\"\npath = \"/readyz\"\ndrain_status = [\"404\"]\n\
+                      interval = \"300ms\"\ntimeout = \"250ms\"";
+        let service = |name: &str, to| Service::tcp(lab, name, to, HTTP).health(health);
+        let config = Config::new(vec![
+            service("nat", nat(HTTP)),
+            service("dsr", dsr(HTTP)).dsr(),
+        ]);
+        let mut agent = Agent::start(lab, &config)?;
+        let mut loads = Vec::new();
+        for to in [nat(HTTP), dsr(HTTP)] {
+            for kept in [false, true] {
+                loads.push(Load::http(&lab.client, to, kept, Amount::steady())?);
+            }
+        }
+        for server in &mut servers[..2] {
+            server.order(Order::Leaving)?;
+        }
+        for backend in ["nat/b1", "nat/b2", "dsr/b1", "dsr/b2"] {
+            agent.wait_routing(backend, "draining")?;
+        }
+        let text = agent.lb(&["status", "nat", "--json"])?.ok()?;
+        let status: Value = serde_json::from_str(&text)?;
+        let service = &status["services"][0];
+        let b1 = &service["backends"][0];
+        ensure!(
+            b1["health"] == "healthy" && b1["cause"] == "leaving" && b1["ejections"] == 0,
+            "{b1}"
+        );
+        ensure!(
+            service["panic"] == false && service["healthy_percent"] == 100.0,
+            "{service}"
+        );
+        let last = &b1["checks"][0]["history"][0];
+        ensure!(
+            last["class"] == "drain" && last["outcome"] == "success",
+            "{b1}"
+        );
+        let axis = |name: &str| {
+            let axes = b1["axes"].as_array().into_iter().flatten();
+            axes.clone().find(|axis| axis["axis"] == name).cloned()
+        };
+        let routed = axis("routing").context("no such axis")?;
+        ensure!(
+            routed["code"] == "leaving" && routed["until"].is_string(),
+            "{b1}"
+        );
+        let text = agent.lb(&["status", "nat"])?.ok()?;
+        ensure!(text.contains("HTTP 404, asks to be drained in "), "{text}");
+        let before = b1["new_flows"].clone();
+        let served: Vec<u64> = loads.iter().map(|load| load.tally().requests()).collect();
+        wait_for("more answers", SOON, || {
+            let mut pairs = loads.iter().zip(&served);
+            Ok(pairs.all(|(load, before)| load.tally().requests() > before + 50))
+        })?;
+        let after = backend(&agent, "nat", "b1")?;
+        ensure!(after["new_flows"] == before, "{before} then {after}");
+        for server in &mut servers[..2] {
+            server.order(Order::Ready)?;
+        }
+        agent.settled()?;
+        for load in loads {
+            load.stop().must_not_fail()?;
+        }
+        Ok(())
+    })
+}

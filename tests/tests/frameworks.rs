@@ -9,6 +9,12 @@ use lb_tests::{Agent, Config, Lab, wait_for};
 
 const BACKENDS: u8 = 2;
 
+/// Probes by a stream: nothing but what the server says, or that the stream ends, could be noticed
+/// within the time of this test.
+const WATCH: &str = "probe = \"grpc\"\nservice = \"lab.Echo\"\nwatch = true\n\
+                     interval = \"10m\"\nfast_interval = \"1s\"\ndown_interval = \"1s\"\n\
+                     timeout = \"900ms\"\nunhealthy_threshold = 1";
+
 /// Waits until each load has had this many more answers, of any or of one backend.
 fn wait_answers(loads: &[(String, Load)], backend: Option<&str>, more: u64) -> Result<()> {
     let answers = |tally: &Tally| match backend {
@@ -90,4 +96,51 @@ fn a_rolling_restart_loses_no_request() -> Result<()> {
         println!("{kind}: {:?}", load.tally().answered);
     }
     must_not_fail(&loads)
+}
+
+/// The health service of Python's gRPC pushes what it says over a kept stream; a stream that breaks is
+/// followed by a fresh probe.
+#[test]
+fn what_a_grpc_server_says_takes_effect_at_once() -> Result<()> {
+    if let Some(reason) = missing() {
+        println!("SKIPPED what_a_grpc_server_says_takes_effect_at_once: {reason}");
+        return Ok(());
+    }
+    let lab = Lab::new(BACKENDS)?;
+    let start = |host| Application::start(&lab, host, Framework::Grpc);
+    let mut applications = lab.backends.iter().map(start).collect::<Result<Vec<_>>>()?;
+    let service = Framework::Grpc.service(&lab).health(WATCH);
+    // Nobody asks it but its probes.
+    let mut agent = Agent::prepare(&lab, &Config::new(vec![service]))?;
+    agent.run(&[], &[])?;
+    let logs = || {
+        applications
+            .iter()
+            .map(Application::log)
+            .collect::<String>()
+    };
+    agent.settled().with_context(logs)?;
+    wait_for("a probe by the stream", SOON, || {
+        let probe = agent.lb(&["probe", "grpc/b1"])?.ok()?;
+        Ok(probe.contains("the kept stream lives"))
+    })?;
+
+    let [(first, b1), (second, b2)] = {
+        let mut pairs = applications.iter_mut().zip(&lab.backends);
+        let mut next = || pairs.next().context("too few applications");
+        [next()?, next()?]
+    };
+    first.terminate()?;
+    agent.wait_event("draining", "NOT_SERVING")?;
+    first.kill()?;
+    *first = start(b1)?;
+    agent.settled()?;
+    // One that dies says nothing, but its stream ends.
+    second.kill()?;
+    agent.wait_event("ejected", "refused")?;
+    // Its successor is asked afresh, and watched again.
+    *second = start(b2)?;
+    agent.settled()?;
+    second.terminate()?;
+    agent.wait_routing("grpc/b2", "draining")
 }

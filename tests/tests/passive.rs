@@ -267,3 +267,55 @@ fn losses_eject_nobody() -> Result<()> {
         Ok(())
     })
 }
+
+/// What its packets say keeps a backend out over a restart of the agent, for the time that is left,
+/// though nobody asks it anything meanwhile.
+#[test]
+fn an_ejection_by_the_packets_outlives_the_agent() -> Result<()> {
+    with_lab(|lab, servers| {
+        let service = Service {
+            options: "passive_http = \"eject\"".into(),
+            ..service(lab, "nat")
+        };
+        let mut agent = Agent::start(lab, &Config::new(vec![service.clone()]))?;
+        agent.settled()?;
+        let load = Arrivals::start(&lab.client, service.address, LOAD)?;
+        wait_for("the load", SOON, || Ok(load.served() > u64::from(LOAD)))?;
+        servers[0].order(Order::Fail)?;
+        agent.wait_routing("web/b1", "draining")?;
+        drop(load);
+        servers[0].order(Order::Work)?;
+        let doubt = |agent: &Agent| -> Result<_> {
+            let text = agent.lb(&["status", "web", "--json"])?.ok()?;
+            let status: serde_json::Value = serde_json::from_str(&text)?;
+            let b1 = &status["services"][0]["backends"][0];
+            ensure!(b1["name"] == "b1" && b1["health"] == "healthy", "{b1}");
+            ensure!(b1["ejections"] == 1 && b1["held_until"].is_string(), "{b1}");
+            let mut axes = b1["axes"].as_array().into_iter().flatten();
+            let packets = axes.find(|axis| axis["axis"] == "packets");
+            Ok(packets.context("no such axis")?.clone())
+        };
+        let before = doubt(&agent)?;
+        ensure!(
+            before["state"] == "ejected" && before["code"] == "http_errors",
+            "{before}"
+        );
+        agent.terminate()?;
+        agent.run(&[], &[])?;
+        agent.wait_status("the agent to be back", |_| Ok(true))?;
+        let after = doubt(&agent)?;
+        ensure!(after["reason"] == before["reason"], "{before} then {after}");
+        // It neither ends sooner nor begins anew.
+        let until = |doubt: &serde_json::Value| -> Result<f64> {
+            second_of(&serde_json::json!({"at": doubt["until"]}))
+        };
+        let moved = (until(&after)? - until(&before)? + 1.0).rem_euclid(86_400.0);
+        ensure!(moved < 2.0, "{before} then {after}");
+        let routing = agent.status()?.backend("web/b1")?.routing.clone();
+        ensure!(routing == "draining", "{routing}");
+        let events = agent.events()?;
+        let back = events.iter().find(|event| event["kind"] == "readmitted");
+        ensure!(back.is_none(), "{back:?}");
+        Ok(())
+    })
+}

@@ -13,7 +13,7 @@ use super::saved::{Admin, Word};
 use crate::api::event::{Change, Kind, Origin};
 use crate::api::request::ProbeReport;
 use crate::api::{ApiError, BackendName, Call, ErrorKind, Reply, Request, Responder};
-use crate::cli::probe::{to_json, to_text, unknown};
+use crate::cli::probe::{Group, unknown};
 use crate::datapath::Command;
 use crate::model::{BackendKey, Node};
 use crate::plan::explain::Tuple;
@@ -29,7 +29,7 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
         return false;
     }
     match request {
-        Request::Status { .. } => agent.status(responder),
+        Request::Status { service } => agent.status(service, responder),
         Request::Events { since, limit, .. } => {
             responder.send(Ok(Reply::Events(agent.core.journal.past(since, limit))));
         }
@@ -63,7 +63,7 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
         }
         Request::Promote { backend } => promote(agent, &backend, origin, responder),
         Request::Weight { backend, weight } => reweigh(agent, &backend, weight, origin, responder),
-        Request::Probe { backend } => probe(agent, &backend, responder),
+        Request::Probe { backend, probe } => self::probe(agent, &backend, probe, responder),
         Request::Explain { src, dst, protocol } => match Tuple::new(src, dst, protocol) {
             Ok(tuple) => explain(agent, tuple, responder),
             Err(error) => {
@@ -208,27 +208,24 @@ fn reweigh(
     );
 }
 
-/// One probe beside the schedule, answered when it is done.
-fn probe(agent: &Agent, name: &BackendName, responder: Responder) {
-    let spec = match find(agent, name) {
-        Ok(key) => agent
-            .core
-            .model
-            .backend(&key)
-            .and_then(|(_, backend)| backend.probes.first().cloned()),
-        Err(error) => return responder.send(Err(error)),
+/// The probes of a backend, or the one of that name, beside the schedule; answered when all are done.
+fn probe(agent: &Agent, name: &BackendName, only: Option<String>, responder: Responder) {
+    let model = &agent.core.model;
+    let Some((service, backend)) = model.backend(&name.key()) else {
+        return responder.send(Err(unknown(model, name)));
     };
-    let Some(spec) = spec else {
-        let text = format!("{name} has no probe (health.probe = \"none\")");
-        return responder.send(Err(ApiError::new(ErrorKind::Usage, text)));
+    let group = match Group::new(service, backend, only.as_deref()) {
+        Ok(group) => group,
+        Err(none) => {
+            return responder.send(Err(ApiError::new(ErrorKind::Usage, none.to_string())));
+        }
     };
     let prober = agent.probes.prober();
-    let name = name.to_string();
     tokio::spawn(async move {
-        let outcome = prober.run(&spec).await;
+        let answers = group.ask(&prober).await;
         responder.send(Ok(Reply::Probe(ProbeReport {
-            json: to_json(&outcome),
-            text: to_text(&name, &spec, &outcome),
+            json: answers.json(),
+            text: answers.text(),
         })));
     });
 }

@@ -139,6 +139,8 @@ impl Core {
             .as_ref()
             .map(|saved| saved.verdicts(wall, age))
             .unwrap_or_default();
+        let doubts = saved.as_ref().map(|saved| saved.doubts(wall));
+        let doubts = doubts.unwrap_or_default();
         let restored = restore(&model, &contents, verdicts);
         let primaries = saved.as_ref().map(Saved::primaries).unwrap_or_default();
         let orders = Orders {
@@ -189,6 +191,8 @@ impl Core {
         core.engine
             .configure(&model.services, &restored, clock.now());
         core.passive.configure(&model.services);
+        core.passive.restore(doubts, clock.now());
+        core.doubts_changed(clock.now());
         core.forget_words();
         core
     }
@@ -290,7 +294,7 @@ impl Core {
             self.counts.entry(key.clone()).or_default().flaps += 1;
         }
         info!(backend = %key, from = change.from.name(), to = change.to.name(), "{}", change.reason);
-        if change.from != change.to || change.gone {
+        if change.from != change.to || change.gone || change.leaving {
             self.turns
                 .insert(key.clone(), now.saturating_sub(change.took));
         }
@@ -302,7 +306,8 @@ impl Core {
         if (change.from, change.to) == (Health::Unknown, Health::Unhealthy) {
             let event = told(Kind::FirstVerdict);
             self.record(event.states(change.from.name(), change.to.name()));
-        } else if (change.from, change.to) == (Health::Healthy, Health::Healthy) {
+        } else if (change.from, change.to) == (Health::Healthy, Health::Healthy) && change.reweighed
+        {
             self.record(told(Kind::Weight));
         }
         self.save_soon();
@@ -575,6 +580,7 @@ impl Core {
         self.engine
             .configure(&self.model.services, &known, self.clock.now());
         self.passive.configure(&self.model.services);
+        self.doubts_changed(self.clock.now());
         self.overload.forget();
         self.forget_words();
         self.dirty = true;
@@ -636,7 +642,9 @@ impl Core {
         self.save_at = self.clock.now() + SAVE_INTERVAL;
         let mut saved = Saved::new(self.agent_id, Timestamp::now());
         saved.names = self.discovery.names().save();
-        let saved = saved.with(&self.words, self.engine.snapshot(self.clock.now()));
+        let now = self.clock.now();
+        let (verdicts, doubts) = (self.engine.snapshot(now), self.passive.save(now));
+        let saved = saved.with(&self.words, verdicts, doubts);
         let primaries = self.primaries.values().cloned().collect();
         self.saver.save(saved.with_primaries(primaries), done);
     }

@@ -11,6 +11,7 @@ mod calls;
 mod capture;
 mod clock;
 mod core;
+mod detail;
 mod events;
 mod explain;
 mod fence;

@@ -116,8 +116,24 @@ impl Core {
     }
 
     fn suspicions(&mut self) -> Vec<Suspicion> {
-        let judged = self.passive.judge(self.clock.now());
-        self.dirty |= judged.changed;
+        let now = self.clock.now();
+        let engine = &mut self.engine;
+        let judged = (self.passive).judge(&mut |key| engine.ejected(key, now), now);
+        if judged.changed {
+            self.doubts_changed(now);
+        }
+        for Suspicion { key, what, .. } in judged.refused {
+            let what = format!(
+                "{what}; not ejected: half of the service's backends are out by their packets"
+            );
+            info!(backend = %key, "{what}");
+            self.record(Change::backend(
+                Kind::Suspected,
+                &key,
+                Origin::Traffic,
+                what,
+            ));
+        }
         judged.suspicions
     }
 
@@ -165,13 +181,13 @@ impl Core {
             .as_ref()
             .map(|outcome| outcome.verdict == Verdict::Success);
         let key = &suspicion.key;
-        if self
-            .passive
-            .probed(suspicion, reached, of_probe, detail, now)
-        {
+        let engine = &mut self.engine;
+        let mut ejected = |key: &BackendKey| engine.ejected(key, now);
+        let passive = &mut self.passive;
+        if passive.probed(suspicion, reached, of_probe, detail, &mut ejected, now) {
             info!(backend = %key, "{}; {detail}: ejected", suspicion.what);
             self.turns.insert(key.clone(), suspicion.since);
-            self.dirty = true;
+            self.doubts_changed(now);
         } else {
             let what = format!("{}, yet its probes succeed", suspicion.what);
             info!(backend = %key, "{what}");
@@ -186,7 +202,16 @@ impl Core {
             Verdict::Failure => false,
             Verdict::Internal => return,
         };
-        self.dirty |= self.passive.observe(key, success, self.clock.now());
+        if self.passive.observe(key, success) {
+            self.doubts_changed(self.clock.now());
+        }
+    }
+
+    /// Somebody is out by what the packets say, or is not any more.
+    pub(super) fn doubts_changed(&mut self, now: Duration) {
+        self.engine.follow(self.passive.doubts(), now);
+        self.dirty = true;
+        self.save_soon();
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lb_common::abi::BackendState;
 
-use crate::health::{Health, Restored};
+use crate::health::{Health, Past, Restored};
 use crate::model::{BackendKey, Model};
 use crate::plan::Contents;
 
@@ -40,6 +40,7 @@ pub fn restore(
                     gone: known.state == BackendState::Out,
                     reason: "as the data plane had it".to_owned(),
                     address: backend.address,
+                    past: Past::default(),
                     checks: BTreeMap::new(),
                 });
         }

@@ -76,7 +76,7 @@ pub struct Agent {
     count_error: Option<String>,
     pub captures: Captures,
     /// Who waits for the status.
-    asked: Vec<Responder>,
+    asked: Vec<(Responder, Option<String>)>,
     targets: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     /// Backends whose probes get no answer.
     silent: mpsc::UnboundedSender<IpAddr>,
@@ -382,19 +382,24 @@ impl Agent {
     }
 
     /// Answers with the status when the counters have been read.
-    pub fn status(&mut self, responder: Responder) {
-        self.asked.push(responder);
+    pub fn status(&mut self, service: Option<String>, responder: Responder) {
+        self.asked.push((responder, service));
         if let Err(error) = self.count() {
             error!("{error}");
             self.answer_status();
         }
     }
 
-    /// Publishes the status, and gives it to those who have asked.
+    /// Publishes the status, and gives it to those who have asked; to who has asked for one service
+    /// with all that is known of it.
     fn answer_status(&mut self) {
         let status = self.publish();
-        for responder in self.asked.drain(..) {
-            responder.send(Ok(Reply::Status(status.clone())));
+        for (responder, service) in self.asked.drain(..) {
+            let status = match service {
+                Some(name) => Arc::new(self.core.detailed(&status, &name)),
+                None => status.clone(),
+            };
+            responder.send(Ok(Reply::Status(status)));
         }
     }
 

@@ -3,7 +3,7 @@
 //! The file is written whole under another name, flushed, and moved into place, so that a crash
 //! leaves the old one or the new one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use thiserror::Error;
 use super::primaries::SavedPrimary;
 use crate::discovery::SavedName;
 use crate::health::Restored;
+use crate::health::passive::SavedDoubt;
 use crate::model::BackendKey;
 use crate::private;
 
@@ -108,6 +109,9 @@ pub struct SavedBackend {
     pub word: Option<Word>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Restored>,
+    /// What its packets said, if that has ejected it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<SavedDoubt>,
 }
 
 impl Saved {
@@ -136,26 +140,25 @@ impl Saved {
             .collect()
     }
 
-    /// Puts words and verdicts together.
+    /// Puts words, verdicts and ejections by what the packets say together.
     pub fn with(
         mut self,
         words: &BTreeMap<BackendKey, Word>,
         mut verdicts: BTreeMap<BackendKey, Restored>,
+        mut doubts: BTreeMap<BackendKey, SavedDoubt>,
     ) -> Self {
-        let mut entry = |key: &BackendKey, word, verdict| {
-            self.backends.push(SavedBackend {
+        let mut words = words.clone();
+        words.retain(|_, word| *word != Word::default());
+        let keys = words.keys().chain(verdicts.keys()).chain(doubts.keys());
+        let keys: BTreeSet<BackendKey> = keys.cloned().collect();
+        self.backends
+            .extend(keys.into_iter().map(|key| SavedBackend {
                 service: key.service.to_string(),
                 backend: key.backend.to_string(),
-                word,
-                verdict,
-            });
-        };
-        for (key, word) in words.iter().filter(|(_, word)| **word != Word::default()) {
-            entry(key, Some(word.clone()), verdicts.remove(key));
-        }
-        for (key, verdict) in verdicts {
-            entry(&key, None, Some(verdict));
-        }
+                word: words.remove(&key),
+                verdict: verdicts.remove(&key),
+                doubt: doubts.remove(&key),
+            }));
         self
     }
 
@@ -171,6 +174,12 @@ impl Saved {
             return BTreeMap::new();
         }
         self.collect(|backend| Some(backend.verdict.clone()?.later(passed)))
+    }
+
+    /// The ejections by what the packets said, whatever their age: each says how long it lasts.
+    pub fn doubts(&self, now: Timestamp) -> BTreeMap<BackendKey, SavedDoubt> {
+        let passed = now.duration_since(self.saved_at).unsigned_abs();
+        self.collect(|backend| Some(backend.doubt.clone()?.later(passed)))
     }
 
     fn collect<T>(&self, of: impl Fn(&SavedBackend) -> Option<T>) -> BTreeMap<BackendKey, T> {
@@ -224,6 +233,7 @@ impl Saved {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::passive::Kind;
     use crate::health::{Health, Past, RestoredCheck};
 
     fn at(text: &str) -> Timestamp {
@@ -256,21 +266,34 @@ mod tests {
             health: Health::Unhealthy,
             gone: true,
             reason: "3 consecutive failures: connection refused".to_owned(),
-            past: Past {
-                ejections: 2,
-                ejected_ago_ms: 7000,
-                healthy_for_ms: 0,
-            },
+            leaving: false,
         };
         let verdict = Restored {
             health: Health::Unhealthy,
             gone: true,
             reason: "3 consecutive failures: connection refused".to_owned(),
             address: "10.0.0.12:80".parse().unwrap(),
+            past: Past {
+                ejections: 2,
+                ejected_ago_ms: 7000,
+                out: true,
+                healthy_for_ms: 0,
+            },
             checks: BTreeMap::from([("http".to_owned(), check)]),
         };
         let verdicts = BTreeMap::from([(two.clone(), verdict.clone())]);
-        let saved = Saved::new(42, at("2026-01-01T00:00:05Z")).with(&words, verdicts);
+        let doubt = SavedDoubt {
+            address: "10.0.0.13:80".parse().unwrap(),
+            kind: Kind::Silent,
+            age_ms: 5000,
+            gone: true,
+            reason: "passive: 4 new connections in a row without an answer".to_owned(),
+            left_ms: 60_000,
+            ends_early: false,
+        };
+        let three = BackendKey::new("web", "web-3");
+        let doubts = BTreeMap::from([(three.clone(), doubt.clone())]);
+        let saved = Saved::new(42, at("2026-01-01T00:00:05Z")).with(&words, verdicts, doubts);
         saved.write(directory.path()).unwrap();
         let read = Saved::read(directory.path()).unwrap().unwrap();
         assert_eq!(read, saved);
@@ -280,9 +303,13 @@ mod tests {
         );
         let age = Duration::from_secs(50);
         let later = read.verdicts(at("2026-01-01T00:00:55Z"), age)[&two].clone();
-        assert_eq!(later.checks["http"].past.ejected_ago_ms, 57_000);
+        assert_eq!(later.past.ejected_ago_ms, 57_000);
         assert_eq!(later, verdict.later(Duration::from_secs(50)));
         assert!(read.verdicts(at("2026-01-01T00:00:56Z"), age).is_empty());
+        // What the packets said lasts as long as it was to last.
+        let doubts = read.doubts(at("2026-01-01T00:00:56Z"));
+        assert_eq!(doubts[&three].left_ms, 9000);
+        assert_eq!(read.doubts(at("2026-01-01T00:02:00Z"))[&three].left_ms, 0);
     }
 
     #[test]

@@ -185,6 +185,7 @@ impl Core {
                 .clock
                 .wall(decision.map_or(self.started, |decision| decision.since)),
             reason: decision.map_or("", |decision| &decision.reason).to_owned(),
+            cause: decision.map_or("", |decision| decision.cause.name()).into(),
             last_probe: view
                 .and_then(TargetView::last)
                 .map(|last| self.last_probe(last)),
@@ -218,6 +219,7 @@ impl Core {
             held_until: view
                 .filter(|view| view.health == Health::Unhealthy)
                 .and_then(|view| view.held_until)
+                .max(self.passive.doubts().get(&key).map(|doubt| doubt.until))
                 .filter(|until| *until > self.clock.now())
                 .map(|until| self.clock.wall(until)),
             next_probe: checks
@@ -225,6 +227,8 @@ impl Core {
                 .filter_map(|check| check.next_probe)
                 .min()
                 .map(|next| self.clock.wall(next)),
+            ejections: view.map_or(0, |view| view.ejections.count()),
+            axes: Vec::new(),
             checks: match checks {
                 [] | [_] => Vec::new(),
                 several => several.iter().map(|check| self.check(check)).collect(),
@@ -232,7 +236,7 @@ impl Core {
         }
     }
 
-    fn check(&self, check: &CheckView) -> CheckStatus {
+    pub(super) fn check(&self, check: &CheckView) -> CheckStatus {
         CheckStatus {
             name: check.name.to_string(),
             health: check.health,
@@ -240,10 +244,11 @@ impl Core {
             reason: check.reason.clone(),
             last_probe: check.last().map(|last| self.last_probe(last)),
             next_probe: check.next_probe.map(|next| self.clock.wall(next)),
+            history: Vec::new(),
         }
     }
 
-    fn last_probe(&self, last: &Record) -> LastProbe {
+    pub(super) fn last_probe(&self, last: &Record) -> LastProbe {
         LastProbe {
             outcome: match last.verdict {
                 probe::Verdict::Success => "success",

@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod client;
+pub mod detail;
 pub mod event;
 pub mod explain;
 pub mod http;

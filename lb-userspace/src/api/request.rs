@@ -50,8 +50,12 @@ pub enum Request {
     Promote { backend: BackendName },
     /// Another weight than the configured one.
     Weight { backend: BackendName, weight: u32 },
-    /// One probe now, which changes nothing.
-    Probe { backend: BackendName },
+    /// All probes of a backend now, or the one of that name, which changes nothing.
+    Probe {
+        backend: BackendName,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        probe: Option<String>,
+    },
     /// Where a flow goes and why.
     Explain {
         src: SocketAddr,

@@ -1,11 +1,13 @@
 //! What `lb status --json` shows. Names and meanings are a contract: fields may be added, none may
 //! change.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::detail::AxisStatus;
 use super::lateness::Lateness;
 pub use super::primary::{PrimaryState, PrimaryStatus};
 use super::request::ApiError;
@@ -189,6 +191,9 @@ pub struct BackendStatus {
     pub since: Timestamp,
     /// Why it is routed so.
     pub reason: String,
+    /// The same as a word: [`crate::routing::Cause`].
+    #[serde(default)]
+    pub cause: Cow<'static, str>,
     /// Absent before the first probe, and without probes.
     pub last_probe: Option<LastProbe>,
     /// New flows since the agent adopted or made the data plane.
@@ -224,16 +229,22 @@ pub struct BackendStatus {
     /// When it is probed next; absent while it is probed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_probe: Option<Timestamp>,
-    /// Each of its probes, if there are several.
+    /// Ejections not forgotten yet, by its probes or its packets.
+    #[serde(default)]
+    pub ejections: u32,
+    /// Each of its probes, if there are several or if this service was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckStatus>,
+    /// If this service was asked for: what each axis says of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub axes: Vec<AxisStatus>,
 }
 
 const fn whole() -> u8 {
     100
 }
 
-/// One of several probes of a backend.
+/// One of the probes of a backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckStatus {
     pub name: String,
@@ -247,6 +258,10 @@ pub struct CheckStatus {
     /// See [`BackendStatus::next_probe`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_probe: Option<Timestamp>,
+    /// If this service was asked for: its last outcomes, the latest first, those that were not
+    /// counted included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<LastProbe>,
 }
 
 /// Signs of how a backend does, counted in the packet path; by NAT only.
@@ -413,6 +428,7 @@ pub(crate) mod tests {
             bytes: 99999,
             since: "2026-01-01T00:00:00Z".parse().unwrap(),
             reason: "2 consecutive successes".into(),
+            cause: "healthy".into(),
             last_probe: Some(LastProbe {
                 outcome: "success".into(),
                 detail: "HTTP 200".into(),
@@ -436,7 +452,9 @@ pub(crate) mod tests {
             share: 100,
             held_until: None,
             next_probe: None,
+            ejections: 0,
             checks: Vec::new(),
+            axes: Vec::new(),
         };
         let ejected = BackendStatus {
             name: "web-2".into(),
@@ -449,6 +467,7 @@ pub(crate) mod tests {
             bytes: 420,
             since: "2026-01-01T00:01:30Z".parse().unwrap(),
             reason: "3 consecutive failures: connection refused".into(),
+            cause: "gone".into(),
             last_probe: Some(LastProbe {
                 outcome: "failure".into(),
                 detail: "connection refused".into(),

@@ -175,18 +175,26 @@ Examples:
     },
     /// Probe a backend once, now, step by step; changes nothing
     #[command(after_help = "\
-With --config it needs no agent and probes from this process. Exit code 0 whatever the outcome.
+Of several probes all are run, unless one is picked by --probe. With --config it needs no agent and
+probes from this process. Exit code 0 whatever the outcome; with --strict 1 unless it is a success.
 
 Examples:
   lb probe web/web-1
+  lb probe web/web-1 --probe database
   lb probe --config lb.toml web/web-1 --json")]
     Probe {
         /// Which backend
         #[arg(value_name = "SERVICE/BACKEND")]
         backend: BackendName,
-        /// Take the backend and its probe from this file
+        /// Only the probe of this name
+        #[arg(long, value_name = "NAME")]
+        probe: Option<String>,
+        /// Take the backend and its probes from this file
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Exit with 1 unless all probes that count succeed
+        #[arg(long)]
+        strict: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,

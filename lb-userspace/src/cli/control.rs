@@ -9,6 +9,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::{self, Palette};
+use super::probe::Wish;
 use super::{Failure, events, explain, status};
 use crate::api::client::{self, ClientError};
 use crate::api::request::Frame;
@@ -118,13 +119,15 @@ pub fn detach(socket: &Path) -> Result<u8, Failure> {
 }
 
 /// `lb probe` by the agent.
-pub fn probe(socket: &Path, backend: BackendName, json: bool) -> Result<u8, Failure> {
-    match ask(socket, &Request::Probe { backend })? {
-        Frame::Probe(report) if json => output::print_json(&report.json)?,
-        Frame::Probe(report) => output::print(&report.text)?,
-        other => return Err(unexpected(&other)),
+pub(super) fn probe(socket: &Path, wish: Wish<'_>) -> Result<u8, Failure> {
+    let request = Request::Probe {
+        backend: wish.name.clone(),
+        probe: wish.only.map(str::to_owned),
+    };
+    match ask(socket, &request)? {
+        Frame::Probe(report) => wish.print(&report.json, &report.text),
+        other => Err(unexpected(&other)),
     }
-    Ok(0)
 }
 
 /// `lb explain`.

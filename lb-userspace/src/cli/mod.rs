@@ -115,14 +115,22 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
         } => control::events(socket, follow, since, limit, json),
         Command::Probe {
             backend,
-            config: Some(config),
+            probe,
+            config,
+            strict,
             json,
-        } => probe::run(&config, &backend, json),
-        Command::Probe {
-            backend,
-            config: None,
-            json,
-        } => control::probe(socket, backend, json),
+        } => {
+            let wish = probe::Wish {
+                name: &backend,
+                only: probe.as_deref(),
+                json,
+                strict,
+            };
+            match config {
+                Some(config) => probe::run(&config, wish),
+                None => control::probe(socket, wish),
+            }
+        }
         Command::Simulate { config, trace } => simulate::run(&config, &trace),
         Command::Explain {
             src,

@@ -11,6 +11,8 @@ use crate::api::status::{
     Status,
 };
 
+mod detail;
+
 /// A status or verdict older than this is worth a warning, seconds.
 const STALE: f64 = 5.0;
 
@@ -210,6 +212,9 @@ fn render_service(
             ADMIN if backend.admin != Admin::Enabled => palette.soft(&cell),
             _ => cell,
         }));
+    }
+    for backend in &service.backends {
+        detail::render(lines, backend, now, palette);
     }
     if let Some(text) = counters(&service.verdicts) {
         lines.push(palette.faint(&format!("  dropped or reset: {text}")));

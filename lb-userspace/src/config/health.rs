@@ -1,19 +1,23 @@
 //! `[service.health]`, over `[defaults.health]`, over the defaults of the schema.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::duration::format;
 use super::reader::{At, Errors, Problem, Reader, Value};
-use super::schema::{HEALTH, Key};
+use super::schema::Key;
 use super::value;
 use super::{deciding, egress, kinds, web};
-use crate::model::{
-    ClientCertificate, Endpoint, ExecProbe, Forwarding, HealthPolicy, HttpProbe, Pattern,
-    ProbeKind, ProbeSpec, Protocol, Reuse, StatusRange, TlsOptions, host_text,
-};
+use crate::model::{HeaderMatch, HealthPolicy, Pattern, Protocol, StatusRange};
+
+mod http;
+mod question;
+mod users;
+
+use http::{http, metadata, settings_http, tls_options};
+pub use question::Checks;
+use question::Question;
+use users::{refuse_meaningless, users};
 
 /// Kind of probe, as written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +57,9 @@ pub struct Settings {
     expect_status: Option<At<Vec<StatusRange>>>,
     expect_body: Option<At<String>>,
     expect_body_regex: Option<At<Pattern>>,
+    degraded_body: Option<At<String>>,
+    drain_status: Option<At<Vec<StatusRange>>>,
+    drain_header: Option<At<HeaderMatch>>,
     reuse: Option<At<Duration>>,
     reuse_limit: Option<At<u32>>,
     service: Option<At<String>>,
@@ -68,129 +75,6 @@ pub struct Settings {
     deciding: deciding::Settings,
     kinds: kinds::Settings,
     egress: egress::Settings,
-}
-
-/// One probe of a service's backends.
-#[derive(Clone, Debug)]
-pub struct Checks {
-    pub policy: HealthPolicy,
-    port: Option<u16>,
-    question: Question,
-    pub egress: egress::Rules,
-}
-
-/// A probe without its target.
-#[derive(Clone, Debug)]
-enum Question {
-    /// The same of every backend, whatever its address.
-    Same(ProbeKind),
-    Http {
-        probe: HttpProbe,
-        /// `None`: the target.
-        host: Option<String>,
-    },
-    Grpc {
-        service: String,
-        authority: Option<String>,
-        accept_status: Vec<u32>,
-        metadata: Vec<(String, String)>,
-        tls: Option<TlsOptions>,
-        watch: bool,
-    },
-}
-
-impl Checks {
-    /// Whether they run commands.
-    pub fn runs_commands(&self) -> bool {
-        matches!(self.question, Question::Same(ProbeKind::Exec(_)))
-    }
-
-    /// Whether there is a port to probe where the backend has none of its own.
-    pub const fn has_port(&self) -> bool {
-        self.port.is_some()
-    }
-
-    /// The probe of the backend `name` at `address`, written as `host`, whose service has this VIP
-    /// and is forwarded so.
-    pub fn of(
-        &self,
-        address: SocketAddr,
-        written: Option<&str>,
-        (vip, forwarding): (Endpoint, Forwarding),
-        service: &Arc<str>,
-        name: &Arc<str>,
-    ) -> ProbeSpec {
-        let port = self.port.unwrap_or(address.port());
-        let (target, egress) = self.egress.of(address.ip(), port, vip, forwarding);
-        let kind = match &self.question {
-            Question::Same(ProbeKind::Exec(exec)) => ProbeKind::Exec(ExecProbe {
-                service: service.clone(),
-                backend: name.clone(),
-                ..exec.clone()
-            }),
-            Question::Same(kind) => kind.clone(),
-            Question::Http { probe, host } => {
-                let usual = if probe.tls.is_some() { 443 } else { 80 };
-                let named = host.is_none() && written.is_some();
-                ProbeKind::Http(HttpProbe {
-                    host: host
-                        .clone()
-                        .unwrap_or_else(|| authority_of(written, target, usual)),
-                    tls: tls_of(&probe.tls, written.filter(|_| named)),
-                    ..probe.clone()
-                })
-            }
-            Question::Grpc {
-                service,
-                authority,
-                accept_status,
-                metadata,
-                tls,
-                watch,
-            } => {
-                let usual = if tls.is_some() { 443 } else { 80 };
-                let named = authority.is_none() && written.is_some();
-                let authority = authority.clone();
-                ProbeKind::Grpc {
-                    service: service.clone(),
-                    authority: authority.unwrap_or_else(|| authority_of(written, target, usual)),
-                    accept_status: accept_status.clone(),
-                    metadata: metadata.clone(),
-                    tls: tls_of(tls, written.filter(|_| named)),
-                    watch: *watch,
-                }
-            }
-        };
-        ProbeSpec {
-            target,
-            timeout: self.policy.timeout,
-            kind,
-            egress,
-        }
-    }
-}
-
-/// `target`, or the host name that it has, as an authority; the scheme's usual port is left out
-/// (RFC 9110, 4.2.3).
-fn authority_of(written: Option<&str>, target: SocketAddr, usual_port: u16) -> String {
-    let host = match written {
-        Some(name) => name.trim_end_matches('.').to_owned(),
-        None => host_text(target.ip()),
-    };
-    if target.port() == usual_port {
-        host
-    } else {
-        format!("{host}:{}", target.port())
-    }
-}
-
-/// TLS options for a server whose host name is known, unless the settings name another.
-fn tls_of(options: &Option<TlsOptions>, name: Option<&str>) -> Option<TlsOptions> {
-    let mut options = options.clone()?;
-    if options.sni.is_none() {
-        options.sni = name.and_then(name_in);
-    }
-    Some(options)
 }
 
 /// Reads every key and reports what is wrong with any by itself.
@@ -213,6 +97,9 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         expect_status: reader.get(errors, "expect_status", value::statuses),
         expect_body: reader.get(errors, "expect_body", web::not_empty),
         expect_body_regex: reader.get(errors, "expect_body_regex", web::pattern),
+        degraded_body: reader.get(errors, "degraded_body", web::not_empty),
+        drain_status: reader.get(errors, "drain_status", value::statuses),
+        drain_header: reader.get(errors, "drain_header", value::header),
         reuse: reader.get(errors, "reuse", value::positive_duration),
         reuse_limit: reader.get(errors, "reuse_limit", value::integer),
         service: reader.get(errors, "service", value::text),
@@ -305,139 +192,6 @@ pub fn checks(
     }))
 }
 
-/// Headers as gRPC metadata: names in lower case, none that the call sets itself. Binary values
-/// (`-bin`) would have to be in base64, which nobody checks here, so they are refused.
-fn metadata(
-    headers: &At<Vec<(String, String)>>,
-    errors: &mut Errors<'_>,
-) -> Option<Vec<(String, String)>> {
-    let mut metadata = Vec::new();
-    for (name, value) in &headers.value {
-        let name = name.to_ascii_lowercase();
-        if matches!(name.as_str(), "te" | "content-type") || name.starts_with("grpc-") {
-            errors.add(
-                headers.span.clone(),
-                format!("header `{name}` cannot be set for gRPC"),
-                "remove it: the prober sets this header itself",
-            );
-            return None;
-        }
-        if name.ends_with("-bin") {
-            errors.add(
-                headers.span.clone(),
-                format!("header `{name}` would be binary metadata, which is not offered"),
-                "use a name that does not end in -bin",
-            );
-            return None;
-        }
-        metadata.push((name, value.clone()));
-    }
-    Some(metadata)
-}
-
-fn http((probe, host): (HttpProbe, Option<String>)) -> Question {
-    Question::Http { probe, host }
-}
-
-fn settings_http(
-    settings: &Settings,
-    tls: Option<TlsOptions>,
-    reader: &Reader<'_>,
-    errors: &mut Errors<'_>,
-) -> Option<(HttpProbe, Option<String>)> {
-    let method = settings.method.as_ref()?;
-    let bodies = [
-        (
-            "expect_body",
-            settings.expect_body.as_ref().map(|at| &at.span),
-        ),
-        (
-            "expect_body_regex",
-            settings.expect_body_regex.as_ref().map(|at| &at.span),
-        ),
-    ];
-    for (name, body) in bodies {
-        let (Some(body), "HEAD") = (body, method.value) else {
-            continue;
-        };
-        let span = if reader.own("method").is_some() {
-            &method.span
-        } else {
-            body
-        };
-        errors.add(
-            span.clone(),
-            format!("`{name}` can never be met: answers to HEAD have no body"),
-            format!("write method = \"GET\" or remove `{name}`"),
-        );
-    }
-    let probe = HttpProbe {
-        method: method.value.into(),
-        path: settings.path.as_ref()?.value.clone(),
-        host: String::new(),
-        headers: match &settings.headers {
-            Some(headers) => headers.value.clone(),
-            None => Vec::new(),
-        },
-        expect_status: settings.expect_status.as_ref()?.value.clone(),
-        expect_body: settings.expect_body.as_ref().map(|body| body.value.clone()),
-        expect_body_regex: settings
-            .expect_body_regex
-            .as_ref()
-            .map(|regex| regex.value.clone()),
-        reuse: match &settings.reuse {
-            None => None,
-            Some(max_age) => Some(Reuse {
-                max_age: max_age.value,
-                max_uses: settings.reuse_limit.as_ref()?.value,
-            }),
-        },
-        tls,
-    };
-    Some((probe, settings.host.as_ref().map(|host| host.value.clone())))
-}
-
-fn tls_options(
-    settings: &Settings,
-    authority: Option<&str>,
-    errors: &mut Errors<'_>,
-) -> Option<TlsOptions> {
-    let sni = match &settings.sni {
-        Some(sni) => Some(sni.value.clone()),
-        None => authority.and_then(name_in),
-    };
-    let client = match (&settings.client_cert, &settings.client_key) {
-        (Some(certificate), Some(key)) => Some(ClientCertificate {
-            certificate: certificate.value.clone(),
-            key: key.value.clone(),
-        }),
-        (None, None) => None,
-        (Some(At { span, .. }), None) | (None, Some(At { span, .. })) => {
-            errors.add(
-                span.clone(),
-                "`client_cert` and `client_key` belong together, and one is missing",
-                "write both: client_cert = \"/etc/lb/probe.pem\", client_key = \"/etc/lb/probe.key\"",
-            );
-            return None;
-        }
-    };
-    Some(TlsOptions {
-        client,
-        sni,
-        verify: settings.verify.as_ref()?.value,
-        ca: settings.ca.as_ref().map(|ca| ca.value.clone()),
-    })
-}
-
-/// The DNS name in an authority; `None` if there is an address.
-fn name_in(authority: &str) -> Option<String> {
-    let authority: http::uri::Authority = authority.parse().ok()?;
-    let host = authority.host();
-    rustls_pki_types::DnsName::try_from(host)
-        .ok()
-        .map(|_| host.to_string())
-}
-
 /// Thresholds and rhythm, and how they must stand to each other.
 fn policy(
     settings: &Settings,
@@ -514,74 +268,6 @@ fn too_slow(
             format(timeout.value)
         ),
     );
-}
-
-/// Keys that mean something only to a probe over TLS.
-const TLS_KEYS: [&str; 5] = ["verify", "ca", "sni", "client_cert", "client_key"];
-
-/// Reports keys of this very table that its kind of probe does not use. Inherited ones may be
-/// meant for other services.
-fn refuse_meaningless(reader: &Reader<'_>, probe: Probe, tls: bool, errors: &mut Errors<'_>) {
-    for key in HEALTH.keys {
-        let Some(span) = reader.key_span(key.name) else {
-            continue;
-        };
-        let users = users(key.name);
-        if !users.contains(&probe) {
-            let names: Vec<String> = users
-                .iter()
-                .map(|user| format!("\"{}\"", user.name()))
-                .collect();
-            errors.add(
-                span,
-                format!(
-                    "`{}` has no meaning with probe = \"{}\"",
-                    key.name,
-                    probe.name()
-                ),
-                format!("remove it, or write probe = {}", names.join(" or ")),
-            );
-        } else if probe != Probe::Https && !tls && TLS_KEYS.contains(&key.name) {
-            errors.add(
-                span,
-                format!("`{}` has no meaning without TLS", key.name),
-                "add tls = true or remove it",
-            );
-        }
-    }
-}
-
-/// The kinds of probe that use a key.
-fn users(key: &str) -> &'static [Probe] {
-    use Probe::{
-        Agent, Dns, Exec, Grpc, Http, Https, Ldap, Mysql, None, Postgres, Redis, Smtp, Tcp,
-    };
-    match key {
-        "probe" => &[
-            None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Exec, Agent,
-        ],
-        "headers" => &[Http, Https, Grpc],
-        "path" | "method" | "host" | "expect_status" | "expect_body" | "expect_body_regex"
-        | "reuse" | "reuse_limit" | "degraded_weight" => &[Http, Https],
-        // The contract's own example has `service` beside an HTTP probe: it is a warning there.
-        "service" => &[Grpc, Http, Https],
-        "authority" | "accept_status" | "watch" => &[Grpc],
-        "tls" => &[Grpc, Tcp, Redis, Smtp, Ldap],
-        key if TLS_KEYS.contains(&key) => &[Https, Grpc, Tcp, Redis, Smtp, Ldap],
-        "half_open" | "script" => &[Tcp],
-        "user" => &[Redis, Postgres, Mysql],
-        "password_file" | "role" => &[Redis],
-        "database" => &[Postgres],
-        "hello" => &[Smtp],
-        "query" | "query_type" | "expect_rcode" | "expect_answer" => &[Dns],
-        "command" => &[Exec],
-        "via" | "source" | "mark" | "interface" => &[
-            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Agent,
-        ],
-        _ => &[
-            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Exec, Agent,
-        ],
-    }
 }
 
 impl Probe {

@@ -59,6 +59,8 @@ pub enum Kind {
     Classes,
     /// List of gRPC status codes, by number or name.
     GrpcCodes,
+    /// `"name"` or `"name: value"`.
+    Header,
     /// Inline table of texts.
     Headers,
     /// List of inline tables: the steps of a TCP script.
@@ -110,6 +112,7 @@ impl Kind {
             Self::OutOf => "two numbers, `\"3/5\"`".into(),
             Self::Classes => "list of classes of failure".into(),
             Self::GrpcCodes => "list of gRPC status codes".into(),
+            Self::Header => "header, with or without its value".into(),
             Self::Headers => "table of texts".into(),
             Self::Steps => "list of tables".into(),
             Self::IpAddress => "IP address".into(),
@@ -137,6 +140,7 @@ impl Kind {
             Self::OutOf => "two numbers with a slash, as text",
             Self::Classes => "a list of classes of failure, as texts",
             Self::GrpcCodes => "a list of gRPC status codes",
+            Self::Header => "a header's name, as text",
             Self::Headers => "a table of texts",
             Self::Steps => "a list of tables",
             Self::IpAddress => "an IP address, as text",
@@ -167,6 +171,7 @@ impl Kind {
             Self::OutOf => "\"3/5\"",
             Self::Classes => "[\"refused\"]",
             Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
+            Self::Header => "\"x-draining\" or \"x-draining: yes\"",
             Self::Headers => "{ \"X-Probe\" = \"lb\" }",
             Self::Steps => "[{ send = 'PING\\r\\n' }, { expect = '+PONG' }]",
             Self::IpAddress => "\"192.0.2.1\"",
@@ -519,6 +524,7 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("inter", "interval"),
     ("window", "unhealthy_window"),
     ("immediate", "immediate_on"),
+    ("disable_on_404", "drain_status"),
     ("base_ejection_time", "hold_down"),
     ("max_ejection_time", "hold_down_max"),
     ("fastinter", "fast_interval"),

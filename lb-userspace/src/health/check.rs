@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Health;
 use super::agent::Axis;
-use super::ejections::{Ejections, Past};
+use super::ejections::Ejections;
 use crate::model::{HealthPolicy, Window};
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -36,9 +36,9 @@ pub struct RestoredCheck {
     /// See [`CheckView::gone`].
     pub gone: bool,
     pub reason: String,
-    /// Its ejections.
-    #[serde(default, skip_serializing_if = "Past::is_clean")]
-    pub past: Past,
+    /// See [`CheckView::leaving`].
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// What is known of a backend by one probe.
@@ -53,6 +53,9 @@ pub struct CheckView {
     pub health: Health,
     /// Unhealthy, and silent rather than answering badly: its flows are given up.
     pub gone: bool,
+    /// Healthy, but the backend asks to be drained (`Class::Drain`). Its word counts at once, both ways,
+    /// and is no failure.
+    pub leaving: bool,
     /// The verdict was not reached by the present probe: it is that of an earlier agent or of
     /// another configuration, and stands until an outcome is counted.
     pub assumed: bool,
@@ -82,8 +85,6 @@ pub struct CheckView {
     pub axis: Axis,
     /// Until when it is out whatever the probe says; may be in the past.
     pub held_until: Option<Duration>,
-    /// Ejections not forgotten yet.
-    pub ejections: Ejections,
     /// It would be healthy but for its hold-down.
     pub held: bool,
     /// The outcomes counted since the last verdict, the last one lowest: a bit for each, set for a
@@ -109,6 +110,7 @@ impl CheckView {
             advisory: false,
             health: Health::Unknown,
             gone: false,
+            leaving: false,
             assumed: false,
             since: now,
             reason: "not yet probed".to_owned(),
@@ -123,7 +125,6 @@ impl CheckView {
             weight: 100,
             axis: Axis::default(),
             held_until: None,
-            ejections: Ejections::default(),
             held: false,
             recent: 0,
             run_started: now,
@@ -135,20 +136,20 @@ impl CheckView {
         Self {
             health: verdict.health,
             gone: verdict.gone && verdict.health == Health::Unhealthy,
+            leaving: verdict.leaving && verdict.health == Health::Healthy,
             assumed: verdict.health != Health::Unknown,
             reason: verdict.reason.clone(),
-            ejections: Ejections::restored(verdict.past, now),
             ..Self::unknown(name, now)
         }
     }
 
     /// For the state file.
-    pub(super) fn restorable(&self, now: Duration) -> RestoredCheck {
+    pub(super) fn restorable(&self) -> RestoredCheck {
         RestoredCheck {
             health: self.health,
             gone: self.gone,
             reason: self.reason.clone(),
-            past: self.ejections.past(now),
+            leaving: self.leaving,
         }
     }
 
@@ -164,8 +165,8 @@ impl CheckView {
     }
 
     /// With what the configuration says of the hold-down.
-    pub(super) fn held_by(mut self, policy: &HealthPolicy) -> Self {
-        let until = |rule| self.ejections.held_until(rule);
+    pub(super) fn held_by(mut self, policy: &HealthPolicy, ejections: &Ejections) -> Self {
+        let until = |rule| ejections.held_until(rule);
         self.held_until = policy.hold_down.and_then(until);
         self
     }
@@ -186,11 +187,13 @@ impl CheckView {
     }
 
     /// Counts an outcome of a probe that began at `started` and ended at `now`. Tells if the
-    /// verdict changed; that an unhealthy backend is now gone is such a change too.
+    /// verdict changed; that an unhealthy backend is now gone is such a change too. `ejections`: the
+    /// backend's.
     pub(super) fn record(
         &mut self,
         outcome: &Outcome,
         policy: &HealthPolicy,
+        ejections: &mut Ejections,
         started: Duration,
         now: Duration,
     ) -> Option<Turn> {
@@ -214,7 +217,7 @@ impl CheckView {
                 None
             }
             Verdict::Success => self.success(outcome, policy, started, now),
-            Verdict::Failure => self.failure(outcome, policy, started, now),
+            Verdict::Failure => self.failure(outcome, policy, ejections, started, now),
         }
     }
 
@@ -256,16 +259,32 @@ impl CheckView {
         }
         (self.failures, self.silent) = (0, 0);
         self.recent <<= 1;
-        self.successes = self.successes.saturating_add(1);
+        let drains = outcome.class == Class::Drain;
+        self.assumed = false;
         let needed = match self.health {
+            Health::Healthy if self.leaving == drains => {
+                self.successes = self.successes.saturating_add(1);
+                return None;
+            }
             Health::Healthy => {
-                self.assumed = false;
+                self.leaving = drains;
+                self.run_started = started;
+                let reason = if drains {
+                    outcome.detail.clone()
+                } else {
+                    format!("does not ask to be drained any more: {}", outcome.detail)
+                };
+                return Some(self.turn(Health::Healthy, reason, outcome, now));
+            }
+            Health::Unhealthy if drains => {
+                // It is alive, and does not want to be back.
+                (self.successes, self.held) = (0, false);
                 return None;
             }
             Health::Unknown => 1,
             Health::Unhealthy => policy.healthy_threshold,
         };
-        self.assumed = false;
+        self.successes = self.successes.saturating_add(1);
         if self.successes < needed {
             return None;
         }
@@ -277,8 +296,8 @@ impl CheckView {
             return None;
         }
         self.gone = false;
+        self.leaving = drains;
         self.recent = 0;
-        self.ejections.readmitted(now);
         let reason = match (self.health, self.successes) {
             (Health::Unknown, _) => first(outcome),
             (_, 1) => "1 success".to_owned(),
@@ -291,6 +310,7 @@ impl CheckView {
         &mut self,
         outcome: &Outcome,
         policy: &HealthPolicy,
+        ejections: &mut Ejections,
         started: Duration,
         now: Duration,
     ) -> Option<Turn> {
@@ -317,9 +337,10 @@ impl CheckView {
                 self.gone = self.silent >= policy.unhealthy_threshold
                     || (grounds == Grounds::Immediate && self.silent > 0);
                 let mut reason = format!("{grounds}: {}", outcome.detail);
-                if let Some(rule) = policy.hold_down {
-                    let (number, length) = self.ejections.ejected(rule, now);
-                    self.held_until = self.ejections.held_until(rule);
+                let term = ejections.ejected(policy.hold_down, now);
+                if term.firm {
+                    self.held_until = Some(term.until);
+                    let (number, length) = (term.number, term.length);
                     reason += &format!("; ejection {number}, held down for {length:?}");
                 }
                 self.recent = 0;
@@ -356,8 +377,11 @@ impl CheckView {
 
     fn turn(&mut self, to: Health, reason: String, outcome: &Outcome, now: Duration) -> Turn {
         self.reason = reason;
+        self.leaving &= to == Health::Healthy;
+        if self.health != to {
+            self.since = now;
+        }
         self.health = to;
-        self.since = now;
         self.class = Some(outcome.class);
         Turn {
             took: now.saturating_sub(self.run_started),

@@ -1,4 +1,7 @@
-//! What an ejection leaves behind: each one within a time holds the backend down longer.
+//! What an ejection leaves behind: each one within a time keeps the backend out longer.
+//!
+//! There is one count for a backend, whichever axis ejected it: its probes or the packets of its
+//! flows. What flaps is out longer each time, whoever notices, and a death that both notice is one.
 
 use std::time::Duration;
 
@@ -12,8 +15,10 @@ pub struct Ejections {
     count: u32,
     /// When the last one was.
     last: Duration,
-    /// Since when it has been healthy, if it is.
-    healthy_since: Duration,
+    /// It is not back from the last one.
+    out: bool,
+    /// Since when it has been back, if it is.
+    back_since: Duration,
 }
 
 /// The same for the state file: without a clock.
@@ -22,8 +27,24 @@ pub struct Past {
     pub ejections: u32,
     /// Time since the last one.
     pub ejected_ago_ms: u64,
+    /// Whether it is not back from it.
+    #[serde(default)]
+    pub out: bool,
     /// How long it has been healthy, if it is.
     pub healthy_for_ms: u64,
+}
+
+/// What an ejection comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// The how manieth it is.
+    pub number: u32,
+    /// How long it lasts, from its beginning.
+    pub length: Duration,
+    /// When it ends.
+    pub until: Duration,
+    /// The configuration asks for that time, so nothing ends it sooner.
+    pub firm: bool,
 }
 
 impl Past {
@@ -37,9 +58,9 @@ impl Past {
     pub fn later(self, by: Duration) -> Self {
         let by = milliseconds(by);
         Self {
-            ejections: self.ejections,
             ejected_ago_ms: self.ejected_ago_ms.saturating_add(by),
             healthy_for_ms: self.healthy_for_ms.saturating_add(by),
+            ..self
         }
     }
 }
@@ -52,7 +73,8 @@ impl Ejections {
         Self {
             count: past.ejections,
             last: ago(past.ejected_ago_ms),
-            healthy_since: ago(past.healthy_for_ms),
+            out: past.out,
+            back_since: ago(past.healthy_for_ms),
         }
     }
 
@@ -61,7 +83,8 @@ impl Ejections {
         Past {
             ejections: self.count,
             ejected_ago_ms: ago(self.last),
-            healthy_for_ms: ago(self.healthy_since),
+            out: self.out,
+            healthy_for_ms: ago(self.back_since),
         }
     }
 
@@ -70,18 +93,37 @@ impl Ejections {
         self.count
     }
 
-    /// Another one, of a backend that was healthy. Tells its number and how long it lasts at least.
-    pub(super) fn ejected(&mut self, rule: HoldDown, now: Duration) -> (u32, Duration) {
-        let healthy = now.saturating_sub(self.healthy_since).as_nanos();
-        let forgotten = healthy / rule.most.as_nanos().max(1);
-        let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
-        self.count = self.count.saturating_sub(forgotten).saturating_add(1);
-        self.last = now;
-        (self.count, rule.of(self.count))
+    /// Whether it is not back from the last one.
+    pub(super) const fn out(&self) -> bool {
+        self.out
     }
 
+    /// It is ejected: once more, unless it is out already. `None`: no hold-down is configured.
+    pub(super) fn ejected(&mut self, rule: Option<HoldDown>, now: Duration) -> Term {
+        let usual = rule.unwrap_or(HoldDown::USUAL);
+        if !self.out {
+            let healthy = now.saturating_sub(self.back_since).as_nanos();
+            let forgotten = healthy / usual.most.as_nanos().max(1);
+            let forgotten = u32::try_from(forgotten).unwrap_or(u32::MAX);
+            self.count = self.count.saturating_sub(forgotten).saturating_add(1);
+            self.last = now;
+            self.out = true;
+        }
+        // One that an earlier agent did not count is the first.
+        let number = self.count.max(1);
+        let length = usual.of(number);
+        Term {
+            number,
+            length,
+            until: self.last.saturating_add(length),
+            firm: rule.is_some(),
+        }
+    }
+
+    /// It is back, whoever ejected it.
     pub(super) const fn readmitted(&mut self, now: Duration) {
-        self.healthy_since = now;
+        self.out = false;
+        self.back_since = now;
     }
 
     /// When the last one ends at the soonest.

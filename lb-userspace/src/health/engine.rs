@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::{CheckView, Turn};
+use super::ejections::{Ejections, Term};
+use super::passive::Doubt;
 use super::probes::{Asker, Probes, Rhythms, Start};
 use super::schedule::Rhythm;
 use super::target::{Health, Restored, TargetView};
@@ -18,12 +20,16 @@ pub struct Change {
     pub key: BackendKey,
     pub from: Health,
     /// Equal to `from` if what changed is whether the backend is gone, which of its probes are
-    /// against it, or its weight.
+    /// against it, whether it asks to be drained, or its weight.
     pub to: Health,
     /// See [`TargetView::gone`].
     pub gone: bool,
+    /// See [`TargetView::leaving`].
+    pub leaving: bool,
     /// See [`TargetView::weight`].
     pub weight: u8,
+    /// That has changed.
+    pub reweighed: bool,
     pub reason: String,
     /// Class of the outcome that decided; `None` if the configuration did.
     pub class: Option<Class>,
@@ -40,6 +46,8 @@ impl Change {
             from,
             to: view.health,
             gone: view.gone,
+            leaving: view.leaving,
+            reweighed: false,
             weight: view.weight,
             reason: view.reason.clone(),
             class: view.class,
@@ -75,14 +83,17 @@ impl Target {
         now: Duration,
     ) -> Option<Change> {
         let policy = &self.checks.get(check)?.policy;
-        let from = self.view.health;
-        let turn = self
-            .view
-            .checks
-            .get_mut(check)?
-            .record(outcome, policy, started, now);
+        let (from, weight) = (self.view.health, self.view.weight);
+        let TargetView {
+            checks, ejections, ..
+        } = &mut self.view;
+        let asked = checks.get_mut(check)?;
+        let turn = asked.record(outcome, policy, ejections, started, now);
         let turn = self.view.turned(check, turn, now)?;
-        Some(Change::new(key, from, turn, &self.view, now))
+        Some(Change {
+            reweighed: weight != self.view.weight,
+            ..Change::new(key, from, turn, &self.view, now)
+        })
     }
 }
 
@@ -278,6 +289,29 @@ impl Engine {
         }
     }
 
+    /// What the packets of a backend's flows say ejects it. That counts like an ejection by its probes,
+    /// or is the same one if they have ejected it already. Tells what it comes to: by the first
+    /// hold-down of its probes, or as usual if they have none.
+    pub fn ejected(&mut self, key: &BackendKey, now: Duration) -> Term {
+        match self.targets.get_mut(key) {
+            Some(target) => {
+                let mut policies = target.checks.iter().map(|check| &check.policy);
+                let rule = policies.find_map(|policy| policy.hold_down);
+                target.view.doubt(true, now);
+                target.view.ejections.ejected(rule, now)
+            }
+            None => Ejections::default().ejected(None, now),
+        }
+    }
+
+    /// Takes over who is out by what the packets say: only those who are not, and whose probes have
+    /// nothing against them, are back.
+    pub fn follow(&mut self, doubts: &BTreeMap<BackendKey, Doubt>, now: Duration) {
+        for (key, target) in &mut self.targets {
+            target.view.doubt(doubts.contains_key(key), now);
+        }
+    }
+
     /// What is known of all backends, by key.
     pub fn view(&self) -> impl Iterator<Item = (&BackendKey, &TargetView)> {
         self.targets.iter().map(|(key, target)| (key, &target.view))
@@ -290,7 +324,9 @@ impl Engine {
 
     /// The verdicts for the state file.
     pub fn snapshot(&self, now: Duration) -> BTreeMap<BackendKey, Restored> {
-        let probed = self.targets.iter().filter(|(_, t)| !t.checks.is_empty());
+        let worth =
+            |target: &Target| !target.checks.is_empty() || target.view.ejections.count() > 0;
+        let probed = self.targets.iter().filter(|(_, target)| worth(target));
         probed
             .map(|(key, target)| (key.clone(), target.view.restorable(target.address, now)))
             .collect()
@@ -308,6 +344,15 @@ impl Known<'_> {
     fn view(mut self, service: &Service, backend: &Backend, now: Duration) -> TargetView {
         let before = self.before.as_ref().map(|target| &target.view);
         let old = before.map(|view| (view.health, view.since, view.class));
+        let (ejections, doubted) = match (before, self.restored) {
+            (Some(view), _) => (view.ejections, view.doubted),
+            (None, Some(restored)) => {
+                // Out, and not by its probes.
+                let doubted = restored.past.out && restored.health == Health::Healthy;
+                (Ejections::restored(restored.past, now), doubted)
+            }
+            (None, None) => (Ejections::default(), false),
+        };
         let checks: Vec<(&HealthPolicy, &ProbeSpec)> = service.probes_of(backend).collect();
         // Before any is taken over under its name, those that ask the same are.
         let views: Vec<Option<CheckView>> =
@@ -332,9 +377,13 @@ impl Known<'_> {
                     of_flows: spec.target == backend.address || spec.egress.via.is_some(),
                     ..view.unwrap_or_else(|| CheckView::unknown(name, now))
                 }
-                .held_by(policy)
+                .held_by(policy, &ejections)
             });
-        let mut view = TargetView::new(views.collect(), now);
+        let mut view = TargetView {
+            ejections,
+            ..TargetView::new(views.collect(), now)
+        };
+        view.doubt(doubted, now);
         if let Some((health, since, class)) = old
             && health == view.health
         {

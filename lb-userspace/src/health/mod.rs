@@ -19,6 +19,9 @@
 //! its flows are given up. For a backend whose first outcome is a failure that one decides. Gone
 //! lasts until it is healthy: flows that were given up do not come back.
 //!
+//! A healthy backend may ask to be drained (`leaving`), by an answer that is not a failure. That counts
+//! at once, and so does that it does not ask any more.
+//!
 //! Two more things eject a healthy backend, if the configuration asks for them: so many failures among
 //! the last outcomes (`unhealthy_window`), for one that fails every other time and never often enough
 //! in a row, and one failure of certain classes (`immediate_on`). Ejected by the window it is not
@@ -26,7 +29,8 @@
 //!
 //! With `hold_down` an ejection lasts a while whatever the probes say, the n-th n times as long, so
 //! that a flapping backend does not drag its share of the traffic to and fro. Time in good health
-//! makes ejections forgotten ([`Ejections`]).
+//! makes ejections forgotten ([`Ejections`]). Those by the packets of its flows ([`passive`]) are
+//! counted with them.
 //!
 //! # Rhythm
 //!
@@ -45,7 +49,7 @@ mod target;
 
 pub use budget::Budget;
 pub use check::{CheckView, HISTORY, Record, RestoredCheck};
-pub use ejections::{Ejections, Past};
+pub use ejections::{Ejections, Past, Term};
 pub use engine::{Change, Engine};
 pub use overload::Overload;
 pub use probes::Start;

@@ -13,7 +13,9 @@
 //! - *Failing* (NAT): within [`WINDOW`], half of at least [`VOLUME`] new connections were not
 //!   answered, while four fifths were by the others.
 //! - *One-sided* (the other modes, where answers do not come by this host): SYNs without the packets
-//!   that follow an answer, while others, or the same backend before, had them.
+//!   that follow an answer, while others, or the same backend before, had them. Connections that were
+//!   busy repeat their packets, so it is also one-sided if SYNs go on as before while all else falls
+//!   to a fifth within 0.4 s, and that of the others does not.
 //! - *HTTP errors*: [`ERRORS`] in a row, or half of the answers within [`WINDOW`], while the others
 //!   give at most a fifth.
 //!
@@ -22,16 +24,21 @@
 //!
 //! # Ejections
 //!
-//! The n-th lasts n times [`EJECTION`], [`LONGEST`] at the most; each [`FORGIVEN`] without one takes
-//! one off n. It ends early by as many successes in a row of the configured probe as readmit any
-//! backend, if that probe had failed as well. At most half of a service's backends are ejected so, but
-//! always one if there are two.
+//! They count together with those by the probes ([`Ejections`](super::Ejections)): the n-th lasts n
+//! times the configured `hold_down`, or n times 30 s without one. In that case it ends early by as many
+//! successes in a row of the configured probe as readmit any backend, if that probe had failed as
+//! well. At most half of a service's backends are ejected so, but always one if there are two; of
+//! further ones it is told that they would be. Another agent takes them over ([`Passive::save`]).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{BackendKey, Forwarding, PassiveHttp, Service};
+use serde::{Deserialize, Serialize};
+
+use super::ejections::Term;
+use crate::model::{Backend, BackendKey, Forwarding, PassiveHttp, Service};
 use target::{SHOWN, Target, WINDOW};
 
 mod target;
@@ -79,7 +86,8 @@ impl Reading {
 }
 
 /// Why a backend is suspect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     Silent,
     Refused,
@@ -87,6 +95,20 @@ pub enum Kind {
     Failing,
     OneSided,
     HttpErrors,
+}
+
+impl Kind {
+    /// Name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Failing => "failing",
+            Self::OneSided => "one_sided",
+            Self::HttpErrors => "http_errors",
+        }
+    }
 }
 
 /// A backend to probe at once.
@@ -103,6 +125,8 @@ pub struct Suspicion {
 /// A backend that is ejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubt {
+    pub kind: Kind,
+    pub since: Duration,
     /// It does not answer, so its flows are given up; else it is drained.
     pub gone: bool,
     /// For people.
@@ -111,11 +135,42 @@ pub struct Doubt {
     pub until: Duration,
 }
 
+/// The same for the state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedDoubt {
+    /// Address of the backend it is about; of another address it says nothing.
+    pub address: SocketAddr,
+    pub kind: Kind,
+    /// How long it has lasted.
+    pub age_ms: u64,
+    pub gone: bool,
+    pub reason: String,
+    /// How long it lasts at the most.
+    pub left_ms: u64,
+    /// Good probes end it sooner.
+    pub ends_early: bool,
+}
+
+impl SavedDoubt {
+    /// The same some time later.
+    #[must_use]
+    pub fn later(self, by: Duration) -> Self {
+        let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            age_ms: self.age_ms.saturating_add(by),
+            left_ms: self.left_ms.saturating_sub(by),
+            ..self
+        }
+    }
+}
+
 /// What has changed by a call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Judged {
     /// To be probed at once.
     pub suspicions: Vec<Suspicion>,
+    /// Neither probed nor ejected, since enough of the service are out for what their packets say.
+    pub refused: Vec<Suspicion>,
     /// Whether [`Passive::doubts`] has changed.
     pub changed: bool,
 }
@@ -137,7 +192,7 @@ pub struct Passive {
 }
 
 impl Passive {
-    /// Takes over a configuration; what is known of backends that stay is kept.
+    /// Takes over a configuration; what is known of backends that stay, by name and address, is kept.
     pub fn configure(&mut self, services: &[Service]) {
         let mut old = std::mem::take(&mut self.services);
         for service in services {
@@ -149,10 +204,14 @@ impl Passive {
                 .remove(&service.name)
                 .map(|watched| watched.targets)
                 .unwrap_or_default();
-            let target = |backend| {
+            let target = |backend: &Backend| {
                 let key = service.key(backend);
-                let target = known.remove(&key).unwrap_or_else(Target::new);
-                (key, target)
+                let address = backend.address;
+                let old = known.remove(&key).filter(|old| old.address == address);
+                if old.is_none() {
+                    self.doubts.remove(&key);
+                }
+                (key, old.unwrap_or_else(|| Target::new(address)))
             };
             let watched = Watched {
                 both_ways: service.forwarding == Forwarding::Nat,
@@ -190,8 +249,9 @@ impl Passive {
         }
     }
 
-    /// Whom to suspect by what was read, and which ejections are over.
-    pub fn judge(&mut self, now: Duration) -> Judged {
+    /// Whom to suspect by what was read, and which ejections are over. `ejected` counts an ejection and
+    /// tells what it comes to.
+    pub fn judge(&mut self, ejected: &mut dyn FnMut(&BackendKey) -> Term, now: Duration) -> Judged {
         let mut judged = self.lift(now);
         for watched in self.services.values_mut() {
             let suspects = watched.suspects(now);
@@ -204,13 +264,10 @@ impl Passive {
                 continue;
             }
             for suspicion in suspects {
-                let ejected = watched
-                    .targets
-                    .keys()
-                    .filter(|key| self.doubts.contains_key(key))
-                    .count();
+                let keys = watched.targets.keys();
+                let out = keys.filter(|key| self.doubts.contains_key(key)).count();
                 let most = (watched.targets.len() / 2).max(usize::from(watched.targets.len() > 1));
-                let has_room = ejected < most && !self.doubts.contains_key(&suspicion.key);
+                let has_room = out < most && !self.doubts.contains_key(&suspicion.key);
                 let Some(target) = watched.targets.get_mut(&suspicion.key) else {
                     continue;
                 };
@@ -218,10 +275,15 @@ impl Passive {
                     if has_room {
                         target.asked = true;
                         judged.suspicions.push(suspicion);
+                    } else if !self.doubts.contains_key(&suspicion.key) {
+                        // Shown, and not looked at again for a while, as if its probes were good.
+                        target.clear(&suspicion.what, now);
+                        judged.refused.push(suspicion);
                     }
                 } else if watched.http == PassiveHttp::Eject && has_room {
                     let reason = format!("passive: {}", suspicion.what);
-                    let doubt = target.eject(false, reason, false, now);
+                    let term = ejected(&suspicion.key);
+                    let doubt = target.eject(suspicion.kind, reason, false, term, now);
                     self.doubts.insert(suspicion.key, doubt);
                     judged.changed = true;
                 } else {
@@ -241,6 +303,7 @@ impl Passive {
         reached: bool,
         probe: Option<bool>,
         detail: &str,
+        ejected: &mut dyn FnMut(&BackendKey) -> Term,
         now: Duration,
     ) -> bool {
         let watched = self.services.get_mut(&suspicion.key.service);
@@ -254,13 +317,14 @@ impl Passive {
             return false;
         }
         let reason = format!("passive: {}; probed at once: {detail}", suspicion.what);
-        let doubt = target.eject(true, reason, probe == Some(false), now);
+        let term = ejected(&suspicion.key);
+        let doubt = target.eject(suspicion.kind, reason, probe == Some(false), term, now);
         self.doubts.insert(suspicion.key.clone(), doubt);
         true
     }
 
     /// The configured probe of a backend has ended. Tells whether that ends an ejection.
-    pub fn observe(&mut self, key: &BackendKey, success: bool, now: Duration) -> bool {
+    pub fn observe(&mut self, key: &BackendKey, success: bool) -> bool {
         let Some(watched) = self.services.get_mut(&key.service) else {
             return false;
         };
@@ -275,8 +339,51 @@ impl Passive {
         if *passes < needed || self.doubts.remove(key).is_none() {
             return false;
         }
-        target.end(now);
+        target.end();
         true
+    }
+
+    /// The ejections, for another agent.
+    pub fn save(&self, now: Duration) -> BTreeMap<BackendKey, SavedDoubt> {
+        let save = |(key, doubt): (&BackendKey, &Doubt)| {
+            let target = self.services.get(&key.service)?.targets.get(key)?;
+            let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            let saved = SavedDoubt {
+                address: target.address,
+                kind: doubt.kind,
+                age_ms: milliseconds(now.saturating_sub(doubt.since)),
+                gone: doubt.gone,
+                reason: doubt.reason.clone(),
+                left_ms: milliseconds(doubt.until.saturating_sub(now)),
+                ends_early: target.passes.is_some(),
+            };
+            Some((key.clone(), saved))
+        };
+        self.doubts.iter().filter_map(save).collect()
+    }
+
+    /// Takes over the ejections of an earlier agent, of backends that are watched and have the same
+    /// address.
+    pub fn restore(&mut self, saved: BTreeMap<BackendKey, SavedDoubt>, now: Duration) {
+        for (key, saved) in saved {
+            let watched = self.services.get_mut(&key.service);
+            let target = watched.and_then(|watched| watched.targets.get_mut(&key));
+            let Some(target) = target.filter(|target| target.address == saved.address) else {
+                continue;
+            };
+            if saved.left_ms == 0 {
+                continue;
+            }
+            target.passes = saved.ends_early.then_some(0);
+            let doubt = Doubt {
+                kind: saved.kind,
+                since: now.saturating_sub(Duration::from_millis(saved.age_ms)),
+                gone: saved.gone,
+                reason: saved.reason,
+                until: now + Duration::from_millis(saved.left_ms),
+            };
+            self.doubts.insert(key, doubt);
+        }
     }
 
     /// The backends that are ejected.
@@ -301,7 +408,7 @@ impl Passive {
             }
             let watched = services.get_mut(&key.service);
             if let Some(target) = watched.and_then(|watched| watched.targets.get_mut(key)) {
-                target.end(now);
+                target.end();
             }
             false
         });
@@ -333,7 +440,9 @@ impl Watched {
                         .unanswered(now)
                         .or_else(|| target.failing(others(), now))
                 } else {
-                    target.one_sided(others(), now)
+                    target
+                        .one_sided(others(), now)
+                        .or_else(|| target.collapsed(others(), now))
                 }
             });
             let http = || (self.http != PassiveHttp::Off).then(|| target.http(others(), now));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::check::{CheckView, Record, RestoredCheck, Turn};
-use super::ejections::Past;
+use super::ejections::{Ejections, Past};
 use crate::probe::{Class, Verdict};
 
 /// The probes' verdict.
@@ -46,6 +46,9 @@ pub struct Restored {
     pub reason: String,
     /// Address of the backend it was said of; of another address it says nothing.
     pub address: SocketAddr,
+    /// Its ejections, by its probes or by what its packets say.
+    #[serde(default, skip_serializing_if = "Past::is_clean")]
+    pub past: Past,
     /// By probe; none if it is not known by which.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub checks: BTreeMap<String, RestoredCheck>,
@@ -59,6 +62,8 @@ pub struct TargetView {
     /// those count that ask the port its flows go to, or else all together: a helper that is silent
     /// is no proof that the backend is.
     pub gone: bool,
+    /// Healthy, but it asks to be drained: one of its probes says so.
+    pub leaving: bool,
     /// The verdict was not reached by the present probes: it is that of an earlier agent or of
     /// another configuration, and stands until an outcome is counted.
     pub assumed: bool,
@@ -73,6 +78,10 @@ pub struct TargetView {
     pub weight: u8,
     /// Until when it is out whatever the probes say; may be in the past.
     pub held_until: Option<Duration>,
+    /// Ejections not forgotten yet, whoever ejected it.
+    pub ejections: Ejections,
+    /// What its packets say has ejected it.
+    pub doubted: bool,
     /// By probe, in the order of the configuration; none if it is not probed.
     pub checks: Vec<CheckView>,
 }
@@ -83,12 +92,15 @@ impl TargetView {
         Self {
             health: Health::Healthy,
             gone: false,
+            leaving: false,
             assumed: false,
             since: now,
             reason: "no probe".to_owned(),
             class: None,
             weight: 100,
             held_until: None,
+            ejections: Ejections::default(),
+            doubted: false,
             checks: Vec::new(),
         }
     }
@@ -100,7 +112,6 @@ impl TargetView {
             ..Self::unprobed(now)
         };
         if !view.checks.is_empty() {
-            view.health = view.verdict();
             view.settle();
             view.reason = view.told();
         }
@@ -116,22 +127,26 @@ impl TargetView {
         turn: Option<Turn>,
         now: Duration,
     ) -> Option<Turn> {
-        let (gone, weight, from) = (self.gone, self.weight, self.health);
+        let (gone, leaving) = (self.gone, self.leaving);
+        let (weight, from) = (self.weight, self.health);
         self.settle();
         let turn = match turn {
             Some(turn) => turn,
             None if weight != self.weight => Turn::default(),
             None => return None,
         };
-        self.health = self.verdict();
         let reason = self.told();
         let news = from != self.health
             || gone != self.gone
+            || leaving != self.leaving
             || weight != self.weight
             || (self.health == Health::Unhealthy && reason != self.reason);
         self.reason = reason;
         if from != self.health {
             self.since = now;
+            if self.health == Health::Healthy && !self.doubted {
+                self.ejections.readmitted(now);
+            }
         }
         if let (Some(class), true) = (self.checks.get(check).and_then(|check| check.class), news) {
             self.class = Some(class);
@@ -155,9 +170,11 @@ impl TargetView {
         }
     }
 
-    /// All that can change without a turn.
+    /// Puts together what the probes say, but for the reason.
     fn settle(&mut self) {
+        self.health = self.verdict();
         let checks = || self.checks.iter();
+        self.leaving = self.health == Health::Healthy && checks().any(|check| check.leaving);
         let of_flows = checks().any(|check| check.gone && check.of_flows);
         self.gone = of_flows || checks().all(|check| check.gone);
         self.assumed = checks().any(|check| check.assumed);
@@ -185,7 +202,7 @@ impl TargetView {
                 waited.map_or_else(String::new, named)
             }
             Health::Healthy => {
-                let last = having(Health::Healthy).max_by_key(|check| check.since);
+                let last = having(Health::Healthy).max_by_key(|check| (check.leaving, check.since));
                 let reason = last.map_or_else(String::new, named);
                 let light = self.checks.iter().find(|check| check.weight == self.weight);
                 match (light, self.weight) {
@@ -218,6 +235,14 @@ impl TargetView {
             })
     }
 
+    /// Says whether what its packets say has ejected it.
+    pub(super) fn doubt(&mut self, doubted: bool, now: Duration) {
+        if !doubted && self.ejections.out() && self.health == Health::Healthy {
+            self.ejections.readmitted(now);
+        }
+        self.doubted = doubted;
+    }
+
     /// What the probe of this name knows.
     pub fn check(&self, name: &str) -> Option<&CheckView> {
         self.checks.iter().find(|check| &*check.name == name)
@@ -229,7 +254,7 @@ impl TargetView {
             health: self.health,
             gone: self.gone,
             reason: self.reason.clone(),
-            past: Past::default(),
+            leaving: false,
         }
     }
 
@@ -241,8 +266,9 @@ impl TargetView {
             gone: self.gone,
             reason: self.reason.clone(),
             address,
+            past: self.ejections.past(now),
             checks: checks
-                .map(|check| (check.name.to_string(), check.restorable(now)))
+                .map(|check| (check.name.to_string(), check.restorable()))
                 .collect(),
         }
     }
@@ -263,16 +289,14 @@ impl Restored {
             health: self.health,
             gone: self.gone,
             reason: self.reason.clone(),
-            past: Past::default(),
+            leaving: false,
         }
     }
 
     /// The same some time later.
     #[must_use]
     pub fn later(mut self, by: Duration) -> Self {
-        for check in self.checks.values_mut() {
-            check.past = check.past.later(by);
-        }
+        self.past = self.past.later(by);
         self
     }
 }

@@ -73,10 +73,10 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
     }
 }
 
-fn outcome(class: Class) -> Outcome {
+pub(super) fn outcome(class: Class) -> Outcome {
     Outcome {
         verdict: match class {
-            Class::Ok | Class::Degraded => Verdict::Success,
+            Class::Ok | Class::Degraded | Class::Drain => Verdict::Success,
             Class::Internal => Verdict::Internal,
             _ => Verdict::Failure,
         },
@@ -311,6 +311,7 @@ fn a_reload_touches_only_what_it_changes() {
         gone: true,
         reason: "3 consecutive failures: refused".to_owned(),
         address,
+        past: Past::default(),
         checks: BTreeMap::new(),
     };
     let restored = BTreeMap::from([(new.clone(), restored)]);

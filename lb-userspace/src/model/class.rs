@@ -9,6 +9,8 @@ pub enum Class {
     Ok,
     /// A success, but the backend says that it is degraded.
     Degraded,
+    /// A success, but the backend asks to be drained.
+    Drain,
     /// A complete HTTP answer with another status code than wanted.
     Status,
     /// The body does not hold what it must.
@@ -74,6 +76,7 @@ impl Class {
         match self {
             Self::Ok => "ok",
             Self::Degraded => "degraded",
+            Self::Drain => "drain",
             Self::Status => "status",
             Self::Body => "body",
             Self::Content => "content",

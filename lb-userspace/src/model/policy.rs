@@ -56,6 +56,13 @@ pub struct HoldDown {
 }
 
 impl HoldDown {
+    /// Without one in the configuration: how long ejections by what the packets say last at the
+    /// most, and when ejections are forgotten. Envoy's defaults.
+    pub const USUAL: Self = Self {
+        base: Duration::from_secs(30),
+        most: Duration::from_secs(300),
+    };
+
     /// How long the n-th ejection lasts at least.
     pub fn of(self, ejections: u32) -> Duration {
         self.base.saturating_mul(ejections).min(self.most)

@@ -102,9 +102,24 @@ pub struct HttpProbe {
     pub expect_body: Option<String>,
     /// Must match in the first 256 KiB of the body.
     pub expect_body_regex: Option<Pattern>,
+    /// A right answer whose body has this, in its first 256 KiB, is that of a degraded backend.
+    pub degraded_body: Option<String>,
+    /// Status codes by which a backend asks to be drained; none of them in `expect_status`.
+    pub drain_status: Vec<StatusRange>,
+    /// A header by which it does, whatever the status.
+    pub drain_header: Option<HeaderMatch>,
     /// `None`: a fresh connection each time.
     pub reuse: Option<Reuse>,
     pub tls: Option<TlsOptions>,
+}
+
+/// A header of an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HeaderMatch {
+    /// In lower case.
+    pub name: String,
+    /// `None`: whatever it says.
+    pub value: Option<String>,
 }
 
 /// How long a probe's connection may serve further probes.
@@ -163,6 +178,11 @@ impl ProbeKind {
 }
 
 impl StatusRange {
+    /// Whether both have a status.
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
     /// Whether `status` is in it.
     pub const fn contains(self, status: u16) -> bool {
         self.first <= status && status <= self.last

@@ -191,6 +191,17 @@ pub async fn survey(
     result
 }
 
+/// By which interface packets to these targets leave, seen once and without sending anything.
+pub async fn routes(
+    targets: &BTreeSet<IpAddr>,
+) -> Result<BTreeMap<IpAddr, Result<u32, Problem>>, NeighborError> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    let result = Resolver::new(handle).routes(targets).await;
+    connection.abort();
+    result
+}
+
 /// Whether a netlink message may change a path.
 fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, resolver: &Resolver) -> bool {
     let NetlinkPayload::InnerMessage(message) = payload else {

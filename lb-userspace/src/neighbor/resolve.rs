@@ -237,6 +237,19 @@ impl Resolver {
         Ok(problems)
     }
 
+    /// By which interface packets to these targets leave.
+    pub async fn routes(
+        &self,
+        targets: &BTreeSet<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Result<u32, Problem>>, NeighborError> {
+        let mut routes = BTreeMap::new();
+        for target in targets {
+            let route = self.route(*target).await?;
+            routes.insert(*target, route.map(|route| route.hop.ifindex));
+        }
+        Ok(routes)
+    }
+
     fn last_mac(&self, target: IpAddr, hop: NextHop) -> Option<Mac> {
         let path = self
             .last

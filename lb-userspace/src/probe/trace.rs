@@ -30,8 +30,8 @@ pub struct Trace {
     handshake: bool,
     /// What the probe waits for now.
     waiting: Option<String>,
-    /// The backend calls itself degraded.
-    degraded: bool,
+    /// What kind of success it would be.
+    kind: Class,
     /// What an agent has said.
     agent: Option<Report>,
     /// Whether anybody reads what the steps saw. Putting that into words costs several allocations
@@ -50,7 +50,7 @@ impl Trace {
             seen: Arc::default(),
             handshake: false,
             waiting: None,
-            degraded: false,
+            kind: Class::Ok,
             agent: None,
         }
     }
@@ -97,7 +97,12 @@ impl Trace {
 
     /// The backend says that it is degraded.
     pub const fn degraded(&mut self) {
-        self.degraded = true;
+        self.kind = Class::Degraded;
+    }
+
+    /// The backend asks to be drained.
+    pub const fn drains(&mut self) {
+        self.kind = Class::Drain;
     }
 
     /// What an agent says beside its yes or no.
@@ -154,8 +159,7 @@ impl Trace {
     pub fn finish(mut self, result: Result<Success, Failure>) -> Outcome {
         let latency = self.elapsed();
         let (verdict, class, detail) = match result {
-            Ok(Success(detail)) if self.degraded => (Verdict::Success, Class::Degraded, detail),
-            Ok(Success(detail)) => (Verdict::Success, Class::Ok, detail),
+            Ok(Success(detail)) => (Verdict::Success, self.kind, detail),
             Err(failure) => {
                 self.steps.push(Step {
                     name: "failed",

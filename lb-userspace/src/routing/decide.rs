@@ -128,11 +128,20 @@ impl Subject<'_> {
         }
     }
 
+    /// Whether it is well, but asks to be drained.
+    fn leaves(&self) -> bool {
+        self.health() == Health::Healthy && self.view.is_some_and(|view| view.leaving)
+    }
+
     fn candidate(&self) -> Candidate<'_> {
         Candidate {
             backend: self.backend,
             admin: self.admin,
-            health: self.health(),
+            health: if self.leaves() {
+                Health::Unhealthy
+            } else {
+                self.health()
+            },
             gone: self.gone(),
             remembered: self.doubt.is_none() && self.view.is_some_and(|view| view.assumed),
             said: self.reason(),
@@ -144,7 +153,7 @@ impl Subject<'_> {
         self.admin == Admin::Enabled && !self.backend.fallback
     }
 
-    /// Whether it counts in percentages.
+    /// Whether it is decided, and nobody has anything against it but its health.
     fn counts(&self) -> bool {
         self.is_regular() && self.health() != Health::Unknown
     }
@@ -154,6 +163,7 @@ impl Subject<'_> {
         self.backend.fallback
             && self.admin == Admin::Enabled
             && self.health() == Health::Healthy
+            && !self.leaves()
             && self.backend.weight > 0
     }
 
@@ -196,10 +206,13 @@ fn decide_service(
         .collect();
 
     let (mut all, mut tiers) = (Share::default(), BTreeMap::<u8, Share>::new());
-    for subject in subjects.iter().filter(|subject| subject.is_regular()) {
+    let regular = || subjects.iter().filter(|subject| subject.is_regular());
+    // Those that ask to be drained count nowhere, unless nobody else is left.
+    let all_leave = regular().all(Subject::leaves);
+    for subject in regular().filter(|subject| all_leave || !subject.leaves()) {
         let tier = tiers.entry(subject.backend.tier).or_default();
         if subject.counts() {
-            let healthy = subject.health() == Health::Healthy;
+            let healthy = subject.health() == Health::Healthy && !subject.leaves();
             tier.add(subject.backend.weight, healthy);
             all.add(subject.backend.weight, healthy);
         }
@@ -379,17 +392,21 @@ fn decide_backend(
             (Routing::Out, Cause::Gone, format!("unhealthy: {said}"))
         }
         (Admin::Enabled, Health::Unhealthy) => {
-            let (alive, until) = match before.map(|before| before.routing) {
-                Some(Routing::Draining { until }) => (true, until),
-                Some(before) => (before.serves_established(), now + rules.drain_deadline),
-                // An agent that takes over does not know how long the drain has lasted.
-                None => (
-                    subject.view.is_some_and(|view| view.assumed),
-                    now + rules.drain_deadline,
-                ),
-            };
-            let routing = drain(alive, until, now, next);
+            let routing = soften(subject, rules, before, now, next);
             (routing, Cause::Unhealthy, format!("unhealthy: {said}"))
+        }
+        (Admin::Enabled, Health::Healthy)
+            if subject.leaves() && rules.panic == Some(PanicAction::All) =>
+        {
+            (
+                Routing::Panic,
+                Cause::Panic,
+                format!("panic, too few are healthy: {said}"),
+            )
+        }
+        (Admin::Enabled, Health::Healthy) if subject.leaves() => {
+            let routing = soften(subject, rules, before, now, next);
+            (routing, Cause::Leaving, format!("by its own word: {said}"))
         }
         (Admin::Enabled, Health::Healthy) if subject.backend.fallback => match rules.panic {
             Some(PanicAction::Fallback | PanicAction::All) => (
@@ -422,6 +439,26 @@ fn decide_backend(
         ),
     };
     decision(routing, cause, reason, before, now)
+}
+
+/// What becomes of a backend that is to get no new flows, and whose established ones may stay.
+fn soften(
+    subject: &Subject<'_>,
+    rules: &Rules<'_>,
+    before: Option<&Decision>,
+    now: Duration,
+    next: &mut Earliest,
+) -> Routing {
+    let (alive, until) = match before.map(|before| before.routing) {
+        Some(Routing::Draining { until }) => (true, until),
+        Some(before) => (before.serves_established(), now + rules.drain_deadline),
+        // An agent that takes over does not know how long the drain has lasted.
+        None => (
+            subject.view.is_some_and(|view| view.assumed),
+            now + rules.drain_deadline,
+        ),
+    };
+    drain(alive, until, now, next)
 }
 
 /// Draining until then, unless there is nothing to drain or the time is over.

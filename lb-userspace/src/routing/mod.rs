@@ -11,6 +11,9 @@
 //! - *Unhealthy* ones that answered badly drain: established flows only, until `drain_deadline`.
 //!   Those that are gone are out at once. One that was out is not drained again: its flows are
 //!   given up already.
+//! - Healthy ones that ask to be drained drain likewise. They count in no percentage, so a rolling
+//!   restart is no reason to panic; but if all ask for it they count as unhealthy. In panic they get
+//!   traffic like any other.
 //! - *Panic*, see [`panic`](mod@panic); *tiers*, see [`tiers`]; *slow start*, see [`slow_start`].
 //! - Of a service with one *active* backend only that one gets anything, see [`active_passive`].
 
@@ -126,6 +129,8 @@ pub enum Cause {
     FailOpen,
     /// It answers badly.
     Unhealthy,
+    /// It asks to be drained.
+    Leaving,
     /// It does not answer.
     Gone,
     /// Too many are unhealthy.
@@ -139,6 +144,28 @@ pub enum Cause {
     /// The active one until now, which is to get nothing while another takes over.
     CutOff,
     Healthy,
+}
+
+impl Cause {
+    /// Name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Drained => "drained",
+            Self::Removed => "removed",
+            Self::Undecided => "undecided",
+            Self::FailOpen => "fail_open",
+            Self::Unhealthy => "unhealthy",
+            Self::Leaving => "leaving",
+            Self::Gone => "gone",
+            Self::Panic => "panic",
+            Self::Fallback => "fallback",
+            Self::TierNotNeeded => "tier_not_needed",
+            Self::StandingBy => "standing_by",
+            Self::CutOff => "cut_off",
+            Self::Healthy => "healthy",
+        }
+    }
 }
 
 /// What was decided for a backend.

@@ -9,7 +9,7 @@ use super::*;
 use crate::health::{Engine, Health};
 use std::net::SocketAddr;
 
-use crate::health::passive::Doubt;
+use crate::health::passive::{Doubt, Kind};
 use crate::model::{
     Affinity, Backend, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules, PassiveRules,
     ProbeKind, ProbeSpec, Protocol, Service,
@@ -119,7 +119,7 @@ impl World {
 
     fn probe(&mut self, n: usize, class: Class) -> &mut Self {
         let verdict = match class {
-            Class::Ok | Class::Degraded => Verdict::Success,
+            Class::Ok | Class::Degraded | Class::Drain => Verdict::Success,
             Class::Internal => Verdict::Internal,
             _ => Verdict::Failure,
         };
@@ -564,6 +564,8 @@ proptest! {
 fn what_the_packets_say_ejects_too() {
     let mut world = World::healthy(50, &[(100, 0), (100, 0), (100, 0)]);
     let doubt = |gone| Doubt {
+        kind: Kind::Refused,
+        since: s(0),
         gone,
         reason: "passive: refused".to_owned(),
         until: s(999),

@@ -363,7 +363,7 @@ fn what_is_wrong_with_a_trace_is_told_with_its_line() {
         ),
         (
             r#"{"at_ms": 3000, "backend": "web/b0", "outcome": "sucess"}"#,
-            "unknown variant `sucess`, expected one of `success`, `degraded`, `failure`, `timeout`",
+            "unknown variant `sucess`, expected one of `success`, `degraded`, `drain`, `failure`, `timeout`",
         ),
         (
             r#"{"at_ms": 3000, "backend": "web/b0", "outcome": "failure", "detial": ""}"#,

@@ -52,7 +52,7 @@ pub enum LineError {
     #[error(
         "not an outcome: {cause} (column {column}); write a line like \
          {{\"at_ms\": 1500, \"backend\": \"web/web-1\", \"outcome\": \"success\"}}, where outcome \
-         is success, degraded, failure or timeout, and detail and probe may be added"
+         is success, degraded, drain, failure or timeout, and detail and probe may be added"
     )]
     NotAnOutcome { cause: String, column: usize },
     #[error("the configuration has no backend {name:?}; {suggestion}")]
@@ -95,6 +95,7 @@ struct Line {
 enum Word {
     Success,
     Degraded,
+    Drain,
     Failure,
     Timeout,
 }
@@ -216,6 +217,7 @@ fn outcome(word: Word, detail: Option<String>) -> Outcome {
     let (verdict, class, otherwise) = match word {
         Word::Success => (Verdict::Success, Class::Ok, "success"),
         Word::Degraded => (Verdict::Success, Class::Degraded, "degraded"),
+        Word::Drain => (Verdict::Success, Class::Drain, "asks to be drained"),
         Word::Failure => {
             let class = failure(detail.as_deref().unwrap_or_default());
             (Verdict::Failure, class, "failure")

@@ -194,6 +194,11 @@ impl Application {
         self.process.terminate()
     }
 
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()
+    }
+
     /// Waits until it has ended by itself, and well.
     pub fn wait(&mut self, limit: Duration) -> Result<()> {
         let status = self.process.wait(limit)?;

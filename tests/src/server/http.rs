@@ -52,6 +52,9 @@ async fn answer(request: &Request<Incoming>, state: &State) -> Answer {
             if state.is(Order::Hang) {
                 std::future::pending::<()>().await;
             }
+            if state.is(Order::Leaving) {
+                return text(StatusCode::NOT_FOUND, "leaving");
+            }
             match (state.is(Order::Ready), state.is(Order::Degraded)) {
                 (true, _) => text(StatusCode::OK, "ok"),
                 (false, true) => {

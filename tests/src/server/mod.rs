@@ -72,6 +72,8 @@ pub enum Order {
     Unready,
     /// 200, and the header that says it is degraded.
     Degraded,
+    /// 404, by which it asks to be drained where that is configured.
+    Leaving,
     /// Nothing: the request is left hanging.
     Hang,
     /// `/` answers with 500, whatever `/readyz` says.
@@ -85,12 +87,13 @@ pub enum Order {
 }
 
 impl Order {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Fail,
         Self::Work,
         Self::Ready,
         Self::Unready,
         Self::Degraded,
+        Self::Leaving,
         Self::Hang,
         Self::Serving,
         Self::NotServing,
@@ -102,6 +105,7 @@ impl Order {
             Self::Ready => "ready",
             Self::Unready => "unready",
             Self::Degraded => "degraded",
+            Self::Leaving => "leaving",
             Self::Hang => "hang",
             Self::Fail => "fail",
             Self::Work => "work",
@@ -123,7 +127,7 @@ struct State {
 impl State {
     fn obey(&self, order: Order) {
         match order {
-            Order::Ready | Order::Unready | Order::Degraded | Order::Hang => {
+            Order::Ready | Order::Unready | Order::Degraded | Order::Leaving | Order::Hang => {
                 self.readiness.store(order as u8, Ordering::SeqCst);
             }
             Order::Fail => self.failing.store(true, Ordering::SeqCst),

@@ -374,7 +374,7 @@ fn veth_checksum(facts: &Facts, link: &Link) -> Finding {
     }
 }
 
-fn ok(check: &'static str) -> Finding {
+pub(super) fn ok(check: &'static str) -> Finding {
     finding(check, Level::Ok, "")
 }
 
@@ -382,7 +382,7 @@ fn warn(check: &'static str, why: &'static str) -> Finding {
     finding(check, Level::Warn, why)
 }
 
-fn fail(check: &'static str, why: &'static str) -> Finding {
+pub(super) fn fail(check: &'static str, why: &'static str) -> Finding {
     finding(check, Level::Fail, why)
 }
 
@@ -398,12 +398,12 @@ fn finding(check: &'static str, level: Level, why: &'static str) -> Finding {
 }
 
 impl Finding {
-    fn what(mut self, what: impl Into<String>) -> Self {
+    pub(super) fn what(mut self, what: impl Into<String>) -> Self {
         self.what = what.into();
         self
     }
 
-    fn mend(mut self, mend: impl Into<String>) -> Self {
+    pub(super) fn mend(mut self, mend: impl Into<String>) -> Self {
         self.mend = Some(mend.into());
         self
     }

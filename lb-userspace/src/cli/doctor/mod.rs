@@ -20,6 +20,7 @@ mod drivers;
 mod ethtool;
 mod facts;
 mod links;
+mod via;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -85,6 +86,11 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
     }
     let mut findings = checks::judge(&facts, node);
     findings.extend(checks::tunnel_mtu(&facts, model.as_ref()));
+    let probed = model.as_ref().map(via::probed).unwrap_or_default();
+    if !probed.is_empty() {
+        let means = via::gather(Path::new("/"), &probed)?;
+        findings.extend(via::judge(&facts, &probed, &means));
+    }
     let ok = findings.iter().all(|finding| finding.level < Level::Fail);
     if json {
         output::print_json(&Report {

@@ -75,7 +75,7 @@ pub const HEALTH: Section = Section {
             "degraded_weight",
             Kind::Integer(1, 100),
             Value("50"),
-            "`http` and `https`: percent of its weight that a healthy backend gets whose answer has the header `x-lb-degraded` or `x-envoy-degraded`.",
+            "`http` and `https`: percent of its weight that a healthy backend gets whose answer says that it is degraded, by the header `x-lb-degraded` or `x-envoy-degraded` or by `degraded_body`.",
         ),
         key(
             "fast_interval",
@@ -168,6 +168,24 @@ pub const HEALTH: Section = Section {
             Kind::Text,
             Absent("not looked at"),
             "`http` and `https`: regular expression that must match in the first 256 KiB of the body.",
+        ),
+        key(
+            "degraded_body",
+            Kind::Text,
+            Absent("not looked at"),
+            "`http` and `https`: text in the first 256 KiB of a right answer's body that says, as the header `x-lb-degraded` does, that the backend is degraded.",
+        ),
+        key(
+            "drain_status",
+            Kind::Statuses,
+            Absent("none"),
+            "`http` and `https`: status codes by which a backend asks to be drained, see [below](#backends-that-ask-to-be-drained); none of them in `expect_status`.",
+        ),
+        key(
+            "drain_header",
+            Kind::Header,
+            Absent("not looked at"),
+            "`http` and `https`: header by which a backend asks to be drained, whatever the status: `\"x-draining\"` with any value, or `\"x-draining: yes\"`.",
         ),
         key(
             "reuse",

@@ -1,8 +1,10 @@
 //! One backend: what its packets say, and how often it was ejected for that.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::super::ejections::Term;
 use super::{Doubt, Kind, PERIOD, Reading};
 
 /// New connections in a row without an answer that make a backend suspect.
@@ -17,14 +19,12 @@ pub(super) const WINDOW: Duration = Duration::from_secs(2);
 const LAG: Duration = Duration::from_millis(100);
 /// How far [`Kind::OneSided`] looks back.
 const SHORT: Duration = Duration::from_millis(200);
+/// How far back [`Target::collapsed`] looks for what is new; what came before within [`WINDOW`] is
+/// [`EARLIER`] times as long.
+const NEW: Duration = Duration::from_millis(400);
+const EARLIER: u64 = 4;
 /// Connections or answers within [`WINDOW`] that a share needs to mean anything.
 const VOLUME: u64 = 20;
-/// How long the first ejection lasts.
-const EJECTION: Duration = Duration::from_secs(30);
-/// How long any lasts.
-const LONGEST: Duration = Duration::from_secs(300);
-/// Time without an ejection after which one is forgotten.
-const FORGIVEN: Duration = Duration::from_secs(60);
 /// How long a backend that the probes cleared is not suspected again, at first.
 const COOLING: Duration = Duration::from_secs(2);
 /// How long at the most.
@@ -34,6 +34,7 @@ pub(super) const SHOWN: Duration = Duration::from_secs(5);
 
 /// What is known of a backend.
 pub(super) struct Target {
+    pub(super) address: SocketAddr,
     pub(super) last: Option<Reading>,
     /// What was added within [`WINDOW`], and when it was read; the latest first.
     pub(super) recent: VecDeque<(Duration, Reading)>,
@@ -54,16 +55,14 @@ pub(super) struct Target {
     pub(super) cleared: u32,
     /// The suspicion that its probes do not share, and how long it is worth showing.
     pub(super) disagrees: Option<(String, Duration)>,
-    /// Ejections, those forgotten taken off, and when the last one ended.
-    pub(super) times: u32,
-    pub(super) ended: Duration,
     /// Successes of the configured probe in a row since the ejection; `None` if they end nothing.
     pub(super) passes: Option<u32>,
 }
 
 impl Target {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(address: SocketAddr) -> Self {
         Self {
+            address,
             last: None,
             recent: VecDeque::new(),
             unanswered: 0,
@@ -76,8 +75,6 @@ impl Target {
             not_before: Duration::ZERO,
             cleared: 0,
             disagrees: None,
-            times: 0,
-            ended: Duration::ZERO,
             passes: None,
         }
     }
@@ -212,6 +209,41 @@ impl Target {
         })
     }
 
+    /// Clients go on connecting, and yet nearly all other packets have ceased at once, which the
+    /// others' have not: what is left may be repetitions of connections that nobody answers. Those
+    /// would hide from [`Self::one_sided`] that no SYN is followed by anything.
+    pub(super) fn collapsed<'a>(
+        &self,
+        others: impl Iterator<Item = &'a Self>,
+        now: Duration,
+    ) -> Option<(Kind, String)> {
+        let around = |target: &Self| {
+            let new = target.sum(now, Duration::ZERO, NEW);
+            (new, target.sum(now, NEW, WINDOW))
+        };
+        let (new, before) = around(self);
+        let connecting =
+            new.opened >= RUN && before.opened >= RUN && 2 * EARLIER * new.opened >= before.opened;
+        let ceased =
+            before.others() >= EARLIER * VOLUME && 5 * EARLIER * new.others() <= before.others();
+        if !connecting || !ceased {
+            return None;
+        }
+        let (theirs, earlier) = others
+            .map(around)
+            .map(|(new, before)| (new.others(), before.others()))
+            .fold((0, 0), add);
+        (earlier >= EARLIER * VOLUME && 2 * EARLIER * theirs >= earlier).then(|| {
+            let what = format!(
+                "{} new connections, and other packets fell from {} to {} in {NEW:?}",
+                new.opened,
+                before.others() / EARLIER,
+                new.others()
+            );
+            (Kind::OneSided, what)
+        })
+    }
+
     pub(super) fn http<'a>(
         &self,
         others: impl Iterator<Item = &'a Self>,
@@ -246,29 +278,36 @@ impl Target {
 
     pub(super) fn eject(
         &mut self,
-        gone: bool,
+        kind: Kind,
         reason: String,
         by_probes: bool,
+        term: Term,
         now: Duration,
     ) -> Doubt {
-        let quiet = now.saturating_sub(self.ended).as_secs() / FORGIVEN.as_secs();
-        self.times = self
-            .times
-            .saturating_sub(u32::try_from(quiet).unwrap_or(u32::MAX))
-            + 1;
-        self.passes = by_probes.then_some(0);
+        self.passes = (by_probes && !term.firm).then_some(0);
         self.disagrees = None;
         self.cleared = 0;
         self.start_anew();
         Doubt {
-            gone,
-            reason,
-            until: now + (EJECTION * self.times).min(LONGEST),
+            kind,
+            since: now,
+            // Who answers with errors is there, and its flows end by themselves.
+            gone: kind != Kind::HttpErrors,
+            reason: format!(
+                "{reason}; ejection {}, held down for {}{:?}",
+                term.number,
+                if self.passes.is_some() {
+                    "at most "
+                } else {
+                    ""
+                },
+                term.length
+            ),
+            until: term.until,
         }
     }
 
-    pub(super) fn end(&mut self, now: Duration) {
-        self.ended = now;
+    pub(super) fn end(&mut self) {
         self.passes = None;
         self.start_anew();
     }

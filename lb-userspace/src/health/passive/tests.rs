@@ -1,5 +1,8 @@
 use super::*;
+use crate::health::Engine;
+use crate::health::tests::{outcome, policy, service};
 use crate::model::PassiveRules as Settings;
+use crate::model::{Class, HealthPolicy, HoldDown};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -25,32 +28,53 @@ enum Way {
 /// A pool under load, read as the agent reads it.
 struct Pool {
     passive: Passive,
+    /// Counts the ejections.
+    engine: Engine,
     now: Duration,
     readings: Vec<Reading>,
     ways: Vec<Way>,
     /// New connections in a period, for each backend.
     load: u64,
+    /// Packets of old connections in a period, for each backend; and how much of them clients go on
+    /// sending when it is dead, in percent.
+    busy: (u64, u64),
     turns: u64,
 }
 
 impl Pool {
     fn new(backends: usize, forwarding: Forwarding, http: PassiveHttp) -> Self {
-        let mut service = super::super::tests::service(backends, &super::super::tests::policy());
+        Self::of(backends, &policy(), forwarding, http)
+    }
+
+    fn of(
+        backends: usize,
+        policy: &HealthPolicy,
+        forwarding: Forwarding,
+        http: PassiveHttp,
+    ) -> Self {
+        let mut service = service(backends, policy);
         service.forwarding = forwarding;
         service.passive = Settings {
             connections: true,
             http,
         };
         let mut passive = Passive::default();
+        let mut engine = Engine::new(1);
+        engine.configure(std::slice::from_ref(&service), &BTreeMap::new(), ms(0));
+        for n in 0..backends {
+            engine.observe(&key(n), 0, &outcome(Class::Ok), ms(1));
+        }
         passive.configure(&[service]);
         assert!(passive.watches());
         assert_eq!(passive.keys().count(), backends);
         let mut pool = Self {
             passive,
+            engine,
             now: Duration::ZERO,
             readings: vec![Reading::default(); backends],
             ways: vec![Way::Answers; backends],
             load: 3,
+            busy: (0, 0),
             turns: 0,
         };
         assert_eq!(pool.run(ms(5000)), []);
@@ -67,6 +91,11 @@ impl Pool {
         self.turns += 1;
         for n in 0..self.readings.len() {
             let reading = &mut self.readings[n];
+            let (busy, repeated) = self.busy;
+            reading.packets += match self.ways[n] {
+                Way::Silent | Way::Refuses => busy * repeated / 100,
+                _ => busy,
+            };
             for connection in 0..self.load {
                 // Spread evenly over a hundred.
                 let lot = (self.turns * self.load + connection) * 37 % 100;
@@ -93,7 +122,34 @@ impl Pool {
             let reading = *reading;
             self.passive.read(&key(n), reading, ms(2), self.now);
         }
-        self.passive.judge(self.now)
+        self.judge()
+    }
+
+    fn judge(&mut self) -> Judged {
+        let (engine, now) = (&mut self.engine, self.now);
+        let judged = (self.passive).judge(&mut |key| engine.ejected(key, now), now);
+        if judged.changed {
+            engine.follow(self.passive.doubts(), now);
+        }
+        judged
+    }
+
+    fn probed(
+        &mut self,
+        suspicion: &Suspicion,
+        reached: bool,
+        probe: Option<bool>,
+        detail: &str,
+    ) -> bool {
+        let (engine, now) = (&mut self.engine, self.now);
+        let mut ejected = |key: &BackendKey| engine.ejected(key, now);
+        (self.passive).probed(suspicion, reached, probe, detail, &mut ejected, now)
+    }
+
+    fn observe(&mut self, n: usize, success: bool) -> bool {
+        let ends = self.passive.observe(&key(n), success);
+        self.engine.follow(self.passive.doubts(), self.now);
+        ends
     }
 
     /// Runs that long, answers suspicions of backends that answer with a clear probe, and gives the
@@ -104,8 +160,7 @@ impl Pool {
         while self.now < end {
             for suspicion in self.turn().suspicions {
                 raised.push((suspicion.key.clone(), suspicion.kind));
-                self.passive
-                    .probed(&suspicion, true, Some(true), "connected", self.now);
+                self.probed(&suspicion, true, Some(true), "connected");
             }
         }
         raised
@@ -156,6 +211,35 @@ fn without_the_replies_what_follows_is_missed() {
     }
 }
 
+/// Old connections that repeat their packets do not hide a death, but a pause of theirs is none.
+#[test]
+fn busy_old_connections_hide_no_death() {
+    for way in [Way::Silent, Way::Refuses] {
+        let mut pool = Pool::new(3, Forwarding::Gue, PassiveHttp::Off);
+        pool.busy = (200, 15);
+        assert_eq!(pool.run(ms(5000)), []);
+        pool.ways[2] = way;
+        let (suspicion, took) = pool.suspicion();
+        assert_eq!((&suspicion.key, suspicion.kind), (&key(2), Kind::OneSided));
+        assert!(
+            suspicion.what.contains("other packets fell"),
+            "{suspicion:?}"
+        );
+        assert!(took <= ms(500), "{took:?}");
+    }
+    // Less than that is no sign, nor what all have in common, nor that all becomes quiet.
+    let quiet = |change: fn(&mut Pool)| {
+        let mut pool = Pool::new(3, Forwarding::Gue, PassiveHttp::Off);
+        pool.busy = (200, 40);
+        pool.run(ms(5000));
+        change(&mut pool);
+        assert_eq!(pool.run(ms(5000)), []);
+    };
+    quiet(|pool| pool.ways[2] = Way::Silent);
+    quiet(|pool| pool.busy = (2, 100));
+    quiet(|pool| pool.load = 0);
+}
+
 #[test]
 fn losses_and_slow_answers_suspect_nobody() {
     let mut pool = Pool::nat(3);
@@ -170,11 +254,11 @@ fn losses_and_slow_answers_suspect_nobody() {
         pool.readings[0].opened += 3;
         let reading = pool.readings[0];
         pool.passive.read(&key(0), reading, ms(500), pool.now);
-        assert_eq!(pool.passive.judge(pool.now), Judged::default());
+        assert_eq!(pool.judge(), Judged::default());
     }
     assert!(pool.now - before < ms(500));
     pool.now += ms(150);
-    assert_eq!(pool.passive.judge(pool.now).suspicions.len(), 1);
+    assert_eq!(pool.judge().suspicions.len(), 1);
 }
 
 #[test]
@@ -210,9 +294,8 @@ fn probes_clear_or_confirm() {
     let (suspicion, _) = pool.suspicion();
     // No second one while probes are under way.
     assert_eq!(pool.run(ms(3000)), []);
-    let now = pool.now;
-    let passive = &mut pool.passive;
-    assert!(!passive.probed(&suspicion, true, Some(true), "connected", now));
+    assert!(!pool.probed(&suspicion, true, Some(true), "connected"));
+    let (passive, now) = (&pool.passive, pool.now);
     assert!(passive.doubts().is_empty());
     assert_eq!(passive.disagreement(&key(0), now), Some(&*suspicion.what));
     assert_eq!(passive.disagreement(&key(1), now), None);
@@ -221,9 +304,7 @@ fn probes_clear_or_confirm() {
     for _ in 0..8 {
         let (suspicion, took) = pool.suspicion();
         waits.push(took.as_secs());
-        let now = pool.now;
-        pool.passive
-            .probed(&suspicion, true, Some(true), "connected", now);
+        pool.probed(&suspicion, true, Some(true), "connected");
     }
     assert_eq!(waits[..4], [2, 4, 8, 16].map(|s| s));
     assert_eq!(waits.last(), Some(&60));
@@ -234,10 +315,7 @@ fn probes_clear_or_confirm() {
     pool.ways[0] = Way::Silent;
     let (suspicion, _) = pool.suspicion();
     let now = pool.now;
-    assert!(
-        pool.passive
-            .probed(&suspicion, false, Some(false), "timed out", now)
-    );
+    assert!(pool.probed(&suspicion, false, Some(false), "timed out"));
     let doubt = &pool.passive.doubts()[&key(0)];
     assert!(doubt.gone);
     assert_eq!(doubt.until, now + ms(30_000));
@@ -249,10 +327,7 @@ fn eject(pool: &mut Pool, n: usize, probe: Option<bool>) -> Duration {
     let (suspicion, _) = pool.suspicion();
     assert_eq!(suspicion.key, key(n));
     let now = pool.now;
-    assert!(
-        pool.passive
-            .probed(&suspicion, false, probe, "refused", now)
-    );
+    assert!(pool.probed(&suspicion, false, probe, "refused"));
     // What is out gets no connections.
     pool.ways[n] = Way::Answers;
     pool.passive.doubts()[&key(n)].until - now
@@ -267,26 +342,136 @@ fn ejections_grow_and_are_forgotten() {
             pool.turn();
         }
     }
-    // Four minutes without one.
-    pool.run(ms(240_500));
+    // Twenty minutes without one: four are forgotten of eleven.
+    pool.run(ms(1_200_500));
     assert_eq!(eject(&mut pool, 1, Some(true)).as_secs(), 240);
+}
+
+/// Probes and packets: one count, and a death that both notice is one.
+#[test]
+fn whoever_ejects_adds_to_one_count() {
+    let held = HealthPolicy {
+        unhealthy_threshold: 1,
+        healthy_threshold: 1,
+        hold_down: Some(HoldDown {
+            base: ms(20_000),
+            most: ms(1_000_000),
+        }),
+        ..policy()
+    };
+    for policy in [
+        held.clone(),
+        HealthPolicy {
+            hold_down: None,
+            ..held
+        },
+    ] {
+        let configured = policy.hold_down.is_some();
+        let base = policy.hold_down.unwrap_or(HoldDown::USUAL).base;
+        let mut pool = Pool::of(3, &policy, Forwarding::Nat, PassiveHttp::Off);
+        let see = |pool: &mut Pool, class| {
+            pool.engine.observe(&key(1), 0, &outcome(class), pool.now);
+        };
+        let count = |pool: &Pool| pool.engine.get(&key(1)).unwrap().ejections.count();
+        assert_eq!(eject(&mut pool, 1, Some(false)), base);
+        // The probes notice the same death later.
+        pool.now += ms(500);
+        see(&mut pool, Class::Refused);
+        assert_eq!(count(&pool), 1);
+        // Neither is back alone.
+        pool.now += ms(500);
+        see(&mut pool, Class::Ok);
+        assert_eq!(pool.observe(1, true), !configured, "a hold-down is kept");
+        pool.now += base;
+        see(&mut pool, Class::Ok);
+        pool.turn();
+        assert!(pool.ejected().is_empty());
+        // The next two, by the probes and then by the packets.
+        see(&mut pool, Class::Status);
+        assert_eq!(count(&pool), 2);
+        pool.now += 2 * base;
+        see(&mut pool, Class::Ok);
+        assert_eq!(eject(&mut pool, 1, Some(true)), 3 * base);
+        let reason = &pool.passive.doubts()[&key(1)].reason;
+        assert!(reason.contains("; ejection 3, held down for "), "{reason}");
+        // And the probes' again, while it is out: the third still.
+        see(&mut pool, Class::Refused);
+        assert_eq!(count(&pool), 3);
+    }
+}
+
+#[test]
+fn another_agent_takes_ejections_over() {
+    let mut pool = Pool::nat(4);
+    eject(&mut pool, 1, Some(true));
+    eject(&mut pool, 2, Some(false));
+    let later = ms(10_000);
+    let (doubts, verdicts) = (pool.passive.save(pool.now), pool.engine.snapshot(pool.now));
+    let moved = |doubts: &BTreeMap<BackendKey, SavedDoubt>| -> BTreeMap<_, _> {
+        let doubts = doubts.clone().into_iter();
+        doubts
+            .map(|(key, doubt)| (key, doubt.later(later)))
+            .collect()
+    };
+    let start = ms(7_000_000);
+    let next = |doubts, change: fn(&mut Service)| {
+        let mut service = service(4, &policy());
+        service.passive.connections = true;
+        change(&mut service);
+        let services = [service];
+        let (mut passive, mut engine) = (Passive::default(), Engine::new(1));
+        engine.configure(&services, &verdicts, start);
+        passive.configure(&services);
+        passive.restore(doubts, start);
+        engine.follow(passive.doubts(), start);
+        (passive, engine)
+    };
+    let (mut passive, mut engine) = next(moved(&doubts), |_| {});
+    let mut said: Vec<_> = pool.passive.doubts().iter().collect();
+    let found: Vec<_> = passive.doubts().iter().collect();
+    assert_eq!(found.len(), 2);
+    for ((key, old), (same, new)) in said.drain(..).zip(&found) {
+        assert_eq!((key, old.gone, &old.reason), (*same, new.gone, &new.reason));
+        assert_eq!(new.until - start, old.until - pool.now - later);
+        assert_eq!(start - new.since, pool.now - old.since + later);
+    }
+    // It is the ejection that it was, and the next one is the second.
+    assert_eq!(engine.ejected(&key(1), start).number, 1);
+    for (success, ends) in [(true, false), (true, true)] {
+        assert_eq!(passive.observe(&key(2), success), ends);
+        assert!(!passive.observe(&key(1), success));
+    }
+    engine.follow(passive.doubts(), start);
+    assert_eq!(engine.ejected(&key(2), start + ms(1)).number, 2);
+
+    // Over by now, of another address, not watched any more: none of it, and nobody stays out.
+    let over = doubts.clone().into_iter();
+    let over = over
+        .map(|(key, doubt)| (key, doubt.later(ms(400_000))))
+        .collect();
+    let (passive, mut engine) = next(over, |_| {});
+    assert!(passive.doubts().is_empty());
+    assert_eq!(engine.ejected(&key(1), start).number, 2);
+    let (passive, _) = next(moved(&doubts), |service| {
+        service.backends[1].address.set_port(8081);
+    });
+    assert_eq!(passive.doubts().keys().collect::<Vec<_>>(), [&key(2)]);
+    let (passive, _) = next(moved(&doubts), |s| s.passive.connections = false);
+    assert!(passive.doubts().is_empty());
 }
 
 #[test]
 fn the_probe_that_failed_too_ends_an_ejection() {
     let mut pool = Pool::nat(3);
     eject(&mut pool, 1, Some(false));
-    let now = pool.now;
-    let passive = &mut pool.passive;
     for (success, ends) in [(true, false), (false, false), (true, false), (true, true)] {
-        assert_eq!(passive.observe(&key(1), success, now), ends);
+        assert_eq!(pool.observe(1, success), ends);
     }
-    assert!(passive.doubts().is_empty());
+    assert!(pool.passive.doubts().is_empty());
     // One that did not fail says nothing.
     eject(&mut pool, 1, Some(true));
-    let now = pool.now;
     for _ in 0..5 {
-        assert!(!pool.passive.observe(&key(1), true, now));
+        assert!(!pool.observe(1, true));
     }
     assert_eq!(pool.ejected(), [&key(1)]);
 }
@@ -299,11 +484,19 @@ fn at_most_half_are_ejected_but_one_of_two() {
             eject(&mut pool, n, None);
         }
         pool.ways[most] = Way::Refuses;
-        let mut suspicions = Vec::new();
-        for _ in 0..100 {
-            suspicions.extend(pool.turn().suspicions);
+        let (mut suspicions, mut refused) = (Vec::new(), Vec::new());
+        for _ in 0..30 {
+            let judged = pool.turn();
+            suspicions.extend(judged.suspicions);
+            refused.extend(judged.refused);
         }
         assert_eq!(suspicions, [], "of {backends}");
+        // It is told, once for a while, unless what all have in common explains it.
+        if backends > 2 {
+            let refused: Vec<_> = refused.iter().map(|refused| &refused.key).collect();
+            assert_eq!(refused, [&key(most)], "of {backends}");
+            assert!(pool.passive.disagreement(&key(most), pool.now).is_some());
+        }
         assert_eq!(pool.ejected().len(), most);
     }
 }
@@ -345,13 +538,19 @@ fn another_configuration_keeps_what_is_known() {
     let mut pool = Pool::nat(3);
     eject(&mut pool, 1, None);
     let service = |backends, connections| {
-        let tests = super::super::tests::policy();
-        let mut service = super::super::tests::service(backends, &tests);
+        let mut service = service(backends, &policy());
         service.passive.connections = connections;
         service
     };
     pool.passive.configure(&[service(4, true)]);
     assert_eq!(pool.ejected(), [&key(1)]);
+    // Another backend under the same name.
+    let mut other = Pool::nat(3);
+    eject(&mut other, 1, None);
+    let mut moved = service(3, true);
+    moved.backends[1].address.set_port(8081);
+    other.passive.configure(&[moved]);
+    assert!(other.ejected().is_empty());
     pool.passive.configure(&[service(1, true)]);
     assert!(pool.ejected().is_empty());
     pool.passive.configure(&[service(4, false)]);

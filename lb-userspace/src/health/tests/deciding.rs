@@ -178,8 +178,8 @@ fn a_hold_down_outlives_the_agent_and_follows_the_configuration() {
     feed(&mut engine, &[Pass, Refused]);
     let ejected = engine.get(&key(0)).unwrap().since;
     let saved = engine.snapshot(ejected + s(10));
-    assert_eq!(saved[&key(0)].checks["tcp"].past.ejections, 1);
-    assert_eq!(saved[&key(0)].checks["tcp"].past.ejected_ago_ms, 10_000);
+    assert_eq!(saved[&key(0)].past.ejections, 1);
+    assert_eq!(saved[&key(0)].past.ejected_ago_ms, 10_000);
 
     // Another agent, with a clock of its own, five seconds later.
     let later: BTreeMap<_, _> = saved
@@ -208,4 +208,66 @@ fn a_hold_down_outlives_the_agent_and_follows_the_configuration() {
     };
     free.configure(&[service(1, &plain)], &BTreeMap::new(), start);
     assert!(readmitted(&mut free) <= start + s(1) + ms(1));
+}
+
+/// What a backend says of itself counts at once, and is neither a failure nor a success to come back
+/// by.
+#[test]
+fn a_backend_that_asks_to_be_drained_is_well() {
+    use Class::Drain;
+    let states = |outcomes: &[Class]| -> String {
+        let mut engine = engine(&[service(1, &policy())]);
+        let mut states = String::new();
+        for class in outcomes {
+            feed(&mut engine, &[*class]);
+            let view = engine.get(&key(0)).unwrap();
+            states.push(match (view.health, view.leaving, view.gone) {
+                (Health::Healthy, true, _) => 'L',
+                (Health::Healthy, false, _) => 'H',
+                (Health::Unhealthy, false, false) => 'B',
+                (Health::Unhealthy, false, true) => 'G',
+                _ => '?',
+            });
+            assert_eq!(view.ejections.count() > 0, states.contains(['B', 'G']));
+        }
+        states
+    };
+    assert_eq!(states(&[Pass, Drain, Pass, Drain, Drain]), "HLHLL");
+    assert_eq!(states(&[Drain, Pass]), "LH");
+    // It is alive for the thresholds, and dies by them.
+    assert_eq!(
+        states(&[Pass, Refused, Refused, Drain, Refused, Refused]),
+        "HHHLLL"
+    );
+    assert_eq!(
+        states(&[Pass, Drain, Refused, Refused, Refused, Refused]),
+        "HLLLGG"
+    );
+    assert_eq!(
+        states(&[Pass, Drain, Status, Internal, Status, Status]),
+        "HLLLLB"
+    );
+    // Down, it has to succeed, and not to ask to be drained, to be back.
+    let back = [
+        Pass, Status, Status, Status, Pass, Drain, Pass, Drain, Pass, Pass,
+    ];
+    assert_eq!(states(&back), "HHHBBBBBBH");
+
+    let mut engine = engine(&[service(1, &policy())]);
+    feed(&mut engine, &[Pass, Drain]);
+    let view = engine.get(&key(0)).unwrap();
+    assert_eq!((view.reason.as_str(), view.class), ("drain", Some(Drain)));
+    // A restart and a reload know it until the next answer.
+    let saved = engine.snapshot(s(100));
+    let mut next = Engine::new(7);
+    next.configure(&[service(1, &policy())], &saved, s(100));
+    let leaving = |engine: &Engine| engine.get(&key(0)).unwrap().leaving;
+    assert!(leaving(&next));
+    let mut other = service(1, &policy());
+    other.backends[0].probes[0].target.set_port(81);
+    engine.configure(&[other], &BTreeMap::new(), s(100));
+    assert!(leaving(&engine));
+    let change = engine.observe(&key(0), 0, &outcome(Pass), s(101)).unwrap();
+    assert_eq!((change.leaving, change.reweighed), (false, false));
+    assert!(!leaving(&engine));
 }

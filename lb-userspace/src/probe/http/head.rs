@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 
 use httparse::{Header, ParserConfig, Response, Status};
 
+use crate::model::HeaderMatch;
 use crate::probe::text;
 
 /// Most headers of one response.
@@ -29,6 +30,8 @@ pub struct Head {
     pub persistent: bool,
     /// The backend calls itself degraded: the header is there, whatever its value (as in Envoy).
     pub degraded: bool,
+    /// It has the header by which it asks to be drained.
+    pub drains: bool,
     /// Bytes it took.
     pub length: usize,
 }
@@ -62,8 +65,12 @@ impl HeadError {
 
 /// Reads a head from the start of `bytes`; `None`: it goes on.
 ///
-/// `to_head_request`: the request's method was HEAD, so no body follows.
-pub fn parse(bytes: &[u8], to_head_request: bool) -> Result<Option<Head>, HeadError> {
+/// `to_head_request`: the request's method was HEAD, so no body follows. `drain`: a header to look for.
+pub fn parse(
+    bytes: &[u8],
+    to_head_request: bool,
+    drain: Option<&HeaderMatch>,
+) -> Result<Option<Head>, HeadError> {
     let skipped = empty_line(bytes)?;
     // Filled by the parser as far as it needs: to clear them costs more than to parse.
     let mut headers = [MaybeUninit::uninit(); MAX_HEADERS];
@@ -116,6 +123,11 @@ pub fn parse(bytes: &[u8], to_head_request: bool) -> Result<Option<Head>, HeadEr
         degraded: DEGRADED
             .iter()
             .any(|name| values(response.headers, name).next().is_some()),
+        drains: drain.is_some_and(|header| {
+            let wanted = header.value.as_deref();
+            let mut said = values(response.headers, &header.name);
+            said.any(|value| wanted.is_none_or(|wanted| value.eq_ignore_ascii_case(wanted)))
+        }),
         persistent: minor > 0 && !closes && framing != Framing::UntilClose,
         length,
     }))

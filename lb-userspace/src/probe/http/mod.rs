@@ -89,11 +89,9 @@ async fn exchange<S: ProbeStream>(
     }
     let mut reader = Reader::new(stream);
     let (head, rest) = read_head(&mut reader, probe, trace).await?;
-    if !probe
-        .expect_status
-        .iter()
-        .any(|range| range.contains(head.status))
-    {
+    let among = |ranges: &[StatusRange]| ranges.iter().any(|range| range.contains(head.status));
+    let drains = head.drains || among(&probe.drain_status);
+    if !drains && !among(&probe.expect_status) {
         return Err(Failure::new(
             Class::Status,
             format!(
@@ -105,10 +103,12 @@ async fn exchange<S: ProbeStream>(
     }
     let body = read_body(&mut reader, &head, &rest, probe, trace).await?;
     *persistent = head.persistent && body.is_exact();
+    if drains {
+        trace.drains();
+        return Ok(Success(format!("HTTP {}, asks to be drained", head.status)));
+    }
     if let Some(needle) = &probe.expect_body {
-        // The needle is text, so no replacement of invalid bytes can make or break a match, and
-        // str's search is linear.
-        let found = String::from_utf8_lossy(body.content()).contains(needle);
+        let found = has(body.content(), needle);
         let wanted = || format!("\"{}\" is not in", text::excerpt(needle.as_bytes()));
         check_body(&head, body.content(), found, wanted)?;
     }
@@ -118,11 +118,18 @@ async fn exchange<S: ProbeStream>(
         let wanted = || format!("no match of the regex \"{}\" in", text::excerpt(text));
         check_body(&head, body.content(), found, wanted)?;
     }
-    if head.degraded {
+    let said = probe.degraded_body.as_ref();
+    if head.degraded || said.is_some_and(|said| has(body.content(), said)) {
         trace.degraded();
         return Ok(Success(format!("HTTP {}, degraded", head.status)));
     }
     Ok(Success(format!("HTTP {}", head.status)))
+}
+
+/// Whether a body has a text. That is text, so no replacement of invalid bytes can make or break a
+/// match, and str's search is linear.
+fn has(body: &[u8], needle: &str) -> bool {
+    String::from_utf8_lossy(body).contains(needle)
 }
 
 /// `200` or `200-299, 401`.
@@ -150,7 +157,7 @@ async fn read_head<S: ProbeStream>(
         let parsed = if buffer.is_empty() {
             None
         } else {
-            head::parse(&buffer, probe.method == "HEAD")
+            head::parse(&buffer, probe.method == "HEAD", probe.drain_header.as_ref())
                 .map_err(|error| head_failure(&error, trace.seen()))?
         };
         match parsed {
@@ -239,7 +246,9 @@ async fn read_body<S: ProbeStream>(
 ) -> Result<Body, Failure> {
     let mut body = Body::new(
         head.framing,
-        probe.expect_body.is_some() || probe.expect_body_regex.is_some(),
+        probe.expect_body.is_some()
+            || probe.expect_body_regex.is_some()
+            || probe.degraded_body.is_some(),
     );
     let mut progress = body
         .push(rest)

@@ -5,11 +5,11 @@ use proptest::prelude::*;
 use super::body::{Body, BodyError, MAX_BODY, Progress};
 use super::head::{self, Framing, HeadError};
 use super::request;
-use crate::model::HttpProbe;
+use crate::model::{HeaderMatch, HttpProbe};
 
 fn framing(headers: &str) -> Result<Framing, HeadError> {
     let text = format!("HTTP/1.1 200 OK\r\n{headers}\r\n");
-    let head = head::parse(text.as_bytes(), false)?.expect("a whole head");
+    let head = head::parse(text.as_bytes(), false, None)?.expect("a whole head");
     assert_eq!(head.length, text.len());
     Ok(head.framing)
 }
@@ -64,7 +64,7 @@ fn ambiguous_framings_are_refused() {
     }
     let old = b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert!(matches!(
-        head::parse(old, false),
+        head::parse(old, false, None),
         Err(HeadError::Malformed(_))
     ));
 }
@@ -73,7 +73,7 @@ fn ambiguous_framings_are_refused() {
 fn answers_without_a_body() {
     let framing = |status: u16, to_head| {
         let text = format!("HTTP/1.1 {status} X\r\nContent-Length: 7\r\n\r\n");
-        head::parse(text.as_bytes(), to_head)
+        head::parse(text.as_bytes(), to_head, None)
             .unwrap()
             .unwrap()
             .framing
@@ -101,7 +101,7 @@ fn what_is_no_status_line() {
     ] {
         assert!(
             matches!(
-                head::parse(text.as_bytes(), false),
+                head::parse(text.as_bytes(), false, None),
                 Err(HeadError::Malformed(_))
             ),
             "{text:?}"
@@ -212,10 +212,10 @@ fn a_body_beyond_the_cap_is_not_kept() {
 proptest! {
     #[test]
     fn no_bytes_break_the_head(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = head::parse(&bytes, false);
+        let _ = head::parse(&bytes, false, None);
         let mut text = b"HTTP/1.1 200 OK\r\n".to_vec();
         text.extend_from_slice(&bytes);
-        if let Ok(Some(head)) = head::parse(&text, false) {
+        if let Ok(Some(head)) = head::parse(&text, false, None) {
             prop_assert!(head.length <= text.len());
         }
     }
@@ -298,4 +298,31 @@ fn requests_that_would_smuggle_are_refused() {
     assert!(request::encode(&probe("GET\r\n", &[])).is_err());
     assert!(request::encode(&probe("GET", &[("X", "a\r\nY: b")])).is_err());
     assert!(request::encode(&probe("GET", &[("X:", "a")])).is_err());
+}
+
+#[test]
+fn a_header_to_look_for_is_found_by_name_and_value() {
+    let drains = |name: &str, value: Option<&str>, line: &str| {
+        let header = HeaderMatch {
+            name: name.to_owned(),
+            value: value.map(str::to_owned),
+        };
+        let text = format!("HTTP/1.1 200 OK\r\n{line}\r\n\r\n");
+        let head = head::parse(text.as_bytes(), false, Some(&header));
+        head.unwrap().unwrap().drains
+    };
+    assert!(drains("x-draining", None, "X-Draining:"));
+    assert!(drains("x-draining", None, "x-draining: no"));
+    assert!(!drains("x-draining", None, "x-drainings: yes"));
+    assert!(drains("x-draining", Some("yes"), "x-draining: YES "));
+    assert!(drains(
+        "x-draining",
+        Some("yes"),
+        "x-draining: no\r\nx-draining: yes"
+    ));
+    assert!(!drains(
+        "x-draining",
+        Some("yes"),
+        "x-draining: yes, please"
+    ));
 }

@@ -113,3 +113,49 @@ fn a_closed_port_gets_nothing_in_panic_if_asked_for() {
     world.decide();
     assert_eq!(world.picture(), "PPA");
 }
+
+/// A drain by a backend's own word is a plan and no failure.
+#[test]
+fn backends_that_ask_to_be_drained_are_no_reason_to_panic() {
+    let mut world = World::healthy(50, &[(100, 0); 4]);
+    for n in 0..3 {
+        world.probe(n, Class::Drain);
+    }
+    assert_eq!((world.picture().as_str(), world.panic()), ("DDDA", false));
+    assert_eq!(world.state.services["web"].healthy_percent, 100.0);
+    let first = world.state.get(&key(0)).unwrap();
+    assert_eq!(
+        (first.cause, &*first.reason),
+        (Cause::Leaving, "by its own word: drain")
+    );
+    let draining: Vec<_> = (world.events.drain(..)).map(|(_, kind)| kind).collect();
+    assert_eq!(draining, [EventKind::Draining; 3]);
+    // It ends as any drain does, or by its word.
+    world.probe(1, Class::Ok);
+    assert_eq!(world.picture(), "DADA");
+    world.wait(s(30));
+    assert_eq!(world.picture(), "OAOA");
+    assert_eq!(world.probe(0, Class::Ok).picture(), "AAOA");
+    // Those left are what counts, and in panic everybody serves.
+    world.probe(0, Class::Drain).probe(1, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("DOOA", false));
+    world.probe(3, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("PPPP", true));
+}
+
+#[test]
+fn that_all_ask_to_be_drained_is_a_failure() {
+    let mut world = World::healthy(50, &[(100, 0); 2]);
+    world.probe(0, Class::Drain);
+    assert_eq!((world.picture().as_str(), world.panic()), ("DA", false));
+    world.probe(1, Class::Drain);
+    assert_eq!((world.picture().as_str(), world.panic()), ("PP", true));
+    // Without panic their word is taken.
+    world.service.panic_threshold = 0;
+    world.wait(s(0));
+    assert_eq!((world.picture().as_str(), world.panic()), ("DD", false));
+    // A higher tier takes over from one that leaves.
+    let mut world = World::healthy(50, &[(100, 0), (100, 1)]);
+    assert_eq!(world.picture(), "AS");
+    assert_eq!(world.probe(0, Class::Drain).picture(), "DA");
+}

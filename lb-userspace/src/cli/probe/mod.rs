@@ -1,4 +1,4 @@
-//! `lb probe`: one outcome, for a program and for a person.
+//! `lb probe`: outcomes, for a program and for a person.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -12,25 +12,48 @@ use crate::config;
 use crate::model::{Model, ProbeSpec};
 use crate::probe::{Outcome, Prober, Verdict};
 
-/// `lb probe --config`: one probe without an agent.
-pub(super) fn run(config: &Path, name: &BackendName, json: bool) -> Result<u8, Failure> {
+mod group;
+
+pub use group::{Group, NoProbe};
+
+/// How `lb probe` is asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish<'a> {
+    pub name: &'a BackendName,
+    /// Only the probe of this name.
+    pub only: Option<&'a str>,
+    pub json: bool,
+    /// The exit code tells whether all is well.
+    pub strict: bool,
+}
+
+impl Wish<'_> {
+    /// Prints a result, as JSON and as text, and gives the exit code.
+    pub fn print(&self, json: &Value, text: &str) -> Result<u8, Failure> {
+        if self.json {
+            output::print_json(json)?;
+        } else {
+            output::print(text)?;
+        }
+        let well = json["outcome"] == verdict_name(Verdict::Success);
+        Ok(u8::from(self.strict && !well))
+    }
+}
+
+/// `lb probe --config`: the probes of a backend once, without an agent.
+pub(super) fn run(config: &Path, wish: Wish<'_>) -> Result<u8, Failure> {
     let model = config::load(config)?.model;
-    let key = name.key();
-    let (_, backend) = model.backend(&key).ok_or_else(|| unknown(&model, name))?;
-    let spec = backend
-        .probes
-        .first()
-        .ok_or_else(|| Failure::Usage(format!("{name} has no probe (health.probe = \"none\")")))?;
+    let (service, backend) = model
+        .backend(&wish.name.key())
+        .ok_or_else(|| unknown(&model, wish.name))?;
+    let group = Group::new(service, backend, wish.only);
+    let group = group.map_err(|none| Failure::Usage(none.to_string()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(Prober::new().run(spec));
-    if json {
-        output::print_json(&to_json(&outcome))?;
-    } else {
-        output::print(&to_text(&name.to_string(), spec, &outcome))?;
-    }
-    Ok(0)
+    let prober = Prober::new();
+    let answers = runtime.block_on(group.ask(&prober));
+    wish.print(&answers.json(), &answers.text())
 }
 
 /// Why there is no such backend.
