@@ -11,7 +11,7 @@ use super::run::Agent;
 use crate::api::event::{Change, Kind, Origin};
 use crate::datapath::Signs;
 use crate::health::TargetView;
-use crate::health::passive::{Reading, Suspicion};
+use crate::health::passive::{Kind as SuspicionKind, Reading, Suspicion};
 use crate::model::{BackendKey, ProbeKind, ProbeSpec};
 use crate::probe::{Outcome, Prober, Verdict};
 
@@ -21,6 +21,8 @@ const CONNECTS: u32 = 2;
 const BETWEEN: Duration = Duration::from_millis(50);
 /// How long each may take at the least.
 const LEAST: Duration = Duration::from_millis(150);
+/// How long the configured probe may take at the least where it alone decides.
+const LEAST_FOR_ANSWERS: Duration = Duration::from_millis(500);
 /// How many times the time that its last successful probe took a backend is given to answer.
 const TIMES: u32 = 3;
 
@@ -141,7 +143,9 @@ impl Core {
     fn questions(&self, suspicion: &Suspicion) -> Option<Questions> {
         let (_, backend) = self.model.backend(&suspicion.key)?;
         let probe = backend.probes.first()?;
-        let timeout = LEAST.max(TIMES * last_latency(self.engine.get(&suspicion.key)));
+        let is_mute = suspicion.kind == SuspicionKind::Mute;
+        let least = if is_mute { LEAST_FOR_ANSWERS } else { LEAST };
+        let timeout = least.max(TIMES * last_latency(self.engine.get(&suspicion.key)));
         let timeout = timeout.min(probe.timeout);
         let connect = ProbeSpec {
             // The VIP, for probes that go the way of the traffic.
@@ -152,8 +156,9 @@ impl Core {
         };
         let is_command = matches!(probe.kind, ProbeKind::Exec(_));
         Some(Questions {
-            // Of several ports, none is known to be in use.
-            connect: (backend.address.port() != 0).then_some(connect),
+            // Of several ports, none is known to be in use. Of one that is mute it is known that it
+            // can be connected to.
+            connect: (backend.address.port() != 0 && !is_mute).then_some(connect),
             probe: (!is_command).then(|| ProbeSpec {
                 timeout,
                 ..probe.clone()

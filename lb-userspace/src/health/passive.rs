@@ -16,6 +16,9 @@
 //!   that follow an answer, while others, or the same backend before, had them. Connections that were
 //!   busy repeat their packets, so it is also one-sided if SYNs go on as before while all else falls
 //!   to a fifth within 0.4 s, and that of the others does not.
+//! - *Mute* (NAT with `passive_http`): within half a second several connections were accepted and no
+//!   request was answered, while the others answered theirs. Only the configured probe can confirm
+//!   that: the kernel of a process that hangs accepts connections.
 //! - *HTTP errors*: [`ERRORS`] in a row, or half of the answers within [`WINDOW`], while the others
 //!   give at most a fifth.
 //!
@@ -94,6 +97,7 @@ pub enum Kind {
     Unreachable,
     Failing,
     OneSided,
+    Mute,
     HttpErrors,
 }
 
@@ -106,6 +110,7 @@ impl Kind {
             Self::Unreachable => "unreachable",
             Self::Failing => "failing",
             Self::OneSided => "one_sided",
+            Self::Mute => "mute",
             Self::HttpErrors => "http_errors",
         }
     }
@@ -445,12 +450,20 @@ impl Watched {
                         .or_else(|| target.collapsed(others(), now))
                 }
             });
-            let http = || (self.http != PassiveHttp::Off).then(|| target.http(others(), now));
+            let mute = || {
+                self.connections
+                    .then(|| target.mute(others(), now))
+                    .flatten()
+            };
+            let http = || {
+                (self.http != PassiveHttp::Off)
+                    .then(|| mute().or_else(|| target.http(others(), now)))
+            };
             let found = connections.flatten().or_else(|| http().flatten());
             if let Some((kind, what)) = found {
                 let since = match kind {
                     Kind::Silent | Kind::Refused | Kind::Unreachable => target.since,
-                    Kind::Failing | Kind::OneSided | Kind::HttpErrors => now,
+                    Kind::Failing | Kind::OneSided | Kind::Mute | Kind::HttpErrors => now,
                 };
                 suspects.push(Suspicion {
                     key: key.clone(),

@@ -23,6 +23,10 @@ const SHORT: Duration = Duration::from_millis(200);
 /// [`EARLIER`] times as long.
 const NEW: Duration = Duration::from_millis(400);
 const EARLIER: u64 = 4;
+/// How far [`Kind::Mute`] looks back.
+const MUTE: Duration = Duration::from_millis(500);
+/// Connections within [`MUTE`] that make it mean anything.
+const MANY: u64 = 8;
 /// Connections or answers within [`WINDOW`] that a share needs to mean anything.
 const VOLUME: u64 = 20;
 /// How long a backend that the probes cleared is not suspected again, at first.
@@ -261,6 +265,28 @@ impl Target {
         (all >= ERRORS && 5 * bad <= all).then(|| {
             let what = format!("{errors} of {own} HTTP answers with a status of 500 and above");
             (Kind::HttpErrors, what)
+        })
+    }
+
+    /// Connections that are accepted, and requests that nobody answers: a process that is stopped or
+    /// stuck, whose kernel goes on.
+    pub(super) fn mute<'a>(
+        &self,
+        others: impl Iterator<Item = &'a Self>,
+        now: Duration,
+    ) -> Option<(Kind, String)> {
+        let lately = |target: &Self| {
+            let sum = target.sum(now, Duration::ZERO, MUTE);
+            (sum.accepted(), sum.http_ok + sum.http_errors)
+        };
+        let (accepted, answers) = lately(self);
+        if accepted < MANY || answers > 0 {
+            return None;
+        }
+        let (all, theirs) = others.map(lately).fold((0, 0), add);
+        (all >= MANY && 2 * theirs >= all).then(|| {
+            let what = format!("{accepted} connections accepted and no request answered");
+            (Kind::Mute, what)
         })
     }
 

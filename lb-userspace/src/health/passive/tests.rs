@@ -23,6 +23,8 @@ enum Way {
     Answered(u64),
     /// HTTP errors in this share of answers, in percent.
     Fails(u64),
+    /// Accepts connections, and answers no request.
+    Mute,
 }
 
 /// A pool under load, read as the agent reads it.
@@ -114,6 +116,7 @@ impl Pool {
                         continue;
                     }
                     Way::Fails(share) if lot < share => reading.http_errors += 1,
+                    Way::Mute => {}
                     Way::Answers | Way::Answered(_) | Way::Fails(_) => reading.http_ok += 1,
                 }
                 reading.answered += 1;
@@ -499,6 +502,22 @@ fn at_most_half_are_ejected_but_one_of_two() {
         }
         assert_eq!(pool.ejected().len(), most);
     }
+}
+
+#[test]
+fn one_that_accepts_and_does_not_answer_is_probed() {
+    for http in [PassiveHttp::Report, PassiveHttp::Eject] {
+        let mut pool = Pool::new(3, Forwarding::Nat, http);
+        pool.ways[1] = Way::Mute;
+        assert_eq!(pool.run(ms(600)), [(key(1), Kind::Mute)]);
+        // Clients that say nothing, and a service whose HTTP nobody reads.
+        let mut pool = Pool::new(3, Forwarding::Nat, http);
+        pool.ways = vec![Way::Mute; 3];
+        assert_eq!(pool.run(ms(5000)), []);
+    }
+    let mut pool = Pool::nat(3);
+    pool.ways[1] = Way::Mute;
+    assert_eq!(pool.run(ms(5000)), []);
 }
 
 #[test]
