@@ -130,8 +130,9 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
             src,
             dst,
             protocol,
+            connection_id,
             json,
-        } => control::explain(socket, src, dst, protocol, json),
+        } => control::explain(socket, src, dst, protocol, connection_id, json),
         Command::Capture {
             service,
             all: _,

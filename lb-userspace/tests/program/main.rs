@@ -11,6 +11,7 @@ mod decap;
 mod dsr;
 mod echo;
 mod explain;
+mod explain_property;
 mod flood;
 mod flows_property;
 mod foreign;
