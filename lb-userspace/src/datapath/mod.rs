@@ -129,10 +129,8 @@ impl Datapath {
     }
 
     fn load(pins: &PinDirectory, flow_entries: u32) -> Result<Self, DatapathError> {
-        let mut loader = EbpfLoader::new();
         let buckets = flow_table::buckets_for(flow_entries);
-        loader.map_max_entries("FLOWS", buckets);
-        loader.map_max_entries("REPLIES", flow_table::reply_lines(buckets));
+        let mut loader = loader(buckets);
         for name in maps::NAMES {
             loader.map_pin_path(name, pins.map(name));
         }
@@ -345,6 +343,25 @@ pub fn detach(pins: &PinDirectory) -> Result<bool, DatapathError> {
     let existed = pins.exists();
     pins.remove()?;
     Ok(existed)
+}
+
+/// Loads the program with small maps, pins and attaches nothing, and lets go of it: whether the kernel
+/// takes it. It needs the capabilities that a running agent keeps.
+pub fn try_program() -> Result<(), DatapathError> {
+    let mut ebpf = loader(flow_table::buckets_for(1))
+        .load(OBJECT)
+        .map_err(|error| DatapathError::Load(error.into()))?;
+    xdp(&mut ebpf)?
+        .load()
+        .map_err(|error| DatapathError::Verify(error.into()))
+}
+
+/// A loader that makes a flow table of so many buckets.
+fn loader(buckets: u32) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries("FLOWS", buckets);
+    loader.map_max_entries("REPLIES", flow_table::reply_lines(buckets));
+    loader
 }
 
 /// See [`pin::enter_bpffs`].

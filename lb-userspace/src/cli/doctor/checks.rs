@@ -2,26 +2,23 @@
 
 use std::net::IpAddr;
 
+use super::capabilities;
 use super::drivers;
 use super::facts::{BPFFS, Facts};
 use super::links::Link;
+use super::probing;
 use super::{Finding, Level};
 use crate::model::{Model, Node, XdpMode};
 use crate::neighbor::Problem;
 
-/// Capabilities lb needs (linux/capability.h).
-const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 const OLDEST: (u32, u32) = (6, 1);
 
 /// All checks. `node`: the configuration's, if there is one.
 pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
-    let mut findings = vec![
-        kernel(facts),
-        capabilities(facts),
-        jit(facts),
-        bpffs(facts),
-        memlock(facts),
-    ];
+    let mut findings = vec![kernel(facts)];
+    findings.extend(capabilities::judge(facts, node));
+    findings.extend([jit(facts), bpffs(facts), memlock(facts)]);
+    findings.extend(program(facts));
     findings.extend(node.map(|node| source_ports(facts, node)));
     for name in &facts.missing {
         findings.push(
@@ -46,6 +43,7 @@ pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
     for link in &facts.links {
         findings.extend(interface(facts, node, link));
     }
+    findings.extend(probing::judge(facts));
     findings
 }
 
@@ -90,18 +88,17 @@ fn kernel(facts: &Facts) -> Finding {
     }
 }
 
-fn capabilities(facts: &Facts) -> Finding {
-    let missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(_, bit)| facts.capabilities & (1 << bit) == 0)
-        .map(|(name, _)| *name)
-        .collect();
-    if missing.is_empty() {
-        return ok("capabilities").what("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are held");
-    }
-    fail("capabilities", "The program can be neither loaded nor attached without them.")
-        .what(format!("this process lacks {}", missing.join(", ")))
-        .mend("run lb (and this check) as root; packaging/lb.service gives it what it needs, which it gives up after its start as far as it can")
+/// Whether the kernel takes the program, which is the proof of all features that it needs.
+fn program(facts: &Facts) -> Option<Finding> {
+    Some(match facts.program.as_ref()? {
+        Ok(()) => ok("program").what("the kernel verifies the program"),
+        Err(why) => fail("program", "The agent does not start.")
+            .what(format!("the kernel refuses the program: {why}"))
+            .mend(
+                "a kernel 6.1 or later with CONFIG_BPF_SYSCALL and CONFIG_BPF_JIT; if this is one, \
+                 report it",
+            ),
+    })
 }
 
 fn jit(facts: &Facts) -> Finding {
@@ -374,15 +371,15 @@ fn veth_checksum(facts: &Facts, link: &Link) -> Finding {
     }
 }
 
-fn ok(check: &'static str) -> Finding {
+pub fn ok(check: &'static str) -> Finding {
     finding(check, Level::Ok, "")
 }
 
-fn warn(check: &'static str, why: &'static str) -> Finding {
+pub fn warn(check: &'static str, why: &'static str) -> Finding {
     finding(check, Level::Warn, why)
 }
 
-fn fail(check: &'static str, why: &'static str) -> Finding {
+pub fn fail(check: &'static str, why: &'static str) -> Finding {
     finding(check, Level::Fail, why)
 }
 
@@ -398,17 +395,17 @@ fn finding(check: &'static str, level: Level, why: &'static str) -> Finding {
 }
 
 impl Finding {
-    fn what(mut self, what: impl Into<String>) -> Self {
+    pub fn what(mut self, what: impl Into<String>) -> Self {
         self.what = what.into();
         self
     }
 
-    fn mend(mut self, mend: impl Into<String>) -> Self {
+    pub fn mend(mut self, mend: impl Into<String>) -> Self {
         self.mend = Some(mend.into());
         self
     }
 
-    fn on(mut self, interface: &str) -> Self {
+    pub fn on(mut self, interface: &str) -> Self {
         self.interface = Some(interface.to_owned());
         self
     }

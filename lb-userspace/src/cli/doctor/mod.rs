@@ -15,11 +15,13 @@ use crate::config;
 use crate::model::{Forwarding, Service};
 use crate::neighbor::Problem;
 
+mod capabilities;
 mod checks;
 mod drivers;
 mod ethtool;
 mod facts;
 mod links;
+mod probing;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -71,6 +73,7 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
         node.map_or(Path::new(DEFAULT_SOCKET), |node| &node.control_socket),
     )?;
     if let Some(model) = &model {
+        facts.probing = probing::look(probing::Wants::of(model))?;
         let ways = |of: &dyn Fn(&Service) -> bool| -> BTreeSet<IpAddr> {
             let services = model.services.iter().filter(|service| of(service));
             let backends = services.flat_map(|service| &service.backends);

@@ -35,7 +35,7 @@ mod routes;
 mod sys;
 
 use frame::Flow;
-pub use routes::{RouteError, remove_rules};
+pub use routes::{PRIORITY, RouteError, remove_rules};
 use sys::PacketSocket;
 
 /// Longest packet into the device, bytes: what every link must carry (RFC 8200, section 5). With any
