@@ -95,7 +95,6 @@ fn each_fault_of_the_host_is_named_with_its_mend() -> Result<()> {
             "probe_rule",
             "probe_source",
             "probe_interface",
-            "mtu",
         ] {
             let (is, _) = level(&sound, check)?;
             ensure!(is == "ok", "{check}: {is}");
@@ -139,10 +138,8 @@ fn each_fault_of_the_host_is_named_with_its_mend() -> Result<()> {
         let down = findings(lab, &agent, &[])?;
         only(&down, "probe_interface", DEAD, "ip link set dev eth0 up")?;
         only(&down, "interface", DEAD, "ip link set dev eth0 up")?;
-        host.ip("link set eth0 up mtu 9000")?;
-        only(&findings(lab, &agent, &[])?, "mtu", SLOW, "mtu 1500")?;
-        host.ip("link set eth0 mtu 1500")?;
-        host.sysctl(&[("ipv4/ip_local_port_range", "40000 65535")])?;
+        host.ip("link set eth0 up")?;
+        host.sysctl(&[("ipv4/ip_local_port_range", "20000 60999")])?;
         only(
             &findings(lab, &agent, &[])?,
             "snat_ports",

@@ -52,6 +52,9 @@ Example: lb run --config /etc/lb/lb.toml")]
         /// Replace another XDP program that is on an interface
         #[arg(long)]
         replace: bool,
+        /// Change over from pinned maps of another layout, at the price of nat's established flows
+        #[arg(long)]
+        migrate: bool,
     },
     /// Validate a configuration; say how fast it ejects and what it costs
     #[command(after_help = "\

@@ -21,6 +21,7 @@ mod simulate;
 mod status;
 mod top;
 
+use crate::agent::RunOptions;
 use crate::api::ApiError;
 use crate::api::client::ClientError;
 use crate::config::ConfigError;
@@ -96,7 +97,15 @@ pub fn main() -> ExitCode {
 fn dispatch(args: Args) -> Result<u8, Failure> {
     let socket = &args.socket;
     match args.command {
-        Command::Run { config, replace } => run::run(config, replace),
+        Command::Run {
+            config,
+            replace,
+            migrate,
+        } => run::run(&RunOptions {
+            config,
+            replace,
+            migrate,
+        }),
         Command::Check { file, strict, json } => Ok(check::run(&file, strict, json)),
         Command::Status { service, json } => control::status(socket, service, json),
         Command::Top {

@@ -1,16 +1,14 @@
 //! `lb run`.
 
-use std::path::PathBuf;
-
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
 use crate::agent::{self, RunError, RunOptions};
 
 /// Runs the agent until it is told to end.
-pub fn run(config: PathBuf, replace: bool) -> Result<u8, Failure> {
+pub fn run(options: &RunOptions) -> Result<u8, Failure> {
     log_to_stderr("info")?;
-    match agent::run(&RunOptions { config, replace }) {
+    match agent::run(options) {
         Ok(()) => Ok(0),
         Err(RunError::Config(error)) => Err(error.into()),
         Err(error) => Err(Failure::Other(error.into())),

@@ -21,6 +21,7 @@ mod icmp;
 mod katran;
 mod kernel;
 mod maps;
+mod migrate;
 mod nat;
 mod packets;
 mod pass;
