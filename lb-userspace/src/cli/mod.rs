@@ -9,6 +9,7 @@ use clap::Parser;
 mod args;
 mod capture;
 pub mod check;
+mod columns;
 mod control;
 mod decap;
 pub mod doctor;

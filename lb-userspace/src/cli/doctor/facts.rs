@@ -112,7 +112,7 @@ fn files(root: &Path) -> anyhow::Result<Facts> {
         unprivileged_port: optional(root, "proc/sys/net/ipv4/ip_unprivileged_port_start")?
             .map_or(Ok(1024), |text| text.trim().parse())
             .context("net.ipv4.ip_unprivileged_port_start")?,
-        bpffs: read(root, "proc/mounts")?.lines().any(is_bpffs),
+        bpffs: is_bpffs(&read(root, "proc/mounts")?),
         memlock: memlock(&read(root, "proc/self/limits")?),
         local_ports: pair(range.split_whitespace()).context("net.ipv4.ip_local_port_range")?,
         reserved_ports: ports(&reserved.unwrap_or_default())
@@ -127,9 +127,13 @@ fn mounts(root: &Path, process: &str) -> Option<PathBuf> {
     std::fs::read_link(root.join("proc").join(process).join("ns/mnt")).ok()
 }
 
-fn is_bpffs(line: &str) -> bool {
-    let mut words = line.split(' ').skip(1);
-    words.next() == Some(BPFFS) && words.next() == Some("bpf")
+/// Whether what is mounted last at the place of bpffs is one.
+fn is_bpffs(mounts: &str) -> bool {
+    let mut kinds = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        (words.next() == Some(BPFFS)).then(|| words.next())
+    });
+    kinds.next_back().flatten() == Some("bpf")
 }
 
 /// The soft limit; `None` if unlimited.
@@ -217,6 +221,15 @@ mod tests {
         assert_eq!(facts.memlock, Some(8 << 20));
         assert_eq!(facts.local_ports, (32768, 60999));
         assert_eq!(facts.reserved_ports, [(8080, 8080), (9000, 9100)]);
+    }
+
+    #[test]
+    fn what_hides_bpffs_is_seen() {
+        let bpf = "bpf /sys/fs/bpf bpf rw,nosuid 0 0\n";
+        let other = "none /sys/fs/bpf tmpfs rw 0 0\n";
+        assert!(is_bpffs(&format!("{other}{bpf}")));
+        assert!(!is_bpffs(&format!("{bpf}{other}")));
+        assert!(!is_bpffs("bpf /elsewhere bpf rw 0 0\n"));
     }
 
     #[test]
