@@ -180,6 +180,12 @@ fn maps_of_another_layout_are_changed_over_without_a_gap() -> Result<()> {
         ];
         let config = Config::new(direct.iter().cloned().chain(nat).collect());
         let mut agent = Agent::start(lab, &config)?;
+        // The first backend that was ready has all slots at first, and they are in transition after
+        // that. With the verdicts known from the start, all are settled.
+        agent.terminate()?;
+        agent.lb(&["detach"])?.ok()?;
+        agent.run(&[], &[])?;
+        agent.settled()?;
         let traffic = Traffic::start(lab, &direct)?;
         let established = Flows::open(&lab.client, echo, 4)?;
         let load = Load::http(&lab.client, web, false, Amount::steady())?;
