@@ -145,6 +145,9 @@ fn maps_of_another_layout_are_refused_and_left_alone() -> Result<()> {
         for word in ["layout 4000000", "Nothing was changed", "lb detach"] {
             ensure!(log.contains(word), "the log does not say {word:?}:\n{log}");
         }
+        let config = agent.config_path().display().to_string();
+        let doctor = agent.lb(&["doctor", "--config", &config])?;
+        ensure!(doctor.out.contains("mend: lb run --migrate"), "{doctor:?}");
         ensure!(agent.traces()? == before, "pins or programs have changed");
         ensure!(program_id(lab)? == program, "the program was replaced");
         traffic.finish().context("under the old version")?;

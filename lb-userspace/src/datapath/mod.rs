@@ -420,6 +420,14 @@ pub fn enter_bpffs() -> Result<(), DatapathError> {
     Ok(pin::enter_bpffs()?)
 }
 
+/// The layout of the maps that are pinned, if it is not this version's.
+pub fn other_layout(pins: &PinDirectory) -> Result<Option<u32>, DatapathError> {
+    match check_layout(pins) {
+        Err(DatapathError::Layout { found, .. }) => Ok(Some(found)),
+        other => other.map(|()| None),
+    }
+}
+
 fn check_layout(pins: &PinDirectory) -> Result<(), DatapathError> {
     match maps::pinned_version(&pins.map("PARAMS"))? {
         None | Some(0 | LAYOUT_VERSION) => Ok(()),

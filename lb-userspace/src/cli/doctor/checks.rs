@@ -19,6 +19,7 @@ pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
     findings.extend(capabilities::judge(facts, node));
     findings.extend([jit(facts), bpffs(facts), memlock(facts)]);
     findings.extend(program(facts));
+    findings.extend(facts.other_layout.map(layout));
     findings.extend(node.map(|node| source_ports(facts, node)));
     for name in &facts.missing {
         findings.push(
@@ -99,6 +100,16 @@ fn program(facts: &Facts) -> Option<Finding> {
                  report it",
             ),
     })
+}
+
+/// What another version has pinned.
+fn layout(found: u32) -> Finding {
+    fail(
+        "layout",
+        "The agent does not start: it does not touch what it cannot read.",
+    )
+    .what(format!("the pinned maps have another layout ({found})"))
+    .mend("lb run --migrate, which breaks the established flows of nat")
 }
 
 fn jit(facts: &Facts) -> Finding {

@@ -115,6 +115,9 @@ fn each_fault_is_found_alone_and_with_its_mend() {
                 n.http = "127.0.0.1:80".parse().ok();
             },
         ),
+        ("layout", Level::Fail, "--migrate", |f, _| {
+            f.other_layout = Some(3);
+        }),
         ("program", Level::Fail, "CONFIG_BPF_SYSCALL", |f, _| {
             f.program = Some(Err("no bpf_loop".into()));
         }),

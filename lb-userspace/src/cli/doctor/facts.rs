@@ -27,6 +27,8 @@ pub struct Facts {
     pub own_mounts: bool,
     /// Whether an agent with this control socket has left something pinned.
     pub pinned: bool,
+    /// The layout of what is pinned, if it is another version's.
+    pub other_layout: Option<u32>,
     /// What came of loading the program; absent if this process may not.
     pub program: Option<Result<(), String>>,
     /// `net.ipv4.ip_unprivileged_port_start`.
@@ -76,6 +78,7 @@ pub fn gather(root: &Path, wanted: Option<&[String]>, socket: &Path) -> anyhow::
     }
     facts.pinned = PinDirectory::of(socket).exists();
     if facts.capabilities & privileges::KEPT == privileges::KEPT {
+        facts.other_layout = datapath::other_layout(&PinDirectory::of(socket))?;
         facts.program = Some(datapath::try_program().map_err(|error| error.to_string()));
     }
     facts.agent = std::os::unix::net::UnixStream::connect(socket).is_ok();

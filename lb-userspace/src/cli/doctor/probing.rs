@@ -1,11 +1,7 @@
 //! What probes need of this host, if the configuration has such probes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::OpenOptions;
-use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
-use std::path::Path;
 
 use anyhow::Context;
 use futures::TryStreamExt;
@@ -16,7 +12,7 @@ use super::checks::{fail, ok, warn};
 use super::facts::{self, Facts};
 use crate::model::Model;
 use crate::neighbor::Problem;
-use crate::probe::via::PRIORITY;
+use crate::probe::via::{PRIORITY, try_tun};
 
 /// What the configuration's probes ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,9 +60,7 @@ impl Wants {
 pub fn look(wants: Wants) -> anyhow::Result<Probing> {
     let mut found = Probing::default();
     if !wants.vips.is_empty() {
-        found.no_tun = tun(Path::new("/dev/net/tun"))
-            .err()
-            .map(|error| error.to_string());
+        found.no_tun = try_tun().err().map(|error| error.to_string());
         found.rules = rules()?;
         let backends = wants.vips.values().flatten();
         let problems = facts::unreachable(&wants.vips.keys().chain(backends).copied().collect())?;
@@ -84,24 +78,6 @@ pub fn look(wants: Wants) -> anyhow::Result<Probing> {
         }
     }
     Ok(Probing { wants, ..found })
-}
-
-/// Asks the TUN driver for its features, which makes no device.
-fn tun(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let mut features: libc::c_uint = 0;
-    // SAFETY: the descriptor is open, and TUNGETFEATURES writes one number.
-    let result = unsafe {
-        libc::ioctl(
-            file.as_raw_fd(),
-            libc::TUNGETFEATURES as _,
-            &raw mut features,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 /// The priorities of rules that are asked before the probes' own; the first, 0, is the kernel's for
@@ -280,11 +256,5 @@ mod tests {
             assert!(found[0].2.contains(mend), "{found:?}");
         }
         assert_eq!(judge(&Facts::default()), []);
-    }
-
-    #[test]
-    fn what_is_no_tun_driver_is_told_from_one() {
-        assert!(tun(Path::new("/dev/null")).is_err());
-        assert!(tun(Path::new("/nonexistent")).is_err());
     }
 }
