@@ -100,8 +100,17 @@ fn agent(events: usize) -> FakeAgent {
                     let text = "no tcp service at that address; there are web";
                     Err(ApiError::new(ErrorKind::Unknown, text))
                 }
-                Request::Explain { src, dst, protocol } => {
-                    Ok(Reply::Explained(Box::new(explained(src, dst, protocol))))
+                Request::Explain {
+                    src,
+                    dst,
+                    protocol,
+                    connection_id,
+                } => {
+                    let found = Explained {
+                        connection_id,
+                        ..explained(src, dst, protocol)
+                    };
+                    Ok(Reply::Explained(Box::new(found)))
                 }
                 Request::Capture { service, snaplen } => {
                     Ok(Reply::Capture(Box::new(stream(service, snaplen))))
@@ -189,6 +198,8 @@ fn explained(src: SocketAddr, dst: SocketAddr, protocol: Protocol) -> Explained 
         in_transition: false,
         current: None,
         previous: None,
+        connection_id: None,
+        named: None,
         flow: None,
         new: answer.clone(),
         established: answer,
@@ -214,6 +225,13 @@ fn explain_is_lines_for_people_and_json_for_programs() {
         (&found["flow"], &found["new"]["backend"]),
         (&Value::Null, &Value::Null)
     );
+    let id = ["explain", src, dst, "--connection-id", "400A00000b11"];
+    let (code, out, _) = agent.run(&id);
+    assert_eq!(code, 0);
+    assert!(out.contains("400a00000b11, not looked at"), "{out}");
+    let (code, _, err) = agent.run(&["explain", src, dst, "--connection-id", "4"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("octets in hexadecimal"), "{err}");
     for (arguments, wanted) in [
         ([src, "203.0.113.10:81"], "there are web"),
         (["198.51.100.7", dst], "is not ADDRESS:PORT"),

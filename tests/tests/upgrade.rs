@@ -8,8 +8,9 @@ use lb_tests::agent::SOON;
 use lb_tests::lab::{DSR_VIP, NAT_VIP};
 use lb_tests::load::flows::Flows;
 use lb_tests::load::udp::Sequence;
-use lb_tests::server_handle::{TCP_ECHO, UDP_ECHO};
-use lb_tests::{Agent, Config, Lab, Service, with_lab};
+use lb_tests::load::{Amount, Load};
+use lb_tests::server_handle::{HTTP, TCP_ECHO, UDP_ECHO};
+use lb_tests::{Agent, Config, Lab, Service, wait_for, with_lab};
 
 const UPGRADES: usize = 10;
 
@@ -144,6 +145,9 @@ fn maps_of_another_layout_are_refused_and_left_alone() -> Result<()> {
         for word in ["layout 4000000", "Nothing was changed", "lb detach"] {
             ensure!(log.contains(word), "the log does not say {word:?}:\n{log}");
         }
+        let config = agent.config_path().display().to_string();
+        let doctor = agent.lb(&["doctor", "--config", &config])?;
+        ensure!(doctor.out.contains("mend: lb run --migrate"), "{doctor:?}");
         ensure!(agent.traces()? == before, "pins or programs have changed");
         ensure!(program_id(lab)? == program, "the program was replaced");
         traffic.finish().context("under the old version")?;
@@ -153,5 +157,82 @@ fn maps_of_another_layout_are_refused_and_left_alone() -> Result<()> {
         agent.run(&[], &[])?;
         agent.settled()?;
         Traffic::start(lab, &services)?.finish().map(drop)
+    })
+}
+
+/// Only the pins of what [`Agent::traces`] gives.
+fn pins(agent: &Agent<'_>) -> Result<Vec<String>> {
+    let mut traces = agent.traces()?;
+    traces.retain(|line| line.starts_with('/'));
+    traces.sort();
+    Ok(traces)
+}
+
+#[test]
+fn maps_of_another_layout_are_changed_over_without_a_gap() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let web = SocketAddr::new(NAT_VIP[0], 80);
+        let echo = SocketAddr::new(NAT_VIP[0], TCP_ECHO);
+        let direct: Vec<Service> = services(lab)
+            .into_iter()
+            .filter(|service| service.forwarding == "dsr")
+            .collect();
+        let nat = [
+            Service::tcp(lab, "web", web, HTTP).patient(),
+            Service::tcp(lab, "echo", echo, TCP_ECHO).patient(),
+        ];
+        let config = Config::new(direct.iter().cloned().chain(nat).collect());
+        let mut agent = Agent::start(lab, &config)?;
+        // The first backend that was ready has all slots at first, and they are in transition after
+        // that. With the verdicts known from the start, all are settled.
+        agent.terminate()?;
+        agent.lb(&["detach"])?.ok()?;
+        agent.run(&[], &[])?;
+        agent.settled()?;
+        let traffic = Traffic::start(lab, &direct)?;
+        let established = Flows::open(&lab.client, echo, 4)?;
+        let load = Load::http(&lab.client, web, false, Amount::steady())?;
+        ensure!(agent.terminate()?.success(), "log:\n{}", agent.log());
+        let params = format!("{}/PARAMS", agent.pins()?);
+        lab.lb.namespace.change_pinned_word(&params, 4_000_000)?;
+        let (before, old_pins) = (agent.traces()?, pins(&agent)?);
+        let old = program_id(lab)?;
+
+        // The second interface cannot be had: the first keeps its program.
+        agent.configure(&Config {
+            interfaces: &["eth0", "nope0"],
+            ..config.clone()
+        })?;
+        agent.run(&["--migrate"], &[])?;
+        ensure!(!agent.wait_end(SOON)?.success(), "nope0 was had");
+        ensure!(agent.log().contains("nope0"), "log:\n{}", agent.log());
+        ensure!(agent.traces()? == before, "{:?}", agent.traces()?);
+        // One that is killed while it fills the new maps.
+        agent.configure(&config)?;
+        agent.run(&["--migrate"], &[("LB_FAILPOINT", "plan-step:3")])?;
+        ensure!(!agent.wait_end(SOON)?.success(), "it has not aborted");
+        ensure!(program_id(lab)? == old, "too early");
+        ensure!(pins(&agent)?.len() > old_pins.len(), "nothing was begun");
+        traffic.goes_on()?;
+        load.tally().must_not_fail()?;
+
+        agent.run(&["--migrate"], &[])?;
+        agent.settled()?;
+        agent.wait_event("attached", "were replaced")?;
+        ensure!(program_id(lab)? != old, "the old program is still there");
+        ensure!(pins(&agent)? == old_pins, "{:?}", pins(&agent)?);
+        let sent = traffic.finish().context("by direct server return")?;
+        println!("{sent} datagrams over the change, none lost");
+        // A connection by NAT is lost, but only one that was there.
+        wait_for("the old connections to break", SOON, || {
+            Ok(established.broken_except("").len() == 4)
+        })?;
+        let tally = load.stop();
+        ensure!(tally.failed <= 8, "{tally:?}");
+        // It is an ordinary data plane now.
+        ensure!(agent.terminate()?.success(), "log:\n{}", agent.log());
+        agent.run(&[], &[])?;
+        agent.settled()?;
+        Traffic::start(lab, &direct)?.finish().map(drop)
     })
 }

@@ -66,8 +66,9 @@ impl Agent {
     /// there again. What fails is tried again a second later.
     pub async fn follow_links(&mut self) {
         let links = self.links.clone();
-        // Nothing is known yet: there is always one interface, the loopback one.
-        if links.is_empty() {
+        // Nothing is known yet: there is always one interface, the loopback one. Or there are maps to
+        // be filled first.
+        if links.is_empty() || self.migrates.is_some() {
             return;
         }
         let gone = |on: &Attached| !links.values().any(|index| *index == on.index);
@@ -86,6 +87,23 @@ impl Agent {
                 self.attach_again(name).await;
             }
         }
+    }
+
+    /// Puts the program in the place of one with maps of another layout, once its own are filled.
+    pub async fn change_over(&mut self) -> Result<(), RunError> {
+        if self.migrates.is_none() || !self.core.is_filled() {
+            return Ok(());
+        }
+        let model = self.core.model.clone();
+        self.attached = attach(&self.writer, &model, self.options.replace, &self.gone()).await?;
+        self.migrates = None;
+        let what = "the program and maps of another version were replaced; established flows of nat \
+                    are lost";
+        warn!("{what}");
+        self.core
+            .record(Change::node(Kind::Attached, Origin::Agent, what));
+        self.publish();
+        Ok(())
     }
 
     async fn attach_again(&mut self, name: &str) {

@@ -64,8 +64,13 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
         Request::Promote { backend } => promote(agent, &backend, origin, responder),
         Request::Weight { backend, weight } => reweigh(agent, &backend, weight, origin, responder),
         Request::Probe { backend, probe } => self::probe(agent, &backend, probe, responder),
-        Request::Explain { src, dst, protocol } => match Tuple::new(src, dst, protocol) {
-            Ok(tuple) => explain(agent, tuple, responder),
+        Request::Explain {
+            src,
+            dst,
+            protocol,
+            connection_id,
+        } => match Tuple::new(src, dst, protocol) {
+            Ok(tuple) => explain(agent, tuple.carrying(connection_id), responder),
             Err(error) => {
                 responder.send(Err(ApiError::new(ErrorKind::Usage, error.to_string())));
             }

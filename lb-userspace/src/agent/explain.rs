@@ -96,6 +96,7 @@ fn name(model: &Model, tuple: Tuple, explained: &datapath::Explained) -> Explain
     let owner = |index: BackendIndex| (index != 0).then_some(index);
     let current = owner(found.owner.current()).map(&mut backend);
     let previous = owner(found.owner.previous()).map(&mut backend);
+    let named = found.named.map(&mut backend);
     let flow = found.entry.map(|entry| FlowEntry {
         backend: backend(entry.backend),
         leaves_from: entry.rewritten.map(|(from, _)| from),
@@ -128,6 +129,8 @@ fn name(model: &Model, tuple: Tuple, explained: &datapath::Explained) -> Explain
         in_transition: found.owner.in_transition(),
         current,
         previous,
+        connection_id: tuple.connection_id,
+        named,
         flow,
         new,
         established,

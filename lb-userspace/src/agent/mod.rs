@@ -38,6 +38,8 @@ pub struct RunOptions {
     pub config: PathBuf,
     /// Whether another XDP program on an interface may be replaced.
     pub replace: bool,
+    /// Whether to change over where maps of another layout are pinned.
+    pub migrate: bool,
 }
 
 /// Why the agent did not start, or ended.

@@ -67,6 +67,8 @@ pub struct Agent {
     pub carrier: Arc<Carrier>,
     pub writer: Writer,
     pub attached: Vec<Attached>,
+    /// While maps of another layout are in force: whether in a driver.
+    pub migrates: Option<bool>,
     /// The interfaces there are; empty until the kernel has told.
     pub links: Arc<Links>,
     /// Why an interface that is back could not be attached to.
@@ -116,13 +118,19 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
     })?;
     let clock = Clock::start();
     let (mut inbox, senders) = inbox()?;
-    let (writer, contents) = Writer::start(
+    let (writer, opened) = Writer::start(
         PinDirectory::of(&node.control_socket),
         node.flow_entries,
+        options.migrate,
         senders.notices,
     )
     .await?;
-    let attached = attach(&writer, &model, options.replace, &[]).await?;
+    let migrates = opened.migrates;
+    let attached = match migrates {
+        None => attach(&writer, &model, options.replace, &[]).await?,
+        // When the maps are filled.
+        Some(_) => Vec::new(),
+    };
     let carrier = Arc::new(Carrier::open());
     carrier.set_node(&node);
     privileges::give_up().map_err(|source| RunError::System {
@@ -130,7 +138,7 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         source,
     })?;
     let followers = journal.followers();
-    let core = Core::new(clock, model.clone(), journal, saver, saved, contents);
+    let core = Core::new(clock, model.clone(), journal, saver, saved, opened.contents);
     let (silent, doubted) = mpsc::unbounded_channel();
     let (targets, watched) = watch::channel(Arc::new(addresses(&core.model)));
     let (names, wanted) = watch::channel(core.wanted_names());
@@ -151,6 +159,7 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         carrier,
         writer,
         attached,
+        migrates,
         links: Arc::default(),
         attach_error: None,
         counters: Counters::default(),
@@ -247,7 +256,13 @@ fn addresses(model: &Model) -> BTreeSet<IpAddr> {
 impl Agent {
     fn started(&mut self) {
         let names: Vec<&str> = self.attached.iter().map(|on| on.name.as_str()).collect();
-        let what = format!("lb {} on {}", env!("CARGO_PKG_VERSION"), names.join(", "));
+        let version = env!("CARGO_PKG_VERSION");
+        let what = match self.migrates {
+            None => format!("lb {version} on {}", names.join(", ")),
+            Some(_) => {
+                format!("lb {version}, which fills new maps beside those of another version")
+            }
+        };
         self.core
             .record(Change::node(Kind::Started, Origin::Agent, what));
         self.publish();
@@ -265,6 +280,7 @@ impl Agent {
         publish.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.act()?;
+            self.change_over().await?;
             let wake = self.core.wake(self.probes.room());
             tokio::select! {
                 Some(finished) = inbox.probes.recv() => {
@@ -278,7 +294,7 @@ impl Agent {
                 Some(ended) = inbox.fences.recv() => self.core.fenced(ended),
                 Some(notice) = inbox.notices.recv() => self.noticed(notice),
                 Some(paths) = inbox.paths.recv() => {
-                    let native = self.attached.iter().any(|on| on.native);
+                    let native = self.attached.iter().any(|on| on.native) || self.migrates == Some(true);
                     self.core.moved(&paths, native);
                     self.carrier.set_paths(self.core.paths());
                 }
@@ -362,7 +378,10 @@ impl Agent {
         let model = Arc::new(load(&self.options.config)?);
         calls::check_reload(&self.core.model.node, &model.node)?;
         // Also where nothing has changed: an interface may have been removed and made again.
-        self.attached = attach(&self.writer, &model, self.options.replace, &self.gone()).await?;
+        if self.migrates.is_none() {
+            let gone = self.gone();
+            self.attached = attach(&self.writer, &model, self.options.replace, &gone).await?;
+        }
         self.carrier.set_node(&model.node);
         let what = self.core.reconfigure(model);
         self.watch_ways();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use lb_common::abi::BackendState;
 use lb_common::verdict::Verdict;
 
 use super::core::Core;
@@ -17,6 +18,9 @@ use crate::model::{Backend, Service, backend_text};
 use crate::probe;
 use crate::routing::Routing;
 use crate::table::count_current;
+
+/// Longest wait for the ways to backends before new maps are put in force.
+const WAY_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Core {
     /// The status as it is now.
@@ -88,6 +92,18 @@ impl Core {
                 mode: mode(name),
             })
             .collect()
+    }
+
+    /// Whether packets may be forwarded by what the maps hold: it is what was decided last, with a
+    /// first verdict and a way for every backend that takes flows, or there was time for these.
+    pub fn is_filled(&self) -> bool {
+        let now = self.clock.now();
+        let known = |backend: &crate::plan::Backend| {
+            backend.state != BackendState::Active || backend.path.is_some()
+        };
+        self.applied == self.generation()
+            && self.first_round_done(now)
+            && (self.built.backends.values().all(known) || now >= self.started + WAY_PATIENCE)
     }
 
     /// Whether every backend has its first verdict, or has had the time for one.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Protocol;
+use crate::model::{ConnectionId, Protocol};
 
 /// Where a flow goes, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct Explained {
     pub service: String,
     /// `nat`, `dsr`, `ipip` or `gue`.
     pub forwarding: String,
-    /// What the hash covers: `flow` or `client`.
+    /// `flow`, `client` or `quic`.
     pub affinity: String,
     pub hash: u32,
     /// Index of the flow's slot, from 0.
@@ -29,6 +29,10 @@ pub struct Explained {
     pub current: Option<String>,
     /// Its owner before the transition.
     pub previous: Option<String>,
+    /// The connection ID that was asked about.
+    pub connection_id: Option<ConnectionId>,
+    /// The backend that it names.
+    pub named: Option<String>,
     /// The flow's entry, if there is one that the service heeds.
     pub flow: Option<FlowEntry>,
     /// What becomes of a SYN; for UDP, of the next datagram.

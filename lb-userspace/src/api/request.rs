@@ -14,7 +14,7 @@ use super::event::{Event, Origin};
 use super::explain::Explained;
 use super::status::Status;
 use crate::config::suggest::nearest;
-use crate::model::{BackendKey, Protocol};
+use crate::model::{BackendKey, ConnectionId, Protocol};
 
 /// One request; a connection carries one, as a line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +61,9 @@ pub enum Request {
         src: SocketAddr,
         dst: SocketAddr,
         protocol: Protocol,
+        /// What its packets carry.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connection_id: Option<ConnectionId>,
     },
     /// Packets with what becomes of them, until the client shuts down its end or leaves.
     Capture {
@@ -401,6 +404,7 @@ mod tests {
                 src: "[2001:db8::1]:40000".parse().unwrap(),
                 dst: "[2001:db8::10]:80".parse().unwrap(),
                 protocol: Protocol::Udp,
+                connection_id: "400a00000b11223344".parse().ok(),
             },
             Request::Reload,
         ] {

@@ -12,7 +12,7 @@ use lb_common::capture::MAX_KEPT;
 use super::top::Sort;
 use crate::api::capture::DEFAULT_SNAPLEN;
 use crate::api::{BackendName, DEFAULT_SOCKET};
-use crate::model::{Protocol, XdpMode};
+use crate::model::{ConnectionId, Protocol, XdpMode};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,6 +52,9 @@ Example: lb run --config /etc/lb/lb.toml")]
         /// Replace another XDP program that is on an interface
         #[arg(long)]
         replace: bool,
+        /// Change over from pinned maps of another layout, at the price of nat's established flows
+        #[arg(long)]
+        migrate: bool,
     },
     /// Validate a configuration; say how fast it ejects and what it costs
     #[command(after_help = "\
@@ -224,7 +227,8 @@ now. Sends nothing, changes nothing.
 
 Examples:
   lb explain 198.51.100.7:40000 203.0.113.10:80
-  lb explain 198.51.100.7:5353 203.0.113.10:53 --protocol udp --json")]
+  lb explain 198.51.100.7:5353 203.0.113.10:53 --protocol udp --json
+  lb explain 198.51.100.7:4433 203.0.113.10:443 --protocol udp --connection-id 400a00000b11223344")]
     Explain {
         /// The client's address and port
         #[arg(value_name = "SRC:PORT", value_parser = parse_at)]
@@ -235,6 +239,10 @@ Examples:
         /// Transport protocol
         #[arg(long, default_value = "tcp", value_parser = protocols())]
         protocol: Protocol,
+        /// QUIC: the connection ID that the packet carries, behind a short header or in a Handshake
+        /// packet
+        #[arg(long, value_name = "HEX")]
+        connection_id: Option<ConnectionId>,
         /// Print JSON
         #[arg(long)]
         json: bool,

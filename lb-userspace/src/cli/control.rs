@@ -15,7 +15,7 @@ use crate::api::client::{self, ClientError};
 use crate::api::request::Frame;
 use crate::api::{self, ApiError, BackendName, Request};
 use crate::datapath::{self, PinDirectory};
-use crate::model::Protocol;
+use crate::model::{ConnectionId, Protocol};
 use crate::plan::explain::Tuple;
 use crate::probe::via;
 
@@ -136,11 +136,18 @@ pub fn explain(
     src: SocketAddr,
     dst: SocketAddr,
     protocol: Protocol,
+    connection_id: Option<ConnectionId>,
     json: bool,
 ) -> Result<u8, Failure> {
     // Wrong without asking anybody.
     Tuple::new(src, dst, protocol).map_err(|error| Failure::Usage(error.to_string()))?;
-    match ask(socket, &Request::Explain { src, dst, protocol })? {
+    let request = Request::Explain {
+        src,
+        dst,
+        protocol,
+        connection_id,
+    };
+    match ask(socket, &request)? {
         Frame::Explained(found) if json => output::print_json(&*found)?,
         Frame::Explained(found) => output::print(&explain::render(&found, Palette::of_stdout()))?,
         other => return Err(unexpected(&other)),

@@ -36,6 +36,9 @@ pub fn render(found: &Explained, palette: Palette) -> String {
     if found.in_transition {
         rows.push(("owner before", owner(found, found.previous.as_deref())));
     }
+    if let Some(id) = found.connection_id {
+        rows.push(("connection ID", format!("{id}, {}", names(found))));
+    }
     rows.push(("flow entry", entry(found)));
     match found.protocol {
         Protocol::Tcp => {
@@ -68,9 +71,22 @@ fn owner(found: &Explained, name: Option<&str>) -> String {
     name.map_or_else(|| "none".to_owned(), |name| backend(found, name))
 }
 
+/// What a connection ID says.
+fn names(found: &Explained) -> String {
+    match &found.named {
+        Some(name) => format!("names {}", backend(found, name)),
+        None if found.affinity == "quic" => {
+            "names no backend that is active or draining".to_owned()
+        }
+        None => format!("not looked at: affinity = \"{}\"", tame(&found.affinity)),
+    }
+}
+
 fn entry(found: &Explained) -> String {
     let Some(flow) = &found.flow else {
-        return if found.forwarding != "nat" && !found.in_transition {
+        return if found.forwarding != "nat" && found.named.is_some() {
+            "not looked at: the connection ID names a backend".to_owned()
+        } else if found.forwarding != "nat" && !found.in_transition {
             "not looked at: the slot is settled".to_owned()
         } else {
             "none".to_owned()
@@ -134,6 +150,8 @@ mod tests {
             in_transition: false,
             current: Some("web-1".to_owned()),
             previous: None,
+            connection_id: None,
+            named: None,
             flow: Some(FlowEntry {
                 backend: "web-2".to_owned(),
                 leaves_from: Some("10.0.0.1:20017".parse().unwrap()),
@@ -162,6 +180,48 @@ new          goes to web-1 (10.0.0.11:8080, active): owns the slot
 established  goes to web-2 (10.0.0.12:8080, draining): the flow table has it
 ";
         assert_eq!(render(&sample(), Palette::PLAIN), wanted);
+    }
+
+    #[test]
+    fn a_connection_id_that_names_a_backend() {
+        let by_id = to("web-2", "the connection ID names it");
+        let found = Explained {
+            protocol: Protocol::Udp,
+            forwarding: "dsr".to_owned(),
+            affinity: "quic".to_owned(),
+            connection_id: "400a00000c0011".parse().ok(),
+            named: Some("web-2".to_owned()),
+            flow: None,
+            new: by_id.clone(),
+            established: by_id,
+            ..sample()
+        };
+        let shown = render(&found, Palette::PLAIN);
+        for line in [
+            "connection ID  400a00000c0011, names web-2 (10.0.0.12:8080, draining)\n",
+            "flow entry     not looked at: the connection ID names a backend\n",
+            "next datagram  goes to web-2 (10.0.0.12:8080, draining): the connection ID names it\n",
+        ] {
+            assert!(shown.contains(line), "{shown}");
+        }
+        let nobody = Explained {
+            named: None,
+            ..found
+        };
+        let shown = render(&nobody, Palette::PLAIN);
+        assert!(
+            shown.contains("400a00000c0011, names no backend that is active"),
+            "{shown}"
+        );
+        let other = Explained {
+            affinity: "flow".to_owned(),
+            ..nobody
+        };
+        let shown = render(&other, Palette::PLAIN);
+        assert!(
+            shown.contains("not looked at: affinity = \"flow\""),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use clap::Parser;
 mod args;
 mod capture;
 pub mod check;
+mod columns;
 mod control;
 mod decap;
 pub mod doctor;
@@ -22,6 +23,7 @@ mod simulate;
 mod status;
 mod top;
 
+use crate::agent::RunOptions;
 use crate::api::ApiError;
 use crate::api::client::ClientError;
 use crate::config::ConfigError;
@@ -94,7 +96,15 @@ pub fn main() -> ExitCode {
 fn dispatch(args: Args) -> Result<u8, Failure> {
     let socket = &args.socket;
     match args.command {
-        Command::Run { config, replace } => run::run(config, replace),
+        Command::Run {
+            config,
+            replace,
+            migrate,
+        } => run::run(RunOptions {
+            config,
+            replace,
+            migrate,
+        }),
         Command::Check { file, strict, json } => Ok(check::run(&file, strict, json)),
         Command::Status { service, json } => control::status(socket, service, json),
         Command::Top {
@@ -136,8 +146,9 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
             src,
             dst,
             protocol,
+            connection_id,
             json,
-        } => control::explain(socket, src, dst, protocol, json),
+        } => control::explain(socket, src, dst, protocol, connection_id, json),
         Command::Capture {
             service,
             all: _,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use lb_common::verdict::Verdict;
 
+use super::columns::{Columns, STALE, last_probe, not_followed, old, seconds};
 use super::output::{Palette, span, tame};
 use crate::api::status::{
     Admin, BackendStatus, Health, Mode, Node, PrimaryState, PrimaryStatus, Routing, ServiceStatus,
@@ -12,9 +13,6 @@ use crate::api::status::{
 };
 
 mod detail;
-
-/// A status or verdict older than this is worth a warning, seconds.
-const STALE: f64 = 5.0;
 
 /// The status as seen at `now`.
 pub fn render(status: &Status, now: Timestamp, palette: Palette) -> String {
@@ -62,14 +60,8 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
     if !node.config.is_empty() {
         lines.push(format!("config {}", tame(&node.config)));
     }
-    let age = seconds(node.at, now);
     let mut warn = |text: String| lines.push(palette.shout(&format!("!! {text}")));
-    if age > STALE {
-        warn(format!(
-            "this status is {} old: the agent's loop does not answer",
-            span(age)
-        ));
-    }
+    old(node, now).map(&mut warn);
     let off = node.interfaces.iter().filter(|on| on.mode == Mode::Off);
     for interface in off {
         warn(format!(
@@ -77,12 +69,7 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
             tame(&interface.name)
         ));
     }
-    if let Some(error) = &node.datapath_error {
-        warn(format!(
-            "the data plane does not follow the verdicts: {}",
-            tame(error)
-        ));
-    }
+    not_followed(node).map(&mut warn);
     if node.verdict_age_seconds > STALE {
         warn(format!(
             "packets go by verdicts that are {} old",
@@ -198,15 +185,11 @@ fn render_service(
         .iter()
         .map(|backend| row(backend, now))
         .collect();
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([HEADER[column].len()]).max().unwrap_or(0)
-    };
-    let widths: [usize; 12] = std::array::from_fn(width);
+    let columns = Columns::new(&HEADER, rows.iter(), NUMBERS);
     let header = HEADER.map(str::to_owned);
-    lines.push(palette.faint(&line(&header, &widths, |_, cell| cell)));
+    lines.push(palette.faint(&line(columns.fill(&header), |_, cell| cell)));
     for (row, backend) in rows.iter().zip(&service.backends) {
-        lines.push(line(row, &widths, |column, cell| match column {
+        lines.push(line(columns.fill(row), |column, cell| match column {
             ROUTING => paint_routing(palette, backend.routing, &cell),
             HEALTH => paint_health(palette, backend.health, &cell),
             ADMIN if backend.admin != Admin::Enabled => palette.soft(&cell),
@@ -264,23 +247,11 @@ fn render_primary(
     lines.push(palette.shout(&format!("!! {text}")));
 }
 
-fn line(
-    cells: &[String; 12],
-    widths: &[usize; 12],
-    paint: impl Fn(usize, String) -> String,
-) -> String {
+fn line(cells: [String; 12], paint: impl Fn(usize, String) -> String) -> String {
     let mut line = " ".to_owned();
-    for (column, cell) in cells.iter().enumerate() {
-        let width = widths[column];
-        let padded = if NUMBERS.contains(&column) {
-            format!("{cell:>width$}")
-        } else if column == cells.len() - 1 {
-            cell.clone()
-        } else {
-            format!("{cell:<width$}")
-        };
+    for (column, cell) in cells.into_iter().enumerate() {
         line.push_str(if column == 0 { " " } else { "  " });
-        line.push_str(&paint(column, padded));
+        line.push_str(&paint(column, cell));
     }
     line
 }
@@ -289,15 +260,6 @@ fn row(backend: &BackendStatus, now: Timestamp) -> [String; 12] {
     let weight = match backend.configured_weight {
         None => backend.weight.to_string(),
         Some(configured) => format!("{} (config {configured})", backend.weight),
-    };
-    let probe = match &backend.last_probe {
-        None => "none yet".to_owned(),
-        Some(probe) => format!(
-            "{} in {:.1} ms, {} ago",
-            tame(&probe.detail),
-            probe.latency_ms,
-            span(seconds(probe.at, now))
-        ),
     };
     let mut reason = tame(&backend.reason);
     if let Some(until) = backend.drain_until {
@@ -322,7 +284,7 @@ fn row(backend: &BackendStatus, now: Timestamp) -> [String; 12] {
         backend.slots.to_string(),
         backend.active_flows.to_string(),
         backend.packets.to_string(),
-        probe,
+        last_probe(backend, now),
         format!("{} ago", span(seconds(backend.since, now))),
         reason,
     ]
@@ -354,10 +316,6 @@ fn counters(verdicts: &BTreeMap<String, u64>) -> Option<String> {
         .map(|(name, count)| format!("{} {count}", tame(name)))
         .collect();
     (!counted.is_empty()).then(|| counted.join(", "))
-}
-
-fn seconds(from: Timestamp, to: Timestamp) -> f64 {
-    to.duration_since(from).as_secs_f64()
 }
 
 #[cfg(test)]

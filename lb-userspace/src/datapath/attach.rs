@@ -2,7 +2,7 @@
 //! replaces the program without a packet lost.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::programs::{ProgramError, Xdp, loaded_programs};
 use thiserror::Error;
@@ -139,6 +139,15 @@ fn update(program: &Xdp, pins: &PinDirectory, name: &str, index: u32) -> Result<
     link.update(fd(program, name)?)
         .map_err(system("replacing the program"))?;
     Ok(true)
+}
+
+/// Puts a program that was there before back on the pinned link of an interface.
+pub fn put_back(pins: &PinDirectory, name: &str, program: &OwnedFd) -> Result<(), AttachError> {
+    let Some(link) = open(pins, name)? else {
+        return Ok(());
+    };
+    link.update(program.as_fd())
+        .map_err(system(name, "putting the old program back"))
 }
 
 fn attach_new(

@@ -122,14 +122,17 @@ impl FlowTable {
 
     /// All flows. Those that come or go meanwhile may be among them or not.
     pub fn iter(&self) -> impl Iterator<Item = (Way, Flow)> {
+        self.tagged(|tag| tag > HELD)
+            .map(|way| (way, self.record(way)))
+            .filter(|(_, flow)| flow.protocol != 0)
+    }
+
+    /// The ways with such tags.
+    fn tagged(&self, wanted: fn(u32) -> bool) -> impl Iterator<Item = Way> {
         (0..self.buckets()).flat_map(move |bucket| {
-            let tags = self.tags(bucket);
-            tags.into_iter()
-                .enumerate()
-                .filter(|(_, tag)| *tag > HELD)
+            let tags = self.tags(bucket).into_iter().enumerate();
+            tags.filter(move |(_, tag)| wanted(*tag))
                 .map(move |(way, _)| Way { bucket, way })
-                .map(|way| (way, self.record(way)))
-                .filter(|(_, flow)| flow.protocol != 0)
         })
     }
 
@@ -212,12 +215,7 @@ impl FlowTable {
     /// Frees what whoever was stopped in the middle of a change has left. To be called again and
     /// again, a second or more apart: what was half done both times is freed.
     pub fn repair(&mut self) {
-        let mut ways = BTreeSet::new();
-        for bucket in 0..self.buckets() {
-            let tags = self.tags(bucket);
-            let held = tags.iter().enumerate().filter(|(_, tag)| **tag == HELD);
-            ways.extend(held.map(|(way, _)| Way { bucket, way }));
-        }
+        let ways: BTreeSet<Way> = self.tagged(|tag| tag == HELD).collect();
         let mut references = BTreeSet::new();
         if self.suspects.looks < 2 {
             let dangling = |(_, _, reference): &(usize, usize, u32)| {

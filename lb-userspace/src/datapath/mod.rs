@@ -23,6 +23,7 @@ mod flow_table;
 mod flows;
 pub mod interface;
 mod maps;
+mod migrate;
 mod pin;
 mod server_ids;
 mod services;
@@ -39,12 +40,13 @@ pub use maps::AccessError;
 pub use pin::{PinDirectory, PinError};
 pub use signs::Signs;
 pub use tap::Tap;
-pub use writer::{Command, Counters, Explained, Notice, Want, Writer};
+pub use writer::{Command, Counters, Explained, Notice, Opened, Want, Writer};
 
 use crate::model::XdpMode;
 use crate::plan::explain::{self, Explanation, Tuple};
 use crate::plan::{Contents, Op, ServiceId};
 use maps::Maps;
+use migrate::Migration;
 
 /// The XDP program and its maps, as built from `lb-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb.bpf.o"));
@@ -65,8 +67,9 @@ pub enum DatapathError {
     Access(#[from] AccessError),
     #[error(
         "the maps pinned in {path} have layout {found}, this version writes layout \
-         {LAYOUT_VERSION}. Nothing was changed: the old version goes on forwarding. Run \
-         `lb detach` and start again to change over, at the price of the established flows"
+         {LAYOUT_VERSION}. Nothing was changed: the old version goes on forwarding. To change over, \
+         start with `lb run --migrate`, which breaks the established flows of nat; or run \
+         `lb detach` and start again, which also serves nobody in between"
     )]
     Layout { path: String, found: u32 },
     #[error("loading the BPF program: {0}; it needs root (CAP_BPF, CAP_NET_ADMIN) and Linux 6.1")]
@@ -102,6 +105,8 @@ pub struct Datapath {
     /// Whether nothing was pinned before, and nothing has been attached yet.
     new: bool,
     pins: PinDirectory,
+    /// While maps of another layout are in force.
+    migration: Option<Migration>,
     ebpf: Ebpf,
     maps: Maps,
 }
@@ -113,7 +118,38 @@ impl Datapath {
     ///
     /// The calling thread must have been through [`enter_bpffs`].
     pub fn open(pins: PinDirectory, flow_entries: u32) -> Result<Self, DatapathError> {
+        migrate::recover(&pins)?;
         check_layout(&pins)?;
+        Self::make(pins, flow_entries)
+    }
+
+    /// The same, but where what is pinned has another layout, new maps are made beside it, which
+    /// are in force from [`Self::attach`] on.
+    pub fn open_or_migrate(pins: PinDirectory, flow_entries: u32) -> Result<Self, DatapathError> {
+        migrate::recover(&pins)?;
+        match check_layout(&pins) {
+            Err(DatapathError::Layout { .. }) => {
+                let migration = Migration::begin(&pins)?;
+                let datapath = Self::make(migration.next().clone(), flow_entries)?;
+                Ok(Self {
+                    migration: Some(migration),
+                    ..datapath
+                })
+            }
+            other => {
+                other?;
+                Self::make(pins, flow_entries)
+            }
+        }
+    }
+
+    /// Where maps of another layout are in force: whether they are in a driver.
+    pub fn migrates(&self) -> Result<Option<bool>, DatapathError> {
+        let migration = self.migration.as_ref();
+        migration.map(Migration::is_native).transpose()
+    }
+
+    fn make(pins: PinDirectory, flow_entries: u32) -> Result<Self, DatapathError> {
         let new = !pins.exists();
         pins.create()?;
         match Self::load(&pins, flow_entries) {
@@ -129,10 +165,8 @@ impl Datapath {
     }
 
     fn load(pins: &PinDirectory, flow_entries: u32) -> Result<Self, DatapathError> {
-        let mut loader = EbpfLoader::new();
         let buckets = flow_table::buckets_for(flow_entries);
-        loader.map_max_entries("FLOWS", buckets);
-        loader.map_max_entries("REPLIES", flow_table::reply_lines(buckets));
+        let mut loader = loader(buckets);
         for name in maps::NAMES {
             loader.map_pin_path(name, pins.map(name));
         }
@@ -163,6 +197,7 @@ impl Datapath {
         Ok(Self {
             new: false,
             pins: pins.clone(),
+            migration: None,
             ebpf,
             maps,
         })
@@ -179,13 +214,21 @@ impl Datapath {
             }
         };
         let program = xdp(&mut self.ebpf)?;
+        let pins = self.migration.as_ref().map_or(&self.pins, Migration::old);
         let mut done: Vec<Attached> = Vec::new();
-        for name in &place.interfaces {
-            match attach::attach(program, &self.pins, name, place.mode, place.replace) {
+        // Those first that may well be refused: what stands is replaced when all others are had.
+        let mut names: Vec<&String> = place.interfaces.iter().collect();
+        names.sort_by_key(|name| pins.link(name).exists());
+        for name in names {
+            match attach::attach(program, pins, name, place.mode, place.replace) {
                 Ok(attached) => done.push(attached),
                 Err(error) => {
-                    for attached in done.iter().filter(|attached| attached.new) {
-                        attach::detach(&self.pins, &attached.name)?;
+                    let (new, adopted): (Vec<_>, Vec<_>) = done.iter().partition(|on| on.new);
+                    for attached in new {
+                        attach::detach(pins, &attached.name)?;
+                    }
+                    if let Some(migration) = &self.migration {
+                        migration.undo(adopted.into_iter().map(|on| &*on.name))?;
                     }
                     self.maps.chain.restore(before)?;
                     self.forget_new()?;
@@ -193,15 +236,20 @@ impl Datapath {
                 }
             }
         }
+        done.sort_by_key(|on| place.interfaces.iter().position(|name| *name == on.name));
         self.new = false;
-        for name in self.pins.links()? {
+        for name in pins.links()? {
             if !place.interfaces.contains(&name) {
                 info!(
                     interface = name,
                     "not configured any more, or gone: taking the program off"
                 );
-                attach::detach(&self.pins, &name)?;
+                attach::detach(pins, &name)?;
             }
+        }
+        if let Some(migration) = self.migration.take() {
+            self.pins = migration.finish()?;
+            info!("the new maps are in force");
         }
         Ok(done)
     }
@@ -339,6 +387,7 @@ impl Datapath {
 
 /// Takes the program off its interfaces and removes all that is pinned. Whether there was anything.
 pub fn detach(pins: &PinDirectory) -> Result<bool, DatapathError> {
+    migrate::recover(pins)?;
     for name in pins.links()? {
         attach::detach(pins, &name)?;
     }
@@ -347,9 +396,36 @@ pub fn detach(pins: &PinDirectory) -> Result<bool, DatapathError> {
     Ok(existed)
 }
 
+/// Loads the program with small maps, pins and attaches nothing, and lets go of it: whether the kernel
+/// takes it. It needs the capabilities that a running agent keeps.
+pub fn try_program() -> Result<(), DatapathError> {
+    let mut ebpf = loader(flow_table::buckets_for(1))
+        .load(OBJECT)
+        .map_err(|error| DatapathError::Load(error.into()))?;
+    xdp(&mut ebpf)?
+        .load()
+        .map_err(|error| DatapathError::Verify(error.into()))
+}
+
+/// A loader that makes a flow table of so many buckets.
+fn loader(buckets: u32) -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries("FLOWS", buckets);
+    loader.map_max_entries("REPLIES", flow_table::reply_lines(buckets));
+    loader
+}
+
 /// See [`pin::enter_bpffs`].
 pub fn enter_bpffs() -> Result<(), DatapathError> {
     Ok(pin::enter_bpffs()?)
+}
+
+/// The layout of the maps that are pinned, if it is not this version's.
+pub fn other_layout(pins: &PinDirectory) -> Result<Option<u32>, DatapathError> {
+    match check_layout(pins) {
+        Err(DatapathError::Layout { found, .. }) => Ok(Some(found)),
+        other => other.map(|()| None),
+    }
 }
 
 fn check_layout(pins: &PinDirectory) -> Result<(), DatapathError> {

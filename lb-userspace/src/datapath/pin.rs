@@ -102,6 +102,22 @@ impl PinDirectory {
         self.0.is_dir()
     }
 
+    /// Where pins are made that are to take the place of these.
+    pub(super) fn next(&self) -> Self {
+        self.beside("-next")
+    }
+
+    /// Where these go when others take their place, until they are removed.
+    pub(super) fn last(&self) -> Self {
+        self.beside("-last")
+    }
+
+    fn beside(&self, suffix: &str) -> Self {
+        let mut path = self.0.clone().into_os_string();
+        path.push(suffix);
+        Self(path.into())
+    }
+
     /// Makes the directory.
     pub fn create(&self) -> Result<(), PinError> {
         std::fs::create_dir_all(&self.0).map_err(|error| self.failed(error))

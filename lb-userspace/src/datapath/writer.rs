@@ -96,6 +96,15 @@ pub enum Notice {
     Swept { sweep: Sweep, generation: u64 },
 }
 
+/// What there was when the datapath was opened.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// What the maps hold already.
+    pub contents: Contents,
+    /// Where maps of another layout are in force until [`Command::Attach`]: whether in a driver.
+    pub migrates: Option<bool>,
+}
+
 /// Counters of everything the maps hold.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
@@ -113,19 +122,21 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Opens the datapath on a thread of its own; also gives what the maps hold already.
+    /// Opens the datapath on a thread of its own. With `migrate`, maps of another layout are no
+    /// obstacle.
     pub async fn start(
         pins: PinDirectory,
         flow_entries: u32,
+        migrate: bool,
         notices: mpsc::UnboundedSender<Notice>,
-    ) -> Result<(Self, Contents), DatapathError> {
+    ) -> Result<(Self, Opened), DatapathError> {
         let (commands, inbox) = channel();
         let (opened, ready) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("datapath".to_owned())
             .spawn(move || {
-                let opening = open(pins.clone(), flow_entries);
-                let (datapath, contents) = match opening {
+                let opening = open(pins.clone(), flow_entries, migrate);
+                let (datapath, found) = match opening {
                     Ok(pair) => pair,
                     Err(error) => {
                         // The receiver waits for just this.
@@ -133,18 +144,19 @@ impl Writer {
                         return;
                     }
                 };
-                if opened.send(Ok(contents.clone())).is_ok() {
+                let contents = found.contents.clone();
+                if opened.send(Ok(found)).is_ok() {
                     Thread::new(datapath, pins, contents, notices).run(&inbox);
                 }
             })
             .map_err(DatapathError::Thread)?;
-        let contents = ready.await.map_err(|_| DatapathError::Ended)??;
+        let found = ready.await.map_err(|_| DatapathError::Ended)??;
         Ok((
             Self {
                 commands: Some(commands),
                 thread: Some(thread),
             },
-            contents,
+            found,
         ))
     }
 
@@ -176,11 +188,22 @@ impl Drop for Writer {
     }
 }
 
-fn open(pins: PinDirectory, flow_entries: u32) -> Result<(Datapath, Contents), DatapathError> {
+fn open(
+    pins: PinDirectory,
+    flow_entries: u32,
+    migrate: bool,
+) -> Result<(Datapath, Opened), DatapathError> {
     enter_bpffs()?;
-    let datapath = Datapath::open(pins, flow_entries)?;
-    let contents = datapath.contents()?;
-    Ok((datapath, contents))
+    let datapath = if migrate {
+        Datapath::open_or_migrate(pins, flow_entries)?
+    } else {
+        Datapath::open(pins, flow_entries)?
+    };
+    let found = Opened {
+        contents: datapath.contents()?,
+        migrates: datapath.migrates()?,
+    };
+    Ok((datapath, found))
 }
 
 struct Thread {

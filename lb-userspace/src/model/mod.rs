@@ -11,6 +11,7 @@ pub use lb_common::abi::{Affinity, Forwarding};
 use serde::{Deserialize, Serialize};
 
 mod class;
+mod connection_id;
 mod endpoint;
 mod mode;
 mod named;
@@ -20,6 +21,7 @@ mod policy;
 mod probe;
 mod question;
 pub use class::Class;
+pub use connection_id::ConnectionId;
 pub use endpoint::{Endpoint, Ports, backend_text};
 pub use mode::{ActivePassive, Fence, Mode};
 pub use named::{Family, NamedBackend, Question, server_id};

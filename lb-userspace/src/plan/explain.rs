@@ -18,7 +18,7 @@ use lb_common::verdict::Verdict;
 use thiserror::Error;
 
 use super::{Contents, Service, ServiceId};
-use crate::model::{Endpoint, OnDeath, Protocol};
+use crate::model::{ConnectionId, Endpoint, OnDeath, Protocol};
 
 /// A flow as the client names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Tuple {
     pub src: SocketAddr,
     pub dst: SocketAddr,
     pub protocol: Protocol,
+    /// QUIC: what a packet with a short header, or a Handshake packet, carries.
+    pub connection_id: Option<ConnectionId>,
 }
 
 impl Tuple {
@@ -41,9 +43,22 @@ impl Tuple {
         let plain = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
         let (src, dst) = (plain(src), plain(dst));
         if src.is_ipv4() == dst.is_ipv4() {
-            Ok(Self { src, dst, protocol })
+            Ok(Self {
+                src,
+                dst,
+                protocol,
+                connection_id: None,
+            })
         } else {
             Err(MixedFamilies { src, dst })
+        }
+    }
+
+    /// The same flow where its packets carry this connection ID.
+    pub fn carrying(self, connection_id: Option<ConnectionId>) -> Self {
+        Self {
+            connection_id,
+            ..self
         }
     }
 }
@@ -69,6 +84,8 @@ pub struct Explanation {
     pub slots: u32,
     /// What the slot says.
     pub owner: Slot,
+    /// The backend that the connection ID names, if the service heeds it.
+    pub named: Option<BackendIndex>,
     /// What the flow table says, if this service heeds it.
     pub entry: Option<Entry>,
     pub new: Decision,
@@ -106,6 +123,8 @@ pub struct Decision {
 pub enum Reason {
     /// The flow's entry or record names the backend.
     Entry,
+    /// The connection ID names the backend.
+    Named,
     /// The entry names a backend that is out, and the packet cannot open a flow.
     EntryOut,
     /// No entry, and the packet cannot open a flow.
@@ -137,6 +156,7 @@ impl Reason {
     pub const fn text(self) -> &'static str {
         match self {
             Self::Entry => "the flow table has it",
+            Self::Named => "the connection ID names it",
             Self::EntryOut => "its backend by the flow table is out",
             Self::NoEntry => "the flow table does not have it",
             Self::Owner => "owns the slot",
@@ -184,7 +204,11 @@ pub fn explain(contents: &Contents, tuple: Tuple, flows: &impl Flows) -> Option<
         owner: owner.unwrap_or_default(),
         tcp: tuple.protocol == Protocol::Tcp,
         entry: None,
+        named: None,
     };
+    path.named = tuple
+        .connection_id
+        .and_then(|connection_id| path.named_by(*id, connection_id));
     // A service that has changed its forwarding heeds no entries of the other kind.
     let heeded = |flow: &Flow| (service.forwarding == Forwarding::Nat) == (flow.source != 0);
     if let Some(flow) = flows.find(&key).filter(heeded) {
@@ -215,6 +239,7 @@ pub fn explain(contents: &Contents, tuple: Tuple, flows: &impl Flows) -> Option<
         slot,
         slots,
         owner: path.owner,
+        named: path.named,
         entry: path
             .entry
             .filter(|_| service.forwarding == Forwarding::Nat || path.looks_up()),
@@ -291,9 +316,24 @@ struct PacketPath<'a> {
     tcp: bool,
     /// Of the kind that the service heeds.
     entry: Option<Entry>,
+    /// By the packet's connection ID.
+    named: Option<BackendIndex>,
 }
 
 impl PacketPath<'_> {
+    /// The backend of this service that keeps its flows and that the connection ID names.
+    fn named_by(&self, id: ServiceId, connection_id: ConnectionId) -> Option<BackendIndex> {
+        if self.service.affinity != Affinity::Quic {
+            return None;
+        }
+        let server_id = connection_id.server_id(self.service.server_id_length)?;
+        let mut backends = self.contents.backends.iter();
+        let (index, _) = backends.find(|(index, backend)| {
+            backend.service == id && backend.server_id == Some(server_id) && self.keeps(**index)
+        })?;
+        Some(*index)
+    }
+
     fn nat(&self, syn: bool) -> Decision {
         match self.entry {
             Some(entry) if self.keeps(entry.backend) => {
@@ -312,10 +352,16 @@ impl PacketPath<'_> {
             }
             Some(_) | None => {}
         }
-        self.current(Reason::Owner)
+        match self.named {
+            Some(named) => self.send(named, Reason::Named),
+            None => self.current(Reason::Owner),
+        }
     }
 
     fn direct(&self, syn: bool) -> Decision {
+        if let Some(named) = self.named {
+            return self.send(named, Reason::Named);
+        }
         if !self.looks_up() {
             return self.settled(syn, Reason::Owner);
         }
@@ -355,7 +401,7 @@ impl PacketPath<'_> {
 
     /// Whether the flow table is asked, outside of NAT.
     fn looks_up(&self) -> bool {
-        self.owner.in_transition() || self.service.syn_rescue
+        self.named.is_none() && (self.owner.in_transition() || self.service.syn_rescue)
     }
 
     fn resets(&self) -> bool {

@@ -20,6 +20,7 @@ fn tuple(protocol: Protocol) -> Tuple {
         src: at("198.51.100.1:4000"),
         dst: at("203.0.113.10:80"),
         protocol,
+        connection_id: None,
     }
 }
 

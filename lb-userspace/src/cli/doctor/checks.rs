@@ -2,26 +2,24 @@
 
 use std::net::IpAddr;
 
+use super::capabilities;
 use super::drivers;
 use super::facts::{BPFFS, Facts};
 use super::links::Link;
+use super::probing;
 use super::{Finding, Level};
 use crate::model::{Model, Node, XdpMode};
 use crate::neighbor::Problem;
 
-/// Capabilities lb needs (linux/capability.h).
-const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 const OLDEST: (u32, u32) = (6, 1);
 
 /// All checks. `node`: the configuration's, if there is one.
 pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
-    let mut findings = vec![
-        kernel(facts),
-        capabilities(facts),
-        jit(facts),
-        bpffs(facts),
-        memlock(facts),
-    ];
+    let mut findings = vec![kernel(facts)];
+    findings.extend(capabilities::judge(facts, node));
+    findings.extend([jit(facts), bpffs(facts), memlock(facts)]);
+    findings.extend(program(facts));
+    findings.extend(facts.other_layout.map(layout));
     findings.extend(node.map(|node| source_ports(facts, node)));
     for name in &facts.missing {
         findings.push(
@@ -46,6 +44,7 @@ pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
     for link in &facts.links {
         findings.extend(interface(facts, node, link));
     }
+    findings.extend(probing::judge(facts));
     findings
 }
 
@@ -90,18 +89,27 @@ fn kernel(facts: &Facts) -> Finding {
     }
 }
 
-fn capabilities(facts: &Facts) -> Finding {
-    let missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(_, bit)| facts.capabilities & (1 << bit) == 0)
-        .map(|(name, _)| *name)
-        .collect();
-    if missing.is_empty() {
-        return ok("capabilities").what("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are held");
-    }
-    fail("capabilities", "The program can be neither loaded nor attached without them.")
-        .what(format!("this process lacks {}", missing.join(", ")))
-        .mend("run lb (and this check) as root; packaging/lb.service gives it what it needs, which it gives up after its start as far as it can")
+/// Whether the kernel takes the program, which is the proof of all features that it needs.
+fn program(facts: &Facts) -> Option<Finding> {
+    Some(match facts.program.as_ref()? {
+        Ok(()) => ok("program").what("the kernel verifies the program"),
+        Err(why) => fail("program", "The agent does not start.")
+            .what(format!("the kernel refuses the program: {why}"))
+            .mend(
+                "a kernel 6.1 or later with CONFIG_BPF_SYSCALL and CONFIG_BPF_JIT; if this is one, \
+                 report it",
+            ),
+    })
+}
+
+/// What another version has pinned.
+fn layout(found: u32) -> Finding {
+    fail(
+        "layout",
+        "The agent does not start: it does not touch what it cannot read.",
+    )
+    .what(format!("the pinned maps have another layout ({found})"))
+    .mend("lb run --migrate, which breaks the established flows of nat")
 }
 
 fn jit(facts: &Facts) -> Finding {
@@ -378,7 +386,7 @@ pub(super) fn ok(check: &'static str) -> Finding {
     finding(check, Level::Ok, "")
 }
 
-fn warn(check: &'static str, why: &'static str) -> Finding {
+pub fn warn(check: &'static str, why: &'static str) -> Finding {
     finding(check, Level::Warn, why)
 }
 
@@ -408,7 +416,7 @@ impl Finding {
         self
     }
 
-    fn on(mut self, interface: &str) -> Self {
+    pub fn on(mut self, interface: &str) -> Self {
         self.interface = Some(interface.to_owned());
         self
     }

@@ -24,6 +24,8 @@ fn good() -> Facts {
         capabilities: u64::MAX,
         jit: Some(1),
         bpffs: true,
+        unprivileged_port: 1024,
+        program: Some(Ok(())),
         memlock: Some(8 << 20),
         local_ports: (32768, 60999),
         cpus: 8,
@@ -86,7 +88,38 @@ fn each_fault_is_found_alone_and_with_its_mend() {
             f.kernel = "6.0.19".into()
         }),
         ("capabilities", Level::Fail, "as root", |f, _| {
-            f.capabilities = 1 << 12
+            f.capabilities &= !(1 << 39)
+        }),
+        ("cap_sys_admin", Level::Warn, "as root", |f, _| {
+            f.capabilities &= !(1 << 21)
+        }),
+        ("cap_sys_admin", Level::Fail, "as root", |f, _| {
+            f.capabilities &= !(1 << 21);
+            f.pinned = true;
+        }),
+        ("cap_sys_admin", Level::Warn, "as root", |f, _| {
+            f.capabilities &= !(1 << 18);
+            f.own_mounts = true;
+        }),
+        ("cap_net_raw", Level::Fail, "as root", |f, _| {
+            f.capabilities &= !(1 << 13);
+            let vips = &mut f.probing.wants.vips;
+            vips.insert([203, 0, 113, 20].into(), [].into());
+        }),
+        (
+            "cap_net_bind_service",
+            Level::Fail,
+            "port from 1024 on",
+            |f, n| {
+                f.capabilities &= !(1 << 10);
+                n.http = "127.0.0.1:80".parse().ok();
+            },
+        ),
+        ("layout", Level::Fail, "--migrate", |f, _| {
+            f.other_layout = Some(3);
+        }),
+        ("program", Level::Fail, "CONFIG_BPF_SYSCALL", |f, _| {
+            f.program = Some(Err("no bpf_loop".into()));
         }),
         (
             "jit",

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use super::links::{self, Link};
+use super::probing::Probing;
+use crate::datapath::{self, PinDirectory};
 use crate::neighbor::{self, Problem};
+use crate::privileges;
 
 /// Where bpffs belongs.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -20,6 +23,16 @@ pub struct Facts {
     pub kernel: String,
     /// Bits of the effective capabilities.
     pub capabilities: u64,
+    /// Whether the mounts are others than process 1's.
+    pub own_mounts: bool,
+    /// Whether an agent with this control socket has left something pinned.
+    pub pinned: bool,
+    /// The layout of what is pinned, if it is another version's.
+    pub other_layout: Option<u32>,
+    /// What came of loading the program; absent if this process may not.
+    pub program: Option<Result<(), String>>,
+    /// `net.ipv4.ip_unprivileged_port_start`.
+    pub unprivileged_port: u16,
     /// `net.core.bpf_jit_enable`; absent where the kernel always compiles.
     pub jit: Option<u32>,
     pub bpffs: bool,
@@ -38,6 +51,8 @@ pub struct Facts {
     pub all: Vec<Link>,
     /// Backends that cannot be reached as configured.
     pub unreachable: BTreeMap<IpAddr, Problem>,
+    /// What there is of what probes need.
+    pub probing: Probing,
     /// Whether an agent holds the control socket: then programs on interfaces are its own.
     pub agent: bool,
 }
@@ -60,6 +75,11 @@ pub fn gather(root: &Path, wanted: Option<&[String]>, socket: &Path) -> anyhow::
                 }
             }
         }
+    }
+    facts.pinned = PinDirectory::of(socket).exists();
+    if facts.capabilities & privileges::KEPT == privileges::KEPT {
+        facts.other_layout = datapath::other_layout(&PinDirectory::of(socket))?;
+        facts.program = Some(datapath::try_program().map_err(|error| error.to_string()));
     }
     facts.agent = std::os::unix::net::UnixStream::connect(socket).is_ok();
     Ok(facts)
@@ -91,7 +111,11 @@ fn files(root: &Path) -> anyhow::Result<Facts> {
             .map(|text| text.trim().parse())
             .transpose()
             .context("net.core.bpf_jit_enable")?,
-        bpffs: read(root, "proc/mounts")?.lines().any(is_bpffs),
+        own_mounts: mounts(root, "1").is_some_and(|of_host| mounts(root, "self") != Some(of_host)),
+        unprivileged_port: optional(root, "proc/sys/net/ipv4/ip_unprivileged_port_start")?
+            .map_or(Ok(1024), |text| text.trim().parse())
+            .context("net.ipv4.ip_unprivileged_port_start")?,
+        bpffs: is_bpffs(&read(root, "proc/mounts")?),
         memlock: memlock(&read(root, "proc/self/limits")?),
         local_ports: pair(range.split_whitespace()).context("net.ipv4.ip_local_port_range")?,
         reserved_ports: ports(&reserved.unwrap_or_default())
@@ -101,9 +125,18 @@ fn files(root: &Path) -> anyhow::Result<Facts> {
     })
 }
 
-fn is_bpffs(line: &str) -> bool {
-    let mut words = line.split(' ').skip(1);
-    words.next() == Some(BPFFS) && words.next() == Some("bpf")
+/// Names the mount namespace of a process, if it may be known.
+fn mounts(root: &Path, process: &str) -> Option<PathBuf> {
+    std::fs::read_link(root.join("proc").join(process).join("ns/mnt")).ok()
+}
+
+/// Whether what is mounted last at the place of bpffs is one.
+fn is_bpffs(mounts: &str) -> bool {
+    let mut kinds = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        (words.next() == Some(BPFFS)).then(|| words.next())
+    });
+    kinds.next_back().flatten() == Some("bpf")
 }
 
 /// The soft limit; `None` if unlimited.
@@ -191,6 +224,15 @@ mod tests {
         assert_eq!(facts.memlock, Some(8 << 20));
         assert_eq!(facts.local_ports, (32768, 60999));
         assert_eq!(facts.reserved_ports, [(8080, 8080), (9000, 9100)]);
+    }
+
+    #[test]
+    fn what_hides_bpffs_is_seen() {
+        let bpf = "bpf /sys/fs/bpf bpf rw,nosuid 0 0\n";
+        let other = "none /sys/fs/bpf tmpfs rw 0 0\n";
+        assert!(is_bpffs(&format!("{other}{bpf}")));
+        assert!(!is_bpffs(&format!("{bpf}{other}")));
+        assert!(!is_bpffs("bpf /elsewhere bpf rw 0 0\n"));
     }
 
     #[test]

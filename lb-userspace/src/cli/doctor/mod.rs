@@ -15,11 +15,13 @@ use crate::config;
 use crate::model::{Forwarding, Service};
 use crate::neighbor::Problem;
 
+mod capabilities;
 mod checks;
 mod drivers;
 mod ethtool;
 mod facts;
 mod links;
+mod probing;
 mod via;
 
 /// How bad it is.
@@ -72,6 +74,7 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
         node.map_or(Path::new(DEFAULT_SOCKET), |node| &node.control_socket),
     )?;
     if let Some(model) = &model {
+        facts.probing = probing::look(probing::Wants::of(model))?;
         let ways = |of: &dyn Fn(&Service) -> bool| -> BTreeSet<IpAddr> {
             let services = model.services.iter().filter(|service| of(service));
             let backends = services.flat_map(|service| &service.backends);
@@ -88,7 +91,7 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
     findings.extend(checks::tunnel_mtu(&facts, model.as_ref()));
     let probed = model.as_ref().map(via::probed).unwrap_or_default();
     if !probed.is_empty() {
-        let means = via::gather(Path::new("/"), &probed)?;
+        let means = via::gather(&probed)?;
         findings.extend(via::judge(&facts, &probed, &means));
     }
     let ok = findings.iter().all(|finding| finding.level < Level::Fail);

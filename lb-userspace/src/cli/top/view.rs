@@ -4,10 +4,8 @@ use jiff::Timestamp;
 
 use super::rates::{Pair, Rate, Rates, short};
 use crate::api::status::{BackendStatus, Health, Routing, ServiceStatus, Status};
+use crate::cli::columns::{Columns, last_probe, not_followed, old};
 use crate::cli::output::{Palette, span, tame};
-
-/// A status older than this is not live, seconds.
-const STALE: f64 = 5.0;
 
 /// What rows are sorted by: numbers from the largest down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -169,16 +167,14 @@ pub fn render(
             .key(view.sort)
             .total_cmp(&a.rows[0].key(view.sort))
     });
-    let rows = || blocks.iter().flat_map(|block| &block.rows);
-    let widths: [usize; 9] = std::array::from_fn(|column| {
-        let cells = rows().map(|row| row.cells[column].chars().count());
-        cells.chain([HEADER[column].len()]).max().unwrap_or(0)
-    });
-    head.push(row(&HEADER.map(str::to_owned), &[Style::Faint; 9], &widths));
+    let rows = blocks.iter().flat_map(|block| &block.rows);
+    let columns = Columns::new(&HEADER, rows.map(|row| &row.cells), NUMBERS);
+    let header = columns.fill(&HEADER.map(str::to_owned));
+    head.push(row(header, &[Style::Faint; 9]));
     let mut body = Vec::new();
     for block in &blocks {
         let rows = block.rows.iter();
-        body.extend(rows.map(|r| row(&r.cells, &r.styles, &widths)));
+        body.extend(rows.map(|r| row(columns.fill(&r.cells), &r.styles)));
         body.extend(block.notes.iter().map(|note| Line(note.0.clone())));
     }
     if blocks.is_empty() {
@@ -230,21 +226,9 @@ fn head(pair: Pair<'_>, trouble: Option<&str>, now: Timestamp, view: View) -> Ve
     }
     let mut lines = vec![first];
     let mut warn = |text: String| lines.push(Line::of(Style::Shout, format!("!! {text}")));
-    let age = seconds(node.at, now);
-    match trouble {
-        Some(trouble) => warn(tame(trouble)),
-        None if age > STALE && !view.paused => warn(format!(
-            "this status is {} old: the agent's loop does not answer",
-            span(age)
-        )),
-        None => {}
-    }
-    if let Some(error) = &node.datapath_error {
-        warn(format!(
-            "the data plane does not follow the verdicts: {}",
-            tame(error)
-        ));
-    }
+    let stale = || old(node, now).filter(|_| !view.paused);
+    trouble.map(tame).or_else(stale).map(&mut warn);
+    not_followed(node).map(&mut warn);
     if let Some(refused) = refused(pair.refused_of_none()) {
         let text = format!("of no service: {refused}");
         lines.push(Line::of(Style::Soft, text));
@@ -314,16 +298,10 @@ fn backend_row(backend: &BackendStatus, rates: Rates, now: Timestamp) -> Row {
     row.cells[1] = backend.routing.name().to_owned();
     row.cells[2] = backend.health.name().to_owned();
     row.cells[3] = backend.slots.to_string();
-    row.cells[8] = match &backend.last_probe {
+    row.cells[8] = match &backend.disagreement {
         _ if backend.unresolved => "NO NEXT HOP: packets to it are dropped".to_owned(),
-        _ if let Some(what) = &backend.disagreement => format!("but its traffic: {}", tame(what)),
-        None => "none yet".to_owned(),
-        Some(probe) => format!(
-            "{} in {:.1} ms, {} ago",
-            tame(&probe.detail),
-            probe.latency_ms,
-            span(seconds(probe.at, now))
-        ),
+        Some(what) => format!("but its traffic: {}", tame(what)),
+        None => last_probe(backend, now),
     };
     row.styles[1] = match backend.routing {
         Routing::Active => Style::Good,
@@ -341,21 +319,13 @@ fn backend_row(backend: &BackendStatus, rates: Rates, now: Timestamp) -> Row {
     row
 }
 
-fn row(cells: &[String; 9], styles: &[Style; 9], widths: &[usize; 9]) -> Line {
+fn row(cells: [String; 9], styles: &[Style; 9]) -> Line {
     let mut line = Line::default();
-    for (column, (cell, style)) in cells.iter().zip(styles).enumerate() {
-        let width = widths[column];
-        let padded = if NUMBERS.contains(&column) {
-            format!("{cell:>width$}")
-        } else if column == cells.len() - 1 {
-            cell.clone()
-        } else {
-            format!("{cell:<width$}")
-        };
+    for (column, (cell, style)) in cells.into_iter().zip(styles).enumerate() {
         if column > 0 {
             line = line.and(Style::Plain, "  ");
         }
-        line = line.and(*style, padded);
+        line = line.and(*style, cell);
     }
     line
 }
@@ -366,10 +336,6 @@ fn refused(rates: Vec<(String, f64)>) -> Option<String> {
         .map(|(label, rate)| format!("{} {}/s", tame(label), short(*rate)))
         .collect();
     (!told.is_empty()).then(|| told.join(", "))
-}
-
-fn seconds(from: Timestamp, to: Timestamp) -> f64 {
-    to.duration_since(from).as_secs_f64()
 }
 
 #[cfg(test)]

@@ -35,8 +35,9 @@ mod routes;
 mod sys;
 
 use frame::Flow;
-pub use routes::{RouteError, remove_rules};
+pub use routes::{PRIORITY, RouteError, remove_rules};
 use sys::PacketSocket;
+pub use sys::try_tun;
 
 /// Longest packet into the device, bytes: what every link must carry (RFC 8200, section 5). With any
 /// outer header it still fits links of 1,340 bytes, so no probe is too long for its way.

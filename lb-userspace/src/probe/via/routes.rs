@@ -16,7 +16,7 @@ pub const MARK: u32 = 0x6c;
 /// Number of the table.
 const TABLE: u32 = 27_746;
 /// Before the rules by source address that hosts with several uplinks have.
-const PRIORITY: u32 = 108;
+pub const PRIORITY: u32 = 108;
 
 /// Routing cannot be set.
 #[derive(Debug, ThisError)]

@@ -43,6 +43,30 @@ pub fn open_tun() -> io::Result<(AsyncFd<File>, String)> {
     Ok((file.map_err(io::Error::from)?, name))
 }
 
+/// Asks the TUN driver for its features, which makes no device.
+///
+/// # Errors
+/// As of [`open_tun`], but for what that needs a capability for.
+pub fn try_tun() -> io::Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    let mut features: libc::c_uint = 0;
+    // SAFETY: the descriptor is open, and TUNGETFEATURES writes one number.
+    let result = unsafe {
+        libc::ioctl(
+            file.as_raw_fd(),
+            libc::TUNGETFEATURES as _,
+            &raw mut features,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Sends IP packets to next hops that the caller names, past routing.
 #[derive(Debug)]
 pub struct PacketSocket(Socket);
