@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_userspace::health::agent::parse;
@@ -70,12 +71,12 @@ fn backend(n: u16, tier: u8) -> Backend {
         weight: 1,
         tier,
         fallback: false,
-        probes: vec![ProbeSpec {
+        probes: vec![Arc::new(ProbeSpec {
             target: address,
             timeout: TIMEOUT,
             kind: ProbeKind::Tcp,
             egress: Default::default(),
-        }],
+        })],
     }
 }
 

@@ -23,7 +23,7 @@ use super::restore::restore;
 use super::saved::{Saved, Word};
 use super::saver::{Done, Saver};
 use crate::api::event::{Change, Evidence, Kind, Origin};
-use crate::api::status::{ProbeCounts, Prober};
+use crate::api::status::Prober;
 use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
 use crate::discovery::Names;
@@ -96,7 +96,6 @@ pub struct Core {
     pub(super) sweep: Sweep,
     /// For each backend its packets by previous ownership, and since when there were no more.
     pub(super) quiet: BTreeMap<BackendIndex, (u64, Duration)>,
-    pub(super) counts: BTreeMap<BackendKey, ProbeCounts>,
     pub(super) prober: Prober,
     pub(super) overload: Overload,
     pub(super) reload_error: Option<String>,
@@ -176,7 +175,6 @@ impl Core {
             applied_at: clock.now(),
             sweep: Sweep::default(),
             quiet: BTreeMap::new(),
-            counts: BTreeMap::new(),
             prober: Prober::default(),
             overload: Overload::default(),
             reload_error: None,
@@ -230,7 +228,7 @@ impl Core {
     pub fn asked_of(&self, seq: u64) -> BTreeSet<IpAddr> {
         let asked = self.engine.asked_by(seq);
         asked
-            .filter_map(|(key, _)| Some(self.model.backend(&key)?.1.address.ip()))
+            .filter_map(|(key, _)| Some(self.model.backend(key)?.1.address.ip()))
             .collect()
     }
 
@@ -242,7 +240,6 @@ impl Core {
     /// A probe has ended.
     pub fn finished(&mut self, finished: &Finished) {
         let Finished {
-            key,
             seq,
             outcome,
             late,
@@ -250,45 +247,26 @@ impl Core {
         } = finished;
         self.prober.lag_seconds = late.as_secs_f64();
         self.prober.lateness.count(*late);
-        let outcome = &*self.judge(key, outcome, *lagging);
-        let counter = |counts: &mut ProbeCounts| match outcome.verdict {
-            Verdict::Success => counts.success += 1,
-            Verdict::Failure => counts.failure += 1,
-            Verdict::Internal => counts.internal += 1,
-        };
-        // One probe counts for each backend that asked for it, and once for the prober.
-        let asked: Vec<_> = self.engine.asked_by(*seq).collect();
-        for (key, check) in asked {
-            counter(self.counts.entry(key.clone()).or_default());
-            // The first of its probes is the one that a suspicion asks, too.
-            if check == 0 {
-                self.observe(&key, outcome);
-            }
-        }
+        let outcome = &*self.judge(*seq, outcome, *lagging);
+        // One probe counts once for the prober, and for each backend that asked for it.
         match outcome.verdict {
             Verdict::Success => self.prober.success += 1,
             Verdict::Failure => self.prober.failure += 1,
             Verdict::Internal => self.prober.internal += 1,
         }
+        self.observe(*seq, outcome);
         let now = self.clock.now();
-        // A verdict of an earlier agent that is confirmed may lead to what it could not before.
-        let assumed = |engine: &Engine, key| engine.get(key).is_some_and(|view| view.assumed);
-        let asked: Vec<_> = self.engine.asked_by(*seq).map(|(key, _)| key).collect();
-        let were: Vec<bool> = asked.iter().map(|key| assumed(&self.engine, key)).collect();
-        for change in self.engine.finish(*seq, outcome, now) {
+        let ended = self.engine.finish(*seq, outcome, now);
+        for change in ended.changes {
             self.turned(change, outcome, now);
         }
-        let confirmed =
-            (asked.iter().zip(were)).any(|(key, was)| was && !assumed(&self.engine, key));
-        self.dirty |= confirmed;
+        // A verdict of an earlier agent that is confirmed may lead to what it could not before.
+        self.dirty |= ended.confirmed;
     }
 
     /// Something has changed for a backend by the outcome of a probe.
     fn turned(&mut self, change: health::Change, outcome: &Outcome, now: Duration) {
         let key = &change.key;
-        if change.from != Health::Unknown && change.from != change.to {
-            self.counts.entry(key.clone()).or_default().flaps += 1;
-        }
         info!(backend = %key, from = change.from.name(), to = change.to.name(), "{}", change.reason);
         if change.from != change.to || change.gone {
             self.turns
@@ -311,12 +289,16 @@ impl Core {
     /// What a probe's outcome is to count as, and whether the prober keeps up.
     fn judge<'a>(
         &mut self,
-        key: &BackendKey,
+        seq: u64,
         outcome: &'a Outcome,
         lagging: bool,
     ) -> Cow<'a, Outcome> {
+        // One that is not waited for any more says nothing of the present probes.
+        let Some(probe) = self.engine.place(seq) else {
+            return Cow::Borrowed(outcome);
+        };
         let before = self.overload.active();
-        let outcome = self.overload.judge(key, outcome, lagging);
+        let outcome = self.overload.judge(probe, outcome, lagging);
         if before != self.overload.active() {
             let (short, all) = self.overload.round();
             let what = if before {

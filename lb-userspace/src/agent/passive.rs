@@ -12,7 +12,7 @@ use crate::api::event::{Change, Kind, Origin};
 use crate::datapath::Signs;
 use crate::health::TargetView;
 use crate::health::passive::{Reading, Suspicion};
-use crate::model::{BackendKey, ProbeKind, ProbeSpec};
+use crate::model::{ProbeKind, ProbeSpec};
 use crate::probe::{Outcome, Prober, Verdict};
 
 /// Connections tried to the address of the traffic.
@@ -140,7 +140,7 @@ impl Core {
             connect: (backend.address.port() != 0).then_some(connect),
             probe: (!is_command).then(|| ProbeSpec {
                 timeout,
-                ..probe.clone()
+                ..ProbeSpec::clone(probe)
             }),
         })
     }
@@ -179,14 +179,22 @@ impl Core {
         }
     }
 
-    /// The configured probe of a backend has ended.
-    pub(super) fn observe(&mut self, key: &BackendKey, outcome: &Outcome) {
+    /// A probe that is about to be counted has ended.
+    pub(super) fn observe(&mut self, seq: u64, outcome: &Outcome) {
         let success = match outcome.verdict {
             Verdict::Success => true,
             Verdict::Failure => false,
             Verdict::Internal => return,
         };
-        self.dirty |= self.passive.observe(key, success, self.clock.now());
+        // Most of the time none is ejected, and nobody needs to be told.
+        if self.passive.doubts().is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        // The first of a backend's probes is the one that a suspicion asks, too.
+        for (key, _) in self.engine.asked_by(seq).filter(|(_, check)| *check == 0) {
+            self.dirty |= self.passive.observe(key, success, now);
+        }
     }
 }
 

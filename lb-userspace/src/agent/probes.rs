@@ -9,7 +9,7 @@ use super::clock::Clock;
 use super::passive::{Burst, Questions};
 use crate::health::Start;
 use crate::health::passive::Suspicion;
-use crate::model::{BackendKey, ProbeSpec};
+use crate::model::ProbeSpec;
 use crate::probe::via::Carrier;
 use crate::probe::{Class, Outcome, Prober};
 
@@ -24,8 +24,6 @@ const GRANULARITY: Duration = Duration::from_millis(50);
 
 /// A probe's end.
 pub struct Finished {
-    /// The first of the backends that waited for it.
-    pub key: BackendKey,
     /// [`Start::seq`].
     pub seq: u64,
     pub outcome: Outcome,
@@ -146,7 +144,6 @@ impl Probes {
             let tolerated = GRANULARITY.max(start.spec.timeout / LATE);
             let outcome = prober.judge(&start.spec).await;
             let finished = Finished {
-                key: start.key,
                 seq: start.seq,
                 outcome,
                 late,

@@ -46,7 +46,7 @@ mod target;
 pub use budget::Budget;
 pub use check::{CheckView, HISTORY, Record, RestoredCheck};
 pub use ejections::{Ejections, Past};
-pub use engine::{Change, Engine};
+pub use engine::{Change, Ended, Engine, Tally};
 pub use overload::Overload;
 pub use probes::Start;
 pub use target::{Health, Restored, TargetView};

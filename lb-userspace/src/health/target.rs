@@ -193,7 +193,7 @@ impl TargetView {
                     (Some(check), weight) => {
                         let mut said = check.history.iter().rev();
                         let said = said.find(|record| record.verdict == Verdict::Success);
-                        let said = said.map_or("as said before", |record| &record.detail);
+                        let said = said.map_or("as said before", |record| &*record.detail);
                         format!("{reason}; weight {weight} %: {said}")
                     }
                 }

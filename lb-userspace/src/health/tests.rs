@@ -45,12 +45,12 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
             weight: 100,
             tier: 0,
             fallback: false,
-            probes: vec![ProbeSpec {
+            probes: vec![Arc::new(ProbeSpec {
                 target: address,
                 timeout: policy.timeout,
                 kind: ProbeKind::Tcp,
                 egress: Default::default(),
-            }],
+            })],
         }
     };
     Service {
@@ -124,7 +124,7 @@ fn a_probe_is_brought_forward_by_what_it_asks() {
     let due = engine.next_due().unwrap();
     let now = due / 2;
     assert!(engine.start_due(now).is_empty());
-    let mut spec = services[0].backends[1].probes[0].clone();
+    let mut spec = ProbeSpec::clone(&services[0].backends[1].probes[0]);
     spec.timeout /= 2;
     engine.hurry(&spec, now);
     let starts = engine.start_due(now);
@@ -219,7 +219,8 @@ fn late_probes_are_skipped_not_queued() {
     assert!(engine.start_due(late).is_empty(), "never two in flight");
     for start in &starts {
         assert!(start.due < ms(1000), "due in the first interval");
-        assert!(!engine.finish(start.seq, &outcome(Pass), late).is_empty());
+        let ended = engine.finish(start.seq, &outcome(Pass), late);
+        assert!(!ended.changes.is_empty());
         let view = engine.get(&start.key).unwrap();
         assert!(
             (56..=57).contains(&view.checks[0].skipped),
@@ -251,6 +252,7 @@ fn lost_probes_are_internal() {
     assert!(
         engine
             .finish(start.seq, &outcome(Refused), wakes)
+            .changes
             .is_empty()
     );
     assert_eq!(engine.get(&start.key).unwrap().health, Health::Unknown);
@@ -299,7 +301,7 @@ fn a_reload_touches_only_what_it_changes() {
     let before: BTreeMap<_, _> = engine.view().map(|(k, v)| (k.clone(), v.clone())).collect();
     let address = "10.9.9.9:80".parse().unwrap();
     services[0].backends[1].address = address; // another backend under the same name
-    services[0].backends[2].probes[0].target.set_port(81); // another probe
+    Arc::make_mut(&mut services[0].backends[2].probes[0]).target.set_port(81); // another probe
     services[0].backends[3].probes.clear();
     services[0].backends.remove(4);
     let mut added = services[0].backends[0].clone();
@@ -339,7 +341,7 @@ fn a_reload_touches_only_what_it_changes() {
     for _ in 0..2 {
         assert!(engine.probe_now(&new, ms(5000)));
         for start in engine.start_due(ms(5000)) {
-            if engine.asked_by(start.seq).any(|(key, _)| key == new) {
+            if engine.asked_by(start.seq).any(|(key, _)| *key == new) {
                 engine.finish(start.seq, &outcome(Pass), ms(5001));
             }
         }
@@ -376,7 +378,7 @@ fn other_thresholds_keep_the_counts() {
     services[0].health[0].unhealthy_threshold = 4;
     engine.configure(&services, &BTreeMap::new(), now);
     assert!(engine.start_due(now + ms(1000)).is_empty());
-    assert_eq!(engine.finish(start.seq, &outcome(Refused), now), []);
+    assert_eq!(engine.finish(start.seq, &outcome(Refused), now).changes, []);
     assert_eq!(engine.get(&start.key).unwrap().checks[0].failures, 3);
     assert_eq!(feed(&mut engine, &[Refused]), [(Health::Unhealthy, true)]);
 }
@@ -395,7 +397,7 @@ fn an_observed_outcome_counts_and_leaves_the_schedule_alone() {
         assert_eq!(engine.observe(&key(0), 0, &outcome(Refused), now), None);
     }
     assert_eq!(engine.next_due(), due);
-    let own = engine.finish(start.seq, &outcome(Refused), now);
+    let own = engine.finish(start.seq, &outcome(Refused), now).changes;
     let own = own.first().unwrap();
     assert_eq!((own.to, own.gone), (Health::Unhealthy, true));
     assert_eq!(engine.observe(&key(1), 0, &outcome(Pass), now), None);

@@ -129,7 +129,8 @@ fn flaps(policy: &HealthPolicy, deaths: &[u64], until: u64) -> Vec<(u64, Health)
         } else {
             Pass
         };
-        if let Some(change) = engine.finish(start.seq, &outcome(class), now + ms(1)).pop() {
+        let ended = engine.finish(start.seq, &outcome(class), now + ms(1));
+        if let [change] = &*ended.changes {
             turns.push((now.as_secs(), change.to));
         }
     }
@@ -191,7 +192,7 @@ fn a_hold_down_outlives_the_agent_and_follows_the_configuration() {
     let readmitted = |engine: &mut Engine| loop {
         let now = engine.next_due().unwrap();
         let probe = engine.start_due(now).pop().unwrap();
-        let change = engine.finish(probe.seq, &outcome(Pass), now + ms(1));
+        let change = engine.finish(probe.seq, &outcome(Pass), now + ms(1)).changes;
         if let [change] = &*change {
             return change.at;
         }
