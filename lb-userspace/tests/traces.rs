@@ -86,7 +86,7 @@ fn restored(health: Health, backend: &Backend) -> Restored {
         gone: health == Health::Unhealthy,
         reason: "before".to_owned(),
         address: backend.address,
-        checks: BTreeMap::new(),
+        checks: Default::default(),
     }
 }
 

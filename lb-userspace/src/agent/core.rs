@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lb_common::abi::{BackendState, Forwarding, Traffic};
+use lb_common::abi::{BackendState, Forwarding};
 use lb_common::flow::TCP_IDLE;
 use lb_common::slot::BackendIndex;
 use tracing::{error, info, warn};
@@ -17,6 +17,7 @@ use super::clock::Clock;
 use super::events::Pending;
 use super::fence::Handover;
 use super::names::Discovery;
+use super::passive::Watched;
 use super::primaries::{SavedPrimary, known};
 use super::probes::Finished;
 use super::restore::restore;
@@ -45,13 +46,17 @@ const BELIEVED: Duration = Duration::from_secs(60);
 
 /// Probes that become due within this time after others were started are started together: to wake
 /// up for each would cost as much as a part of the probe.
-const GATHER: Duration = Duration::from_millis(4);
+const GATHER: Duration = Duration::from_millis(8);
 /// After a decision, so many times as long as it took is left to the probes, which share the thread:
 /// with thousands of backends a decision takes many milliseconds, and in their first round each has
 /// a verdict that asks for one.
 const DECIDE_REST: u32 = 4;
-/// And no more than this, so that an ejection does not wait.
+/// And no more than this, or than as long again, so that an ejection does not wait.
 const DECIDE_WAIT: Duration = Duration::from_millis(200);
+
+/// After the state was put together for the file, so many times as long as that took passes before it
+/// is again: in the first round each outcome is news.
+const SAVE_REST: u32 = 50;
 
 pub struct Core {
     pub clock: Clock,
@@ -62,8 +67,7 @@ pub struct Core {
     pub(super) saver: Saver,
     pub(super) engine: Engine,
     pub(super) passive: Passive,
-    /// Each backend's counters when they last changed.
-    pub(super) signs_seen: BTreeMap<BackendIndex, Traffic>,
+    pub(super) watched: Watched,
     pub(super) routing: RoutingState,
     pub(super) words: BTreeMap<BackendKey, Word>,
     /// The services with the operator's weights.
@@ -105,6 +109,8 @@ pub struct Core {
     /// When it began to decide.
     pub(super) started: Duration,
     pub(super) save_at: Duration,
+    /// Not before, unless somebody waits for it: see [`SAVE_REST`].
+    pub(super) save_after: Duration,
 }
 
 impl Core {
@@ -152,7 +158,7 @@ impl Core {
             saver,
             engine: Engine::new(agent_id),
             passive: Passive::default(),
-            signs_seen: BTreeMap::new(),
+            watched: Watched::default(),
             routing: RoutingState::default(),
             words,
             weighed: Vec::new(),
@@ -183,6 +189,7 @@ impl Core {
             agent_id,
             started: clock.now(),
             save_at: Duration::ZERO,
+            save_after: Duration::ZERO,
         };
         core.engine
             .configure(&model.services, &restored, clock.now());
@@ -199,6 +206,7 @@ impl Core {
             self.dirty.then_some(Duration::ZERO),
         ];
         let decision = decision.into_iter().flatten().min();
+        let save = self.save_at.max(self.save_after);
         let times = [
             // While no probe may be started, the end of one wakes the loop.
             self.engine
@@ -206,9 +214,9 @@ impl Core {
                 .filter(|_| room > 0)
                 .map(|at| at.max(self.start_after)),
             decision.map(|at| at.max(self.decide_after)),
-            Some(self.save_at),
+            Some(save),
         ];
-        times.into_iter().flatten().min().unwrap_or(self.save_at)
+        times.into_iter().flatten().min().unwrap_or(save)
     }
 
     /// The probes to start now.
@@ -421,8 +429,8 @@ impl Core {
             self.dirty = false;
             self.decide(now);
             let end = self.clock.now();
-            let rest = end.saturating_sub(now) * DECIDE_REST;
-            self.decide_after = end + rest.min(DECIDE_WAIT);
+            let took = end.saturating_sub(now);
+            self.decide_after = end + (took * DECIDE_REST).min(took.max(DECIDE_WAIT));
         }
         (self.built.clone(), self.generation)
     }
@@ -608,19 +616,23 @@ impl Core {
 
     /// Has the state file written if there is something new, or if the last one grows old.
     pub fn save_if_due(&mut self) {
-        if self.clock.now() >= self.save_at {
+        if self.clock.now() >= self.save_at.max(self.save_after) {
             self.save(None);
         }
     }
 
     /// Has the state file written.
     pub fn save(&mut self, done: Option<Done>) {
-        self.save_at = self.clock.now() + SAVE_INTERVAL;
+        let start = self.clock.now();
+        self.save_at = start + SAVE_INTERVAL;
         let mut saved = Saved::new(self.agent_id, Timestamp::now());
         saved.names = self.discovery.names().save();
         let saved = saved.with(&self.words, self.engine.snapshot(self.clock.now()));
         let primaries = self.primaries.values().cloned().collect();
         self.saver.save(saved.with_primaries(primaries), done);
+        let end = self.clock.now();
+        let rest = end.saturating_sub(start) * SAVE_REST;
+        self.save_after = end + rest.min(SAVE_INTERVAL);
     }
 }
 

@@ -1,18 +1,20 @@
 //! Passive detection at work: reads the counters, and runs the probes that a suspicion provokes.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::abi::Traffic;
+use lb_common::slot::BackendIndex;
 use tracing::{info, warn};
 
 use super::core::Core;
 use super::run::Agent;
 use crate::api::event::{Change, Kind, Origin};
-use crate::datapath::Signs;
+use crate::datapath::{AccessError, Signs};
 use crate::health::TargetView;
-use crate::health::passive::{Reading, Suspicion};
-use crate::model::{ProbeKind, ProbeSpec};
+use crate::health::passive::{self, Reading, Suspicion};
+use crate::model::{BackendKey, Model, ProbeKind, ProbeSpec};
 use crate::probe::{Outcome, Prober, Verdict};
 
 /// Connections tried to the address of the traffic.
@@ -23,6 +25,56 @@ const BETWEEN: Duration = Duration::from_millis(50);
 const LEAST: Duration = Duration::from_millis(150);
 /// How many times the time that its last successful probe took a backend is given to answer.
 const TIMES: u32 = 3;
+
+/// Backends that are read or left out together.
+const GROUP: usize = 64;
+/// A group without traffic is only read every so many times, which is often enough to see it begin.
+const SELDOM: usize = 4;
+
+/// What the backends' counters were when they were last read. By the numbers of the backends.
+#[derive(Default)]
+pub(super) struct Watched {
+    seen: Vec<Reading>,
+    /// For each [`GROUP`] the time after which it is read seldom.
+    busy: Vec<Duration>,
+    turn: usize,
+    names: Vec<Option<BackendKey>>,
+    /// The generation and the model that the names are of.
+    names_of: Option<(u64, Arc<Model>)>,
+}
+
+impl Watched {
+    /// The counters that have changed, of those of the backends up to `end`.
+    fn news(
+        &mut self,
+        signs: &mut Signs,
+        end: usize,
+        now: Duration,
+    ) -> Result<Vec<(BackendIndex, Reading)>, AccessError> {
+        self.seen.resize(end, Reading::default());
+        self.busy.resize(end.div_ceil(GROUP), Duration::ZERO);
+        self.turn = (self.turn + 1) % SELDOM;
+        let mut news = Vec::new();
+        for (group, busy) in self.busy.iter_mut().enumerate() {
+            if now >= *busy && group % SELDOM != self.turn {
+                continue;
+            }
+            let (first, before) = (group * GROUP, news.len());
+            signs.read(first..end.min(first + GROUP), |index, traffic| {
+                let reading = reading(&traffic);
+                let seen = &mut self.seen[usize::from(index)];
+                if *seen != reading {
+                    *seen = reading;
+                    news.push((index, reading));
+                }
+            })?;
+            if news.len() > before {
+                *busy = now + passive::WINDOW;
+            }
+        }
+        Ok(news)
+    }
+}
 
 /// What the probes of a suspicion have found.
 pub struct Burst {
@@ -89,30 +141,41 @@ impl Core {
         self.passive.watches()
     }
 
-    fn read_signs(&mut self, signs: &mut Signs) -> Result<(), crate::datapath::AccessError> {
+    fn read_signs(&mut self, signs: &mut Signs) -> Result<(), AccessError> {
         let Some((last, _)) = self.builder.contents().backends.last_key_value() else {
             return Ok(());
         };
-        signs.read(*last)?;
-        let now = self.clock.now();
-        for service in &self.model.services {
-            for backend in &service.backends {
-                let Some(index) = self.builder.index(service, backend) else {
-                    continue;
-                };
-                let traffic = signs.get(index);
-                let seen = self.signs_seen.entry(index).or_default();
-                // Most backends have no news most of the time.
-                if *seen == traffic {
-                    continue;
-                }
-                *seen = traffic;
-                let key = service.key(backend);
-                let patience = 2 * last_latency(self.engine.get(&key));
-                self.passive.read(&key, reading(&traffic), patience, now);
-            }
+        let (end, now) = (usize::from(*last) + 1, self.clock.now());
+        self.name_watched(end);
+        for (index, reading) in self.watched.news(signs, end, now)? {
+            let Some(Some(key)) = self.watched.names.get(usize::from(index)) else {
+                continue;
+            };
+            let patience = 2 * last_latency(self.engine.get(key));
+            self.passive.read(key, reading, patience, now);
         }
         Ok(())
+    }
+
+    /// Makes the names in [`Watched`] those of the present contents.
+    fn name_watched(&mut self, end: usize) {
+        let of = Some((self.generation, self.model.clone()));
+        let same = |(generation, model): &(u64, Arc<Model>)| {
+            *generation == self.generation && Arc::ptr_eq(model, &self.model)
+        };
+        if self.watched.names_of.as_ref().is_some_and(same) {
+            return;
+        }
+        let mut names = vec![None; end];
+        for service in &self.model.services {
+            for backend in &service.backends {
+                let index = self.builder.index(service, backend).map(usize::from);
+                if let Some(name) = index.and_then(|index| names.get_mut(index)) {
+                    *name = Some(service.key(backend));
+                }
+            }
+        }
+        (self.watched.names, self.watched.names_of) = (names, of);
     }
 
     fn suspicions(&mut self) -> Vec<Suspicion> {

@@ -101,8 +101,8 @@ pub struct Saved {
 /// What is kept of a backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedBackend {
-    pub service: String,
-    pub backend: String,
+    pub service: Arc<str>,
+    pub backend: Arc<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub word: Option<Word>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,8 +143,8 @@ impl Saved {
     ) -> Self {
         let mut entry = |key: &BackendKey, word, verdict| {
             self.backends.push(SavedBackend {
-                service: key.service.to_string(),
-                backend: key.backend.to_string(),
+                service: key.service.clone(),
+                backend: key.backend.clone(),
                 word,
                 verdict,
             });
@@ -174,7 +174,7 @@ impl Saved {
 
     fn collect<T>(&self, of: impl Fn(&SavedBackend) -> Option<T>) -> BTreeMap<BackendKey, T> {
         let entry = |backend: &SavedBackend| {
-            let key = BackendKey::new(backend.service.as_str(), backend.backend.as_str());
+            let key = BackendKey::new(backend.service.clone(), backend.backend.clone());
             Some((key, of(backend)?))
         };
         self.backends.iter().filter_map(entry).collect()
@@ -266,7 +266,7 @@ mod tests {
             gone: true,
             reason: "3 consecutive failures: connection refused".to_owned(),
             address: "10.0.0.12:80".parse().unwrap(),
-            checks: BTreeMap::from([("http".to_owned(), check)]),
+            checks: std::iter::once(("http".into(), check)).collect(),
         };
         let verdicts = BTreeMap::from([(two.clone(), verdict.clone())]);
         let saved = Saved::new(42, at("2026-01-01T00:00:05Z")).with(&words, verdicts);
@@ -279,7 +279,7 @@ mod tests {
         );
         let age = Duration::from_secs(50);
         let later = read.verdicts(at("2026-01-01T00:00:55Z"), age)[&two].clone();
-        assert_eq!(later.checks["http"].past.ejected_ago_ms, 57_000);
+        assert_eq!(later.checks.get("http").unwrap().past.ejected_ago_ms, 57_000);
         assert_eq!(later, verdict.later(Duration::from_secs(50)));
         assert!(read.verdicts(at("2026-01-01T00:00:56Z"), age).is_empty());
     }

@@ -49,7 +49,7 @@ pub use ejections::{Ejections, Past};
 pub use engine::{Change, Ended, Engine, Tally};
 pub use overload::Overload;
 pub use probes::Start;
-pub use target::{Health, Restored, TargetView};
+pub use target::{Health, Restored, RestoredChecks, TargetView};
 
 #[cfg(test)]
 mod tests;

@@ -313,7 +313,7 @@ fn a_reload_touches_only_what_it_changes() {
         gone: true,
         reason: "3 consecutive failures: refused".to_owned(),
         address,
-        checks: BTreeMap::new(),
+        checks: RestoredChecks::default(),
     };
     let restored = BTreeMap::from([(new.clone(), restored)]);
     assert_eq!(engine.configure(&services, &restored, ms(1500)), []);

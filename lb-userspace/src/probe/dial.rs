@@ -53,13 +53,9 @@ impl Dialer {
             let how = via.forwarding.name();
             trace.step("via", format!("{how} to {}", via.backend));
         }
-        let stream = self
-            .watched(ticket, spec, connect::connect(socket, spec.target))
-            .await?;
-        let local = stream
-            .local_addr()
-            .map_err(|error| Failure::connecting(&error))?;
-        trace.step("connect", format!("{} from {local}", spec.target));
+        let connecting = connect::connect(socket, spec.target);
+        let (stream, local) = self.watched(ticket, spec, connecting).await?;
+        trace.step("connect", format_args!("{} from {local}", spec.target));
         Ok(stream)
     }
 

@@ -179,8 +179,8 @@ fn a_hold_down_outlives_the_agent_and_follows_the_configuration() {
     feed(&mut engine, &[Pass, Refused]);
     let ejected = engine.get(&key(0)).unwrap().since;
     let saved = engine.snapshot(ejected + s(10));
-    assert_eq!(saved[&key(0)].checks["tcp"].past.ejections, 1);
-    assert_eq!(saved[&key(0)].checks["tcp"].past.ejected_ago_ms, 10_000);
+    assert_eq!(saved[&key(0)].checks.get("tcp").unwrap().past.ejections, 1);
+    assert_eq!(saved[&key(0)].checks.get("tcp").unwrap().past.ejected_ago_ms, 10_000);
 
     // Another agent, with a clock of its own, five seconds later.
     let later: BTreeMap<_, _> = saved

@@ -347,7 +347,7 @@ fn a_new_agent_keeps_whom_it_finds_and_promotes_nobody_for_what_it_remembers() {
             gone: health == Health::Unhealthy,
             reason: "remembered".to_owned(),
             address: world.service.backends[n].address,
-            checks: BTreeMap::new(),
+            checks: Default::default(),
         };
         (key(n), restored)
     };
