@@ -39,7 +39,7 @@ use crate::probe::via::Carrier;
 /// How often the status that everybody may read is put together.
 const PUBLISH: Duration = Duration::from_secs(1);
 /// And how many times as long as that took it is left alone, so that the status of ten thousand
-/// backends does not cost the probes a share of the thread. Whoever asks for it by the control
+/// backends costs the probes no share of the thread that counts. Whoever asks for it by the control
 /// socket has a fresh one.
 const PUBLISH_REST: u32 = 200;
 /// Requests from the control socket on their way to the loop.
@@ -307,7 +307,7 @@ impl Agent {
                 _ = inbox.interrupt.recv() => return Ok(End::Signal),
                 _ = publish.tick() => {
                     self.follow_links().await;
-                    if Instant::now() >= self.publish_after {
+                    if Instant::now() >= self.publish_after || self.readiness_may_differ() {
                         self.count()?;
                     }
                 }
@@ -416,6 +416,16 @@ impl Agent {
             }
             other => self.core.noticed(other),
         }
+    }
+
+    /// Whether what readiness depends on may be another than was published.
+    fn readiness_may_differ(&self) -> bool {
+        let published = self.snapshot.borrow();
+        let (node, core) = (&published.node, &self.core);
+        let attached = self.attached.len() == core.model.node.interfaces.len();
+        !node.first_round_done
+            || node.attached != attached
+            || node.datapath_error != core.datapath_error
     }
 
     /// Puts together the status as it is now.

@@ -115,6 +115,58 @@ fn engine(services: &[Service]) -> Engine {
 use Class::{Internal, Ok as Pass, Refused, Status, Timeout};
 
 #[test]
+fn ends_are_tallied_as_long_as_the_backend_is_configured() {
+    let services = [service(2, &policy())];
+    let mut engine = engine(&services);
+    let mut one = |class| {
+        let seen = engine.observe(&key(0), 0, &outcome(class), ms(1));
+        (seen.is_some(), engine.tally(&key(0)))
+    };
+    let tally = |success, failure, internal, flaps| Tally {
+        success,
+        failure,
+        internal,
+        flaps,
+    };
+    assert_eq!(one(Pass), (true, tally(1, 0, 0, 0)), "a first verdict turns none");
+    assert_eq!(one(Internal), (false, tally(1, 0, 1, 0)));
+    for failure in 1..3 {
+        assert_eq!(one(Refused), (false, tally(1, failure, 1, 0)));
+    }
+    assert_eq!(one(Refused), (true, tally(1, 3, 1, 1)));
+    assert_eq!(engine.tally(&key(1)), Tally::default());
+    // At another address it is another backend of the same name.
+    let mut moved = services.clone();
+    moved[0].backends[0].address.set_port(81);
+    engine.configure(&moved, &BTreeMap::new(), ms(2));
+    assert_eq!(engine.tally(&key(0)), tally(1, 3, 1, 1));
+    moved[0].backends.remove(0);
+    engine.configure(&moved, &BTreeMap::new(), ms(3));
+    engine.configure(&services, &BTreeMap::new(), ms(4));
+    assert_eq!(engine.tally(&key(0)), Tally::default());
+}
+
+#[test]
+fn an_assumption_is_confirmed_once() {
+    let services = [service(1, &policy())];
+    let mut engine = Engine::new(7);
+    let restored = Restored {
+        health: Health::Healthy,
+        gone: false,
+        reason: "before".to_owned(),
+        address: services[0].backends[0].address,
+        checks: RestoredChecks::default(),
+    };
+    engine.configure(&services, &BTreeMap::from([(key(0), restored)]), ms(0));
+    for confirmed in [true, false] {
+        let now = engine.next_due().unwrap();
+        let start = engine.start_due(now).pop().unwrap();
+        let ended = engine.finish(start.seq, &outcome(Pass), now);
+        assert_eq!((ended.changes.len(), ended.confirmed), (0, confirmed));
+    }
+}
+
+#[test]
 fn a_probe_is_brought_forward_by_what_it_asks() {
     let services = [service(2, &policy())];
     let mut engine = engine(&services);
