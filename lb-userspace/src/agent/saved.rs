@@ -279,7 +279,10 @@ mod tests {
         );
         let age = Duration::from_secs(50);
         let later = read.verdicts(at("2026-01-01T00:00:55Z"), age)[&two].clone();
-        assert_eq!(later.checks.get("http").unwrap().past.ejected_ago_ms, 57_000);
+        assert_eq!(
+            later.checks.get("http").unwrap().past.ejected_ago_ms,
+            57_000
+        );
         assert_eq!(later, verdict.later(Duration::from_secs(50)));
         assert!(read.verdicts(at("2026-01-01T00:00:56Z"), age).is_empty());
     }

@@ -346,7 +346,9 @@ impl Engine {
 
     /// How its probes have ended. Goes on while the backend is configured, whatever it is asked.
     pub fn tally(&self, key: &BackendKey) -> Tally {
-        self.target(key).map(|target| target.tally).unwrap_or_default()
+        self.target(key)
+            .map(|target| target.tally)
+            .unwrap_or_default()
     }
 
     fn target(&self, key: &BackendKey) -> Option<&Target> {
@@ -413,7 +415,10 @@ impl Known<'_> {
     /// The probe that asked the very same, as it is.
     fn same(&mut self, spec: &ProbeSpec) -> Option<CheckView> {
         let before = self.before.as_mut()?;
-        let place = before.checks.iter().position(|check| *check.spec == *spec)?;
+        let place = before
+            .checks
+            .iter()
+            .position(|check| *check.spec == *spec)?;
         before.checks.remove(place);
         Some(before.view.checks.remove(place))
     }

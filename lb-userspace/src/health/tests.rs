@@ -128,7 +128,11 @@ fn ends_are_tallied_as_long_as_the_backend_is_configured() {
         internal,
         flaps,
     };
-    assert_eq!(one(Pass), (true, tally(1, 0, 0, 0)), "a first verdict turns none");
+    assert_eq!(
+        one(Pass),
+        (true, tally(1, 0, 0, 0)),
+        "a first verdict turns none"
+    );
     assert_eq!(one(Internal), (false, tally(1, 0, 1, 0)));
     for failure in 1..3 {
         assert_eq!(one(Refused), (false, tally(1, failure, 1, 0)));
@@ -353,7 +357,9 @@ fn a_reload_touches_only_what_it_changes() {
     let before: BTreeMap<_, _> = engine.view().map(|(k, v)| (k.clone(), v.clone())).collect();
     let address = "10.9.9.9:80".parse().unwrap();
     services[0].backends[1].address = address; // another backend under the same name
-    Arc::make_mut(&mut services[0].backends[2].probes[0]).target.set_port(81); // another probe
+    Arc::make_mut(&mut services[0].backends[2].probes[0])
+        .target
+        .set_port(81); // another probe
     services[0].backends[3].probes.clear();
     services[0].backends.remove(4);
     let mut added = services[0].backends[0].clone();

@@ -304,7 +304,9 @@ impl Service {
         &'a self,
         backend: &'a Backend,
     ) -> impl Iterator<Item = (&'a HealthPolicy, &'a ProbeSpec)> {
-        self.health.iter().zip(backend.probes.iter().map(Arc::as_ref))
+        self.health
+            .iter()
+            .zip(backend.probes.iter().map(Arc::as_ref))
     }
 
     /// Key of one of its backends.

@@ -180,7 +180,15 @@ fn a_hold_down_outlives_the_agent_and_follows_the_configuration() {
     let ejected = engine.get(&key(0)).unwrap().since;
     let saved = engine.snapshot(ejected + s(10));
     assert_eq!(saved[&key(0)].checks.get("tcp").unwrap().past.ejections, 1);
-    assert_eq!(saved[&key(0)].checks.get("tcp").unwrap().past.ejected_ago_ms, 10_000);
+    assert_eq!(
+        saved[&key(0)]
+            .checks
+            .get("tcp")
+            .unwrap()
+            .past
+            .ejected_ago_ms,
+        10_000
+    );
 
     // Another agent, with a clock of its own, five seconds later.
     let later: BTreeMap<_, _> = saved
@@ -192,7 +200,9 @@ fn a_hold_down_outlives_the_agent_and_follows_the_configuration() {
     let readmitted = |engine: &mut Engine| loop {
         let now = engine.next_due().unwrap();
         let probe = engine.start_due(now).pop().unwrap();
-        let change = engine.finish(probe.seq, &outcome(Pass), now + ms(1)).changes;
+        let change = engine
+            .finish(probe.seq, &outcome(Pass), now + ms(1))
+            .changes;
         if let [change] = &*change {
             return change.at;
         }

@@ -84,7 +84,9 @@ const DIFFERENCES: &[Difference] = &[
         s.backends[0].tier = 2;
     }),
     ("port of the probe", Left::Verdict, |s| {
-        Arc::make_mut(&mut s.backends[0].probes[0]).target.set_port(81);
+        Arc::make_mut(&mut s.backends[0].probes[0])
+            .target
+            .set_port(81);
     }),
     ("timeout", Left::Verdict, |s| {
         Arc::make_mut(&mut s.backends[0].probes[0]).timeout = ms(200)

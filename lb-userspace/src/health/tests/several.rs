@@ -107,10 +107,17 @@ fn who_asks_the_same_shares_a_probe() {
         assert_eq!(starts.len(), 3, "one for each address");
         let mut changes = Vec::new();
         for start in starts {
-            let asked: Vec<_> = engine.asked_by(start.seq).map(|(key, _)| key.clone()).collect();
+            let asked: Vec<_> = engine
+                .asked_by(start.seq)
+                .map(|(key, _)| key.clone())
+                .collect();
             assert_eq!(asked.len(), 2);
             assert_eq!(asked[0].backend, asked[1].backend);
-            changes.extend(engine.finish(start.seq, &outcome(class), now + ms(1)).changes);
+            changes.extend(
+                engine
+                    .finish(start.seq, &outcome(class), now + ms(1))
+                    .changes,
+            );
             assert_eq!(engine.asked_by(start.seq).count(), 0);
         }
         let health = [&key(0), &other].map(|key| engine.get(key).unwrap().health);
