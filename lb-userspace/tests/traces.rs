@@ -125,7 +125,8 @@ impl Single {
         let at = self.engine.next_due().unwrap();
         let start = self.engine.start_due(at).pop().unwrap();
         let ended = at + Duration::from_millis(1);
-        let change = self.engine.finish(start.seq, &outcome(class), ended).pop();
+        let ended = self.engine.finish(start.seq, &outcome(class), ended);
+        let change = ended.changes.first().cloned();
         (at, change)
     }
 
@@ -324,10 +325,10 @@ fn agents_as_haproxy_has_them() {
             ..policy(1, 1)
         };
         let mut backend = backend(1, 0);
-        let mut asked = backend.probes[0].clone();
+        let mut asked = ProbeSpec::clone(&backend.probes[0]);
         asked.kind = ProbeKind::Agent;
         asked.target.set_port(9707);
-        backend.probes.push(asked);
+        backend.probes.push(Arc::new(asked));
         let key = BackendKey::new("web", "b1");
         let mut service = service(policy(3, 2), vec![backend]);
         service.health.push(once);
