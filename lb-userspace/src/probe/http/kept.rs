@@ -32,7 +32,8 @@ pub struct Kept {
 
 #[derive(Debug)]
 struct All {
-    idle: HashMap<ProbeSpec, Idle>,
+    /// By what is asked; boxed, since a probe in flight carries it.
+    idle: HashMap<Box<ProbeSpec>, Idle>,
     /// When those that are too old leave next.
     sweep: Instant,
 }
@@ -100,13 +101,13 @@ impl Kept {
         let connection = open(dialer, spec, tls, trace).await?;
         let opened = Instant::now();
         let asked = super::ask(connection, probe, trace).await;
-        self.put(spec.clone(), reuse, asked.open, opened, 1);
+        self.put(Box::new(spec.clone()), reuse, asked.open, opened, 1);
         asked.answer
     }
 
     /// The connection kept for this probe, if it is still to be used and nothing came on it since;
     /// with the probe, as [`Kept::put`] wants it.
-    fn take(&self, spec: &ProbeSpec) -> Option<(ProbeSpec, Idle)> {
+    fn take(&self, spec: &ProbeSpec) -> Option<(Box<ProbeSpec>, Idle)> {
         let (key, mut idle) = self.lock().idle.remove_entry(spec)?;
         let quiet = idle.connection.read(&mut [0]).now_or_never().is_none();
         (quiet && Instant::now() < idle.expires).then_some((key, idle))
@@ -114,7 +115,7 @@ impl Kept {
 
     fn put(
         &self,
-        spec: ProbeSpec,
+        spec: Box<ProbeSpec>,
         reuse: Reuse,
         connection: Option<Connection>,
         opened: Instant,
