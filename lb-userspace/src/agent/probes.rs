@@ -41,6 +41,9 @@ pub struct Finished {
 /// its end, so whoever has it has the task; dropped, the task ends.
 pub struct Task(mpsc::UnboundedSender<Job>);
 
+/// A probe has ended, and its task is free.
+pub type Report = (Task, Finished);
+
 struct Job {
     start: Start,
     clock: Clock,
@@ -50,7 +53,7 @@ struct Job {
 }
 
 impl Job {
-    async fn run(self, prober: &Prober) -> (Task, Finished) {
+    async fn run(self, prober: &Prober) -> Report {
         let start = self.start;
         let late = self.clock.now().saturating_sub(start.due);
         let tolerated = GRANULARITY.max(start.spec.timeout / LATE);
@@ -101,7 +104,7 @@ impl Window {
 pub struct Probes {
     prober: Arc<Prober>,
     idle: Vec<Task>,
-    report: mpsc::UnboundedSender<(Task, Finished)>,
+    report: mpsc::UnboundedSender<Report>,
     in_flight: usize,
     bursts: mpsc::UnboundedSender<Burst>,
     window: Window,
@@ -119,7 +122,7 @@ impl Probes {
         carrier: Arc<Carrier>,
     ) -> (
         Self,
-        mpsc::UnboundedReceiver<(Task, Finished)>,
+        mpsc::UnboundedReceiver<Report>,
         mpsc::UnboundedReceiver<Burst>,
         mpsc::UnboundedReceiver<ProbeSpec>,
     ) {

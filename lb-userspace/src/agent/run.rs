@@ -19,7 +19,7 @@ use super::clock::Clock;
 use super::core::Core;
 use super::fence::{self, Fences};
 use super::passive::Burst;
-use super::probes::{Finished, Probes, Task};
+use super::probes::{Finished, Probes, Report, Task};
 use super::saved::{self, Saved};
 use super::saver::Saver;
 use super::{RunError, RunOptions, calls};
@@ -49,7 +49,7 @@ const CALLS: usize = 64;
 struct Inbox {
     calls: mpsc::Receiver<Call>,
     notices: mpsc::UnboundedReceiver<Notice>,
-    probes: mpsc::UnboundedReceiver<(Task, Finished)>,
+    probes: mpsc::UnboundedReceiver<Report>,
     bursts: mpsc::UnboundedReceiver<Burst>,
     fences: mpsc::UnboundedReceiver<fence::Ended>,
     changes: mpsc::UnboundedReceiver<ProbeSpec>,
