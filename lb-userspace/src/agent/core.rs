@@ -1,39 +1,35 @@
 //! What the agent knows and decides. No sockets and no maps: what happens comes in as calls, what
 //! is to be done goes out as probes to start and contents for the maps.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lb_common::abi::{BackendState, Forwarding, Traffic};
 use lb_common::flow::TCP_IDLE;
 use lb_common::slot::BackendIndex;
-use tracing::{error, info, warn};
+use tracing::error;
 
 use super::clock::Clock;
 use super::events::Pending;
 use super::fence::Handover;
 use super::names::Discovery;
+use super::passive::Watched;
 use super::primaries::{SavedPrimary, known};
-use super::probes::Finished;
 use super::restore::restore;
 use super::saved::{Saved, Word};
 use super::saver::{Done, Saver};
-use crate::api::event::{Change, Evidence, Kind, Origin};
-use crate::api::status::{ProbeCounts, Prober};
+use crate::api::event::{Change, Kind, Origin};
+use crate::api::status::Prober;
 use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
 use crate::discovery::Names;
 use crate::health::passive::Passive;
-use crate::health::{self, Engine, Health, Overload, Start};
-use crate::model::{BackendKey, Model, ProbeSpec, Service};
+use crate::health::{Engine, Overload};
+use crate::model::{BackendKey, Model, Service};
 use crate::neighbor::{Paths, Problem, Ways};
-use crate::plan::{Builder, Contents, Duty};
-use crate::probe::{Outcome, Verdict};
-use crate::routing::{self, Admin, Input, Orders, Routing, RoutingState};
+use crate::plan::{Builder, Contents};
+use crate::routing::{Admin, Orders, RoutingState};
 
 /// How often the state file is written anew when nothing changes, so that its age shows when the
 /// agent was last alive.
@@ -42,16 +38,9 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 const BELIEVED_INTERVALS: u32 = 10;
 /// And at least this long: a restart takes its time.
 const BELIEVED: Duration = Duration::from_secs(60);
-
-/// Probes that become due within this time after others were started are started together: to wake
-/// up for each would cost as much as a part of the probe.
-const GATHER: Duration = Duration::from_millis(4);
-/// After a decision, so many times as long as it took is left to the probes, which share the thread:
-/// with thousands of backends a decision takes many milliseconds, and in their first round each has
-/// a verdict that asks for one.
-const DECIDE_REST: u32 = 4;
-/// And no more than this, so that an ejection does not wait.
-const DECIDE_WAIT: Duration = Duration::from_millis(200);
+/// After the state was put together for the file, so many times as long as that took passes before it
+/// is again: in the first round each outcome is news.
+const SAVE_REST: u32 = 50;
 
 pub struct Core {
     pub clock: Clock,
@@ -62,8 +51,7 @@ pub struct Core {
     pub(super) saver: Saver,
     pub(super) engine: Engine,
     pub(super) passive: Passive,
-    /// Each backend's counters when they last changed.
-    pub(super) signs_seen: BTreeMap<BackendIndex, Traffic>,
+    pub(super) watched: Watched,
     pub(super) routing: RoutingState,
     pub(super) words: BTreeMap<BackendKey, Word>,
     /// The services with the operator's weights.
@@ -83,9 +71,9 @@ pub struct Core {
     /// Something has changed since the contents were built.
     pub(super) dirty: bool,
     pub(super) next_decision: Option<Duration>,
-    /// No probe starts before: see [`GATHER`].
+    /// No probe starts before, so that several start together.
     pub(super) start_after: Duration,
-    /// No decision before: see [`DECIDE_REST`].
+    /// No decision before, so that the probes have their share of the thread.
     pub(super) decide_after: Duration,
     /// What waits for the datapath before it is told.
     pub(super) pending: Vec<Pending>,
@@ -96,7 +84,6 @@ pub struct Core {
     pub(super) sweep: Sweep,
     /// For each backend its packets by previous ownership, and since when there were no more.
     pub(super) quiet: BTreeMap<BackendIndex, (u64, Duration)>,
-    pub(super) counts: BTreeMap<BackendKey, ProbeCounts>,
     pub(super) prober: Prober,
     pub(super) overload: Overload,
     pub(super) reload_error: Option<String>,
@@ -106,6 +93,8 @@ pub struct Core {
     /// When it began to decide.
     pub(super) started: Duration,
     pub(super) save_at: Duration,
+    /// Not before, unless somebody waits for it: see [`SAVE_REST`].
+    pub(super) save_after: Duration,
 }
 
 impl Core {
@@ -155,7 +144,7 @@ impl Core {
             saver,
             engine: Engine::new(agent_id),
             passive: Passive::default(),
-            signs_seen: BTreeMap::new(),
+            watched: Watched::default(),
             routing: RoutingState::default(),
             words,
             weighed: Vec::new(),
@@ -178,7 +167,6 @@ impl Core {
             applied_at: clock.now(),
             sweep: Sweep::default(),
             quiet: BTreeMap::new(),
-            counts: BTreeMap::new(),
             prober: Prober::default(),
             overload: Overload::default(),
             reload_error: None,
@@ -187,6 +175,7 @@ impl Core {
             agent_id,
             started: clock.now(),
             save_at: Duration::ZERO,
+            save_after: Duration::ZERO,
         };
         core.engine
             .configure(&model.services, &restored, clock.now());
@@ -205,6 +194,7 @@ impl Core {
             self.dirty.then_some(Duration::ZERO),
         ];
         let decision = decision.into_iter().flatten().min();
+        let save = self.save_at.max(self.save_after);
         let times = [
             // While no probe may be started, the end of one wakes the loop.
             self.engine
@@ -212,130 +202,9 @@ impl Core {
                 .filter(|_| room > 0)
                 .map(|at| at.max(self.start_after)),
             decision.map(|at| at.max(self.decide_after)),
-            Some(self.save_at),
+            Some(save),
         ];
-        times.into_iter().flatten().min().unwrap_or(self.save_at)
-    }
-
-    /// The probes to start now.
-    pub fn probes_due(&mut self, room: usize) -> Vec<Start> {
-        let now = self.clock.now();
-        if now < self.start_after {
-            return Vec::new();
-        }
-        let starts = self.engine.start_due_up_to(now, room);
-        if !starts.is_empty() {
-            self.start_after = now + GATHER;
-        }
-        starts
-    }
-
-    /// The addresses of the backends that a probe in flight is of.
-    pub fn asked_of(&self, seq: u64) -> BTreeSet<IpAddr> {
-        let asked = self.engine.asked_by(seq);
-        asked
-            .filter_map(|(key, _)| Some(self.model.backend(&key)?.1.address.ip()))
-            .collect()
-    }
-
-    /// A server has said that something has changed: the probe is due now.
-    pub fn hurry(&mut self, spec: &ProbeSpec) {
-        self.engine.hurry(spec, self.clock.now());
-    }
-
-    /// A probe has ended.
-    pub fn finished(&mut self, finished: &Finished) {
-        let Finished {
-            key,
-            seq,
-            outcome,
-            late,
-            lagging,
-        } = finished;
-        self.prober.lag_seconds = late.as_secs_f64();
-        self.prober.lateness.count(*late);
-        let outcome = &*self.judge(key, outcome, *lagging);
-        let counter = |counts: &mut ProbeCounts| match outcome.verdict {
-            Verdict::Success => counts.success += 1,
-            Verdict::Failure => counts.failure += 1,
-            Verdict::Internal => counts.internal += 1,
-        };
-        // One probe counts for each backend that asked for it, and once for the prober.
-        let asked: Vec<_> = self.engine.asked_by(*seq).collect();
-        for (key, check) in asked {
-            counter(self.counts.entry(key.clone()).or_default());
-            // The first of its probes is the one that a suspicion asks, too.
-            if check == 0 {
-                self.observe(&key, outcome);
-            }
-        }
-        match outcome.verdict {
-            Verdict::Success => self.prober.success += 1,
-            Verdict::Failure => self.prober.failure += 1,
-            Verdict::Internal => self.prober.internal += 1,
-        }
-        let now = self.clock.now();
-        // A verdict of an earlier agent that is confirmed may lead to what it could not before.
-        let assumed = |engine: &Engine, key| engine.get(key).is_some_and(|view| view.assumed);
-        let asked: Vec<_> = self.engine.asked_by(*seq).map(|(key, _)| key).collect();
-        let were: Vec<bool> = asked.iter().map(|key| assumed(&self.engine, key)).collect();
-        for change in self.engine.finish(*seq, outcome, now) {
-            self.turned(change, outcome, now);
-        }
-        let confirmed =
-            (asked.iter().zip(were)).any(|(key, was)| was && !assumed(&self.engine, key));
-        self.dirty |= confirmed;
-    }
-
-    /// Something has changed for a backend by the outcome of a probe.
-    fn turned(&mut self, change: health::Change, outcome: &Outcome, now: Duration) {
-        let key = &change.key;
-        if change.from != Health::Unknown && change.from != change.to {
-            self.counts.entry(key.clone()).or_default().flaps += 1;
-        }
-        info!(backend = %key, from = change.from.name(), to = change.to.name(), "{}", change.reason);
-        if change.from != change.to || change.gone || change.leaving {
-            self.turns
-                .insert(key.clone(), now.saturating_sub(change.took));
-        }
-        self.dirty = true;
-        let told = |kind| {
-            let told = Change::backend(kind, key, Origin::Probe, change.reason.clone());
-            told.on(Evidence::probe(outcome))
-        };
-        if (change.from, change.to) == (Health::Unknown, Health::Unhealthy) {
-            let event = told(Kind::FirstVerdict);
-            self.record(event.states(change.from.name(), change.to.name()));
-        } else if (change.from, change.to) == (Health::Healthy, Health::Healthy) && change.reweighed
-        {
-            self.record(told(Kind::Weight));
-        }
-        self.save_soon();
-    }
-
-    /// What a probe's outcome is to count as, and whether the prober keeps up.
-    fn judge<'a>(
-        &mut self,
-        key: &BackendKey,
-        outcome: &'a Outcome,
-        lagging: bool,
-    ) -> Cow<'a, Outcome> {
-        let before = self.overload.active();
-        let outcome = self.overload.judge(key, outcome, lagging);
-        if before != self.overload.active() {
-            let (short, all) = self.overload.round();
-            let what = if before {
-                "the prober keeps up again".to_owned()
-            } else {
-                format!(
-                    "the prober is overloaded: {short} of the last {all} probes were late or lacked \
-                     CPU, descriptors, ports or memory; timeouts eject nobody until that has passed"
-                )
-            };
-            warn!("{what}");
-            self.record(Change::node(Kind::Prober, Origin::Agent, what));
-        }
-        outcome
+        times.into_iter().flatten().min().unwrap_or(save)
     }
 
     /// The ways to the backends have changed. `native`: some packets come in by native XDP.
@@ -435,101 +304,6 @@ impl Core {
         }
     }
 
-    /// What the maps should hold now, and a number that changes with it.
-    pub fn contents(&mut self) -> (Arc<Contents>, u64) {
-        let now = self.clock.now();
-        let passed = |at: Option<Duration>| at.is_some_and(|at| at <= now);
-        let due = self.dirty || passed(self.next_decision) || passed(self.builder.next_deadline());
-        if due && now >= self.decide_after {
-            self.dirty = false;
-            self.decide(now);
-            let end = self.clock.now();
-            let rest = end.saturating_sub(now) * DECIDE_REST;
-            self.decide_after = end + rest.min(DECIDE_WAIT);
-        }
-        (self.built.clone(), self.generation)
-    }
-
-    fn decide(&mut self, now: Duration) {
-        let engine = &self.engine;
-        let decided = routing::decide(
-            &Input {
-                services: &self.weighed,
-                health: &|key| engine.get(key),
-                passive: self.passive.doubts(),
-                admin: &self.admin,
-                removed: &BTreeMap::new(),
-                orders: &self.orders,
-            },
-            &self.routing,
-            now,
-        );
-        let before = std::mem::replace(&mut self.routing, decided.state);
-        self.next_decision = decided.next_deadline;
-        self.orders.promote.clear();
-        let duties = self.duties();
-        match self
-            .builder
-            .build(&self.model, &duties, &self.ways.paths, now)
-        {
-            Ok(contents) if *contents != *self.built => {
-                for (id, service) in &contents.services {
-                    let old = self.built.services.get(id);
-                    if old.is_none_or(|old| !Arc::ptr_eq(&old.slots, &service.slots)) {
-                        *self.generations.entry(*id).or_default() += 1;
-                    }
-                }
-                self.built = Arc::new(contents.clone());
-                self.generation += 1;
-                self.note_handovers();
-            }
-            Ok(_) => self.note_handovers(),
-            Err(error) => {
-                warn!("{error}; the maps stay as they are");
-                self.datapath_error = Some(error.to_string());
-            }
-        }
-        self.note_primaries();
-        for event in decided.events {
-            self.pend(event, &before);
-        }
-        self.tell_pending();
-    }
-
-    fn duties(&self) -> BTreeMap<BackendKey, Duty> {
-        let backends = self.weighed.iter().flat_map(|service| {
-            let backends = service.backends.iter();
-            let alone = service.mode.active_passive().is_some();
-            backends.map(move |backend| (service.key(backend), backend.weight, alone))
-        });
-        let duty = |(key, weight, alone)| {
-            let decision = self.routing.get(&key);
-            let routing = decision.map_or(Routing::Out, |decision| decision.routing);
-            let (state, share) = if routing.takes_new_flows() {
-                (
-                    BackendState::Active,
-                    decision.map_or(0, |decision| decision.share),
-                )
-            } else if alone && routing == Routing::Standby {
-                // What it has left of flows belongs to the active one now.
-                (BackendState::Out, 0)
-            } else if routing.serves_established() {
-                (BackendState::Draining, 0)
-            } else {
-                (BackendState::Out, 0)
-            };
-            (
-                key,
-                Duty {
-                    state,
-                    weight,
-                    share,
-                },
-            )
-        };
-        backends.map(duty).collect()
-    }
-
     /// Puts an event into the journal.
     pub fn record(&mut self, change: Change) -> Arc<Event> {
         self.journal.record(change)
@@ -555,91 +329,21 @@ impl Core {
         self.builder.gone()
     }
 
-    /// Takes over another model; says what is new. `why` is said of each backend that is new, and
-    /// of each that is gone.
-    pub(super) fn configure(
-        &mut self,
-        model: Arc<Model>,
-        origin: Origin,
-        [why_new, why_gone]: [&str; 2],
-    ) -> String {
-        let keys = |model: &Model| -> BTreeSet<BackendKey> {
-            let services = model.services.iter();
-            services
-                .flat_map(|s| s.backends.iter().map(|backend| s.key(backend)))
-                .collect()
-        };
-        let (old, new) = (keys(&self.model), keys(&model));
-        let rehashed = rehashed(&self.model, &model);
-        self.rename_words(&model);
-        self.model = model;
-        // What has another name but the same address is known by what the data plane does with it.
-        let contents = self.builder.contents();
-        self.orders.known = known(&self.model, contents, &self.primaries);
-        let known = restore(&self.model, contents, BTreeMap::new());
-        self.engine
-            .configure(&self.model.services, &known, self.clock.now());
-        self.passive.configure(&self.model.services);
-        self.doubts_changed(self.clock.now());
-        self.overload.forget();
-        self.forget_words();
-        self.dirty = true;
-        let (added, removed): (Vec<_>, Vec<_>) = (
-            new.difference(&old).collect(),
-            old.difference(&new).collect(),
-        );
-        for (kind, keys, what) in [
-            (Kind::Added, &added, why_new),
-            (Kind::Removed, &removed, why_gone),
-        ] {
-            for key in keys {
-                self.record(Change::backend(kind, key, origin.clone(), what));
-            }
-        }
-        self.save_soon();
-        let mut what = format!(
-            "{} services, {} backends ({} added, {} removed)",
-            self.model.services.len(),
-            new.len(),
-            added.len(),
-            removed.len()
-        );
-        if !rehashed.is_empty() {
-            what.push_str(&format!(
-                "; WARNING: another affinity spreads established flows anew: {}",
-                rehashed.join(", ")
-            ));
-        }
-        what
-    }
-
-    /// A reload was done.
-    pub fn reloaded(&mut self, origin: Origin, what: &str) {
-        info!("configuration loaded: {what}");
-        self.reload_error = None;
-        self.record(Change::node(Kind::Reload, origin, what));
-    }
-
-    /// A reload was refused.
-    pub fn reload_refused(&mut self, origin: Origin, why: &str) {
-        self.reload_error = Some(why.to_owned());
-        self.record(Change::node(Kind::ReloadRefused, origin, why));
-    }
-
     pub(super) fn save_soon(&mut self) {
         self.save_at = Duration::ZERO;
     }
 
     /// Has the state file written if there is something new, or if the last one grows old.
     pub fn save_if_due(&mut self) {
-        if self.clock.now() >= self.save_at {
+        if self.clock.now() >= self.save_at.max(self.save_after) {
             self.save(None);
         }
     }
 
     /// Has the state file written.
     pub fn save(&mut self, done: Option<Done>) {
-        self.save_at = self.clock.now() + SAVE_INTERVAL;
+        let start = self.clock.now();
+        self.save_at = start + SAVE_INTERVAL;
         let mut saved = Saved::new(self.agent_id, Timestamp::now());
         saved.names = self.discovery.names().save();
         let now = self.clock.now();
@@ -647,19 +351,8 @@ impl Core {
         let saved = saved.with(&self.words, verdicts, doubts);
         let primaries = self.primaries.values().cloned().collect();
         self.saver.save(saved.with_primaries(primaries), done);
+        let end = self.clock.now();
+        let rest = end.saturating_sub(start) * SAVE_REST;
+        self.save_after = end + rest.min(SAVE_INTERVAL);
     }
-}
-
-/// Services whose established flows may go to other backends, because they are found by a hash that
-/// is now of something else. NAT flows have entries, which know their backends.
-fn rehashed(old: &Model, new: &Model) -> Vec<String> {
-    let changed = |service: &&Service| {
-        service.forwarding != Forwarding::Nat
-            && old.services.iter().any(|before| {
-                (before.address, before.protocol) == (service.address, service.protocol)
-                    && before.affinity != service.affinity
-            })
-    };
-    let services = new.services.iter().filter(changed);
-    services.map(|service| service.name.to_string()).collect()
 }

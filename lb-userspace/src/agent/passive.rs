@@ -1,18 +1,20 @@
 //! Passive detection at work: reads the counters, and runs the probes that a suspicion provokes.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::abi::Traffic;
+use lb_common::slot::BackendIndex;
 use tracing::{info, warn};
 
 use super::core::Core;
 use super::run::Agent;
 use crate::api::event::{Change, Kind, Origin};
-use crate::datapath::Signs;
+use crate::datapath::{AccessError, Signs};
 use crate::health::TargetView;
-use crate::health::passive::{Kind as SuspicionKind, Reading, Suspicion};
-use crate::model::{BackendKey, ProbeKind, ProbeSpec};
+use crate::health::passive::{self, Kind as SuspicionKind, Reading, Suspicion};
+use crate::model::{BackendKey, Model, ProbeKind, ProbeSpec};
 use crate::probe::{Outcome, Prober, Verdict};
 
 /// Connections tried to the address of the traffic.
@@ -25,6 +27,56 @@ const LEAST: Duration = Duration::from_millis(150);
 const LEAST_FOR_ANSWERS: Duration = Duration::from_millis(500);
 /// How many times the time that its last successful probe took a backend is given to answer.
 const TIMES: u32 = 3;
+
+/// Backends that are read or left out together.
+const GROUP: usize = 64;
+/// A group without traffic is only read every so many times, which is often enough to see it begin.
+const SELDOM: usize = 4;
+
+/// What the backends' counters were when they were last read. By the numbers of the backends.
+#[derive(Default)]
+pub(super) struct Watched {
+    seen: Vec<Reading>,
+    /// For each [`GROUP`] the time after which it is read seldom.
+    busy: Vec<Duration>,
+    turn: usize,
+    names: Vec<Option<BackendKey>>,
+    /// The generation and the model that the names are of.
+    names_of: Option<(u64, Arc<Model>)>,
+}
+
+impl Watched {
+    /// The counters that have changed, of those of the backends up to `end`.
+    fn news(
+        &mut self,
+        signs: &mut Signs,
+        end: usize,
+        now: Duration,
+    ) -> Result<Vec<(BackendIndex, Reading)>, AccessError> {
+        self.seen.resize(end, Reading::default());
+        self.busy.resize(end.div_ceil(GROUP), Duration::ZERO);
+        self.turn = (self.turn + 1) % SELDOM;
+        let mut news = Vec::new();
+        for (group, busy) in self.busy.iter_mut().enumerate() {
+            if now >= *busy && group % SELDOM != self.turn {
+                continue;
+            }
+            let (first, before) = (group * GROUP, news.len());
+            signs.read(first..end.min(first + GROUP), |index, traffic| {
+                let reading = reading(&traffic);
+                let seen = &mut self.seen[usize::from(index)];
+                if *seen != reading {
+                    *seen = reading;
+                    news.push((index, reading));
+                }
+            })?;
+            if news.len() > before {
+                *busy = now + passive::WINDOW;
+            }
+        }
+        Ok(news)
+    }
+}
 
 /// What the probes of a suspicion have found.
 pub struct Burst {
@@ -91,30 +143,41 @@ impl Core {
         self.passive.watches()
     }
 
-    fn read_signs(&mut self, signs: &mut Signs) -> Result<(), crate::datapath::AccessError> {
+    fn read_signs(&mut self, signs: &mut Signs) -> Result<(), AccessError> {
         let Some((last, _)) = self.builder.contents().backends.last_key_value() else {
             return Ok(());
         };
-        signs.read(*last)?;
-        let now = self.clock.now();
-        for service in &self.model.services {
-            for backend in &service.backends {
-                let Some(index) = self.builder.index(service, backend) else {
-                    continue;
-                };
-                let traffic = signs.get(index);
-                let seen = self.signs_seen.entry(index).or_default();
-                // Most backends have no news most of the time.
-                if *seen == traffic {
-                    continue;
-                }
-                *seen = traffic;
-                let key = service.key(backend);
-                let patience = 2 * last_latency(self.engine.get(&key));
-                self.passive.read(&key, reading(&traffic), patience, now);
-            }
+        let (end, now) = (usize::from(*last) + 1, self.clock.now());
+        self.name_watched(end);
+        for (index, reading) in self.watched.news(signs, end, now)? {
+            let Some(Some(key)) = self.watched.names.get(usize::from(index)) else {
+                continue;
+            };
+            let patience = 2 * last_latency(self.engine.get(key));
+            self.passive.read(key, reading, patience, now);
         }
         Ok(())
+    }
+
+    /// Makes the names in [`Watched`] those of the present contents.
+    fn name_watched(&mut self, end: usize) {
+        let of = Some((self.generation, self.model.clone()));
+        let same = |(generation, model): &(u64, Arc<Model>)| {
+            *generation == self.generation && Arc::ptr_eq(model, &self.model)
+        };
+        if self.watched.names_of.as_ref().is_some_and(same) {
+            return;
+        }
+        let mut names = vec![None; end];
+        for service in &self.model.services {
+            for backend in &service.backends {
+                let index = self.builder.index(service, backend).map(usize::from);
+                if let Some(name) = index.and_then(|index| names.get_mut(index)) {
+                    *name = Some(service.key(backend));
+                }
+            }
+        }
+        (self.watched.names, self.watched.names_of) = (names, of);
     }
 
     fn suspicions(&mut self) -> Vec<Suspicion> {
@@ -161,7 +224,7 @@ impl Core {
             connect: (backend.address.port() != 0 && !is_mute).then_some(connect),
             probe: (!is_command).then(|| ProbeSpec {
                 timeout,
-                ..probe.clone()
+                ..ProbeSpec::clone(probe)
             }),
         })
     }
@@ -200,14 +263,23 @@ impl Core {
         }
     }
 
-    /// The configured probe of a backend has ended.
-    pub(super) fn observe(&mut self, key: &BackendKey, outcome: &Outcome) {
+    /// A probe that is about to be counted has ended.
+    pub(super) fn observe(&mut self, seq: u64, outcome: &Outcome) {
         let success = match outcome.verdict {
             Verdict::Success => true,
             Verdict::Failure => false,
             Verdict::Internal => return,
         };
-        if self.passive.observe(key, success) {
+        // Most of the time none is ejected, and nobody needs to be told.
+        if self.passive.doubts().is_empty() {
+            return;
+        }
+        let mut over = false;
+        // The first of a backend's probes is the one that a suspicion asks, too.
+        for (key, _) in self.engine.asked_by(seq).filter(|(_, check)| *check == 0) {
+            over |= self.passive.observe(key, success);
+        }
+        if over {
             self.doubts_changed(self.clock.now());
         }
     }

@@ -9,7 +9,7 @@ use super::clock::Clock;
 use super::passive::{Burst, Questions};
 use crate::health::Start;
 use crate::health::passive::Suspicion;
-use crate::model::{BackendKey, ProbeSpec};
+use crate::model::ProbeSpec;
 use crate::probe::via::Carrier;
 use crate::probe::{Class, Outcome, Prober};
 
@@ -22,10 +22,12 @@ const OTHER_DESCRIPTORS: usize = 64;
 const LATE: u32 = 4;
 const GRANULARITY: Duration = Duration::from_millis(50);
 
+/// Tasks that are kept for further probes. To make one for each probe would cost more than most of
+/// what it does: it is larger than what allocators keep at hand.
+const KEPT_TASKS: usize = 64;
+
 /// A probe's end.
 pub struct Finished {
-    /// The first of the backends that waited for it.
-    pub key: BackendKey,
     /// [`Start::seq`].
     pub seq: u64,
     pub outcome: Outcome,
@@ -33,6 +35,36 @@ pub struct Finished {
     pub late: Duration,
     /// So late that the agent does not keep up.
     pub lagging: bool,
+}
+
+/// The way to a task that runs one probe after the other. It goes with the probe and comes back with
+/// its end, so whoever has it has the task; dropped, the task ends.
+pub struct Task(mpsc::UnboundedSender<Job>);
+
+/// A probe has ended, and its task is free.
+pub type Report = (Task, Finished);
+
+struct Job {
+    start: Start,
+    clock: Clock,
+    /// See [`Probes::crowded`].
+    crowded: bool,
+    task: Task,
+}
+
+impl Job {
+    async fn run(self, prober: &Prober) -> Report {
+        let start = self.start;
+        let late = self.clock.now().saturating_sub(start.due);
+        let tolerated = GRANULARITY.max(start.spec.timeout / LATE);
+        let finished = Finished {
+            seq: start.seq,
+            outcome: prober.judge(&start.spec).await,
+            late,
+            lagging: late > tolerated && !self.crowded,
+        };
+        (self.task, finished)
+    }
 }
 
 /// How many probes may be in flight for now.
@@ -68,10 +100,11 @@ impl Window {
     }
 }
 
-/// Starts probes, each in a task of its own, and reports their ends.
+/// Starts probes, each in a task that it has to itself, and reports their ends.
 pub struct Probes {
     prober: Arc<Prober>,
-    report: mpsc::UnboundedSender<Finished>,
+    idle: Vec<Task>,
+    report: mpsc::UnboundedSender<Report>,
     in_flight: usize,
     bursts: mpsc::UnboundedSender<Burst>,
     window: Window,
@@ -89,7 +122,7 @@ impl Probes {
         carrier: Arc<Carrier>,
     ) -> (
         Self,
-        mpsc::UnboundedReceiver<Finished>,
+        mpsc::UnboundedReceiver<Report>,
         mpsc::UnboundedReceiver<Burst>,
         mpsc::UnboundedReceiver<ProbeSpec>,
     ) {
@@ -100,6 +133,7 @@ impl Probes {
             Self {
                 prober: Arc::new(Prober::with_carrier(carrier).reporting(changes)),
                 report,
+                idle: Vec::new(),
                 in_flight: 0,
                 bursts,
                 window: Window::new(
@@ -133,35 +167,41 @@ impl Probes {
         let crowded = self.crowded;
         self.crowded = starts.len() >= self.room();
         for start in starts {
-            self.start_one(start, clock, crowded);
+            self.in_flight += 1;
+            let task = self.idle.pop().unwrap_or_else(|| self.task());
+            let jobs = task.0.clone();
+            let job = Job {
+                start,
+                clock,
+                crowded,
+                task,
+            };
+            if jobs.send(job).is_err() {
+                tracing::error!("a task for probes has ended before its time");
+            }
         }
     }
 
-    fn start_one(&mut self, start: Start, clock: Clock, crowded: bool) {
-        self.in_flight += 1;
-        let prober = self.prober.clone();
-        let report = self.report.clone();
+    fn task(&self) -> Task {
+        let (prober, report) = (self.prober.clone(), self.report.clone());
+        let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
         tokio::spawn(async move {
-            let late = clock.now().saturating_sub(start.due);
-            let tolerated = GRANULARITY.max(start.spec.timeout / LATE);
-            let outcome = prober.judge(&start.spec).await;
-            let finished = Finished {
-                key: start.key,
-                seq: start.seq,
-                outcome,
-                late,
-                lagging: late > tolerated && !crowded,
-            };
-            if report.send(finished).is_err() {
-                tracing::debug!("a probe ended after the agent");
+            while let Some(job) = queue.recv().await {
+                if report.send(job.run(&prober).await).is_err() {
+                    tracing::debug!("a probe ended after the agent");
+                }
             }
         });
+        Task(jobs)
     }
 
     /// Notes that one has ended, and how.
-    pub fn ended(&mut self, outcome: &Outcome) {
+    pub fn ended(&mut self, task: Task, outcome: &Outcome) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.window.ended(outcome.class);
+        if self.idle.len() < KEPT_TASKS {
+            self.idle.push(task);
+        }
     }
 
     /// For a probe beside the schedule.

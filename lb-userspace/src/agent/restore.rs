@@ -1,10 +1,10 @@
 //! The verdicts that an agent starts from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use lb_common::abi::BackendState;
 
-use crate::health::{Health, Past, Restored};
+use crate::health::{Health, Past, Restored, RestoredChecks};
 use crate::model::{BackendKey, Model};
 use crate::plan::Contents;
 
@@ -17,31 +17,32 @@ pub fn restore(
 ) -> BTreeMap<BackendKey, Restored> {
     // Nothing was known, which says less than what the data plane does.
     saved.retain(|_, restored| restored.health != Health::Unknown);
+    let states: HashMap<_, _> = (contents.backends.values())
+        .map(|known| ((known.service, known.address), known.state))
+        .collect();
     for service in &model.services {
         let id = contents.services.iter().find(|(_, known)| {
             (known.address, known.protocol) == (service.address, service.protocol)
         });
         let Some((id, _)) = id else { continue };
         for backend in &service.backends {
-            let known = contents
-                .backends
-                .values()
-                .find(|known| (known.service, known.address) == (*id, backend.address));
-            let Some(known) = known else { continue };
+            let Some(state) = states.get(&(*id, backend.address)) else {
+                continue;
+            };
             saved
                 .entry(service.key(backend))
                 .or_insert_with(|| Restored {
-                    health: match known.state {
+                    health: match state {
                         BackendState::Active => Health::Healthy,
                         BackendState::Draining | BackendState::Out | BackendState::Unset => {
                             Health::Unhealthy
                         }
                     },
-                    gone: known.state == BackendState::Out,
+                    gone: *state == BackendState::Out,
                     reason: "as the data plane had it".to_owned(),
                     address: backend.address,
                     past: Past::default(),
-                    checks: BTreeMap::new(),
+                    checks: RestoredChecks::default(),
                 });
         }
     }

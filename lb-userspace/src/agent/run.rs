@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::attach::attach;
@@ -19,7 +19,7 @@ use super::clock::Clock;
 use super::core::Core;
 use super::fence::{self, Fences};
 use super::passive::Burst;
-use super::probes::{Finished, Probes};
+use super::probes::{Finished, Probes, Report, Task};
 use super::saved::{self, Saved};
 use super::saver::Saver;
 use super::{RunError, RunOptions, calls};
@@ -36,8 +36,12 @@ use crate::privileges;
 use crate::probe::Class;
 use crate::probe::via::Carrier;
 
-/// How often the status that everybody may read is put together, while anybody may.
+/// How often the status that everybody may read is put together.
 const PUBLISH: Duration = Duration::from_secs(1);
+/// And how many times as long as that took it is left alone, so that the status of ten thousand
+/// backends costs the probes no share of the thread that counts. Whoever asks for it by the control
+/// socket has a fresh one.
+const PUBLISH_REST: u32 = 200;
 /// Requests from the control socket on their way to the loop.
 const CALLS: usize = 64;
 
@@ -45,7 +49,7 @@ const CALLS: usize = 64;
 struct Inbox {
     calls: mpsc::Receiver<Call>,
     notices: mpsc::UnboundedReceiver<Notice>,
-    probes: mpsc::UnboundedReceiver<Finished>,
+    probes: mpsc::UnboundedReceiver<Report>,
     bursts: mpsc::UnboundedReceiver<Burst>,
     fences: mpsc::UnboundedReceiver<fence::Ended>,
     changes: mpsc::UnboundedReceiver<ProbeSpec>,
@@ -84,6 +88,8 @@ pub struct Agent {
     silent: mpsc::UnboundedSender<IpAddr>,
     names: watch::Sender<Arc<Wanted>>,
     snapshot: watch::Sender<Arc<Status>>,
+    /// The status is not put together unasked before.
+    publish_after: Instant,
     /// The generation that the datapath was last told.
     told: u64,
 }
@@ -170,6 +176,7 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         silent,
         names,
         snapshot,
+        publish_after: Instant::now(),
         told: 0,
     };
     agent.started();
@@ -283,10 +290,10 @@ impl Agent {
             self.change_over().await?;
             let wake = self.core.wake(self.probes.room());
             tokio::select! {
-                Some(finished) = inbox.probes.recv() => {
-                    self.finished(&finished);
-                    while let Ok(finished) = inbox.probes.try_recv() {
-                        self.finished(&finished);
+                Some((task, finished)) = inbox.probes.recv() => {
+                    self.finished(task, &finished);
+                    while let Ok((task, finished)) = inbox.probes.try_recv() {
+                        self.finished(task, &finished);
                     }
                 }
                 Some(burst) = inbox.bursts.recv() => self.core.probed(&burst),
@@ -319,7 +326,9 @@ impl Agent {
                 _ = inbox.interrupt.recv() => return Ok(End::Signal),
                 _ = publish.tick() => {
                     self.follow_links().await;
-                    self.count()?;
+                    if Instant::now() >= self.publish_after || self.readiness_may_differ() {
+                        self.count()?;
+                    }
                 }
                 Some(ended) = tasks.join_next() => match ended.map_err(JoinError::try_into_panic) {
                     Err(Ok(panic)) => std::panic::resume_unwind(panic),
@@ -331,8 +340,8 @@ impl Agent {
     }
 
     /// A probe has ended.
-    fn finished(&mut self, finished: &Finished) {
-        self.probes.ended(&finished.outcome);
+    fn finished(&mut self, task: Task, finished: &Finished) {
+        self.probes.ended(task, &finished.outcome);
         if finished.outcome.class == Class::Timeout {
             for address in self.core.asked_of(finished.seq) {
                 // The watcher ends only with the agent.
@@ -446,11 +455,23 @@ impl Agent {
         }
     }
 
+    /// Whether what readiness depends on may be another than was published.
+    fn readiness_may_differ(&self) -> bool {
+        let published = self.snapshot.borrow();
+        let (node, core) = (&published.node, &self.core);
+        let attached = self.attached.len() == core.model.node.interfaces.len();
+        !node.first_round_done
+            || node.attached != attached
+            || node.datapath_error != core.datapath_error
+    }
+
     /// Puts together the status as it is now.
     pub fn publish(&mut self) -> Arc<Status> {
+        let start = Instant::now();
         self.core.clock.follow_wall();
         let status = Arc::new(self.core.status(self));
         self.snapshot.send_replace(status.clone());
+        self.publish_after = Instant::now() + start.elapsed() * PUBLISH_REST;
         status
     }
 

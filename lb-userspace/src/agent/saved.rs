@@ -103,8 +103,8 @@ pub struct Saved {
 /// What is kept of a backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedBackend {
-    pub service: String,
-    pub backend: String,
+    pub service: Arc<str>,
+    pub backend: Arc<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub word: Option<Word>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -153,11 +153,11 @@ impl Saved {
         let keys: BTreeSet<BackendKey> = keys.cloned().collect();
         self.backends
             .extend(keys.into_iter().map(|key| SavedBackend {
-                service: key.service.to_string(),
-                backend: key.backend.to_string(),
                 word: words.remove(&key),
                 verdict: verdicts.remove(&key),
                 doubt: doubts.remove(&key),
+                service: key.service,
+                backend: key.backend,
             }));
         self
     }
@@ -184,7 +184,7 @@ impl Saved {
 
     fn collect<T>(&self, of: impl Fn(&SavedBackend) -> Option<T>) -> BTreeMap<BackendKey, T> {
         let entry = |backend: &SavedBackend| {
-            let key = BackendKey::new(backend.service.as_str(), backend.backend.as_str());
+            let key = BackendKey::new(backend.service.clone(), backend.backend.clone());
             Some((key, of(backend)?))
         };
         self.backends.iter().filter_map(entry).collect()
@@ -279,7 +279,7 @@ mod tests {
                 out: true,
                 healthy_for_ms: 0,
             },
-            checks: BTreeMap::from([("http".to_owned(), check)]),
+            checks: std::iter::once(("http".into(), check)).collect(),
         };
         let verdicts = BTreeMap::from([(two.clone(), verdict.clone())]);
         let doubt = SavedDoubt {

@@ -10,10 +10,10 @@ use super::core::Core;
 use super::run::Agent;
 use super::saved;
 use crate::api::status::{
-    self, BackendStatus, CheckStatus, FlowTable, Interface, LastProbe, Mode, Node, Prober,
-    ServiceStatus, Signs, Status,
+    self, BackendStatus, CheckStatus, FlowTable, Interface, LastProbe, Mode, Node, ProbeCounts,
+    Prober, ServiceStatus, Signs, Status,
 };
-use crate::health::{CheckView, Health, Record, TargetView};
+use crate::health::{CheckView, Health, Record, Tally, TargetView};
 use crate::model::{Backend, Service, backend_text};
 use crate::probe;
 use crate::routing::Routing;
@@ -230,7 +230,7 @@ impl Core {
                 timed: traffic.timed,
                 timed_seconds: Duration::from_nanos(traffic.timed_nanos).as_secs_f64(),
             },
-            probes: self.counts.get(&key).copied().unwrap_or_default(),
+            probes: probe_counts(self.engine.tally(&key)),
             share: decision.map_or(100, |decision| decision.share),
             held_until: view
                 .filter(|view| view.health == Health::Unhealthy)
@@ -272,11 +272,26 @@ impl Core {
                 probe::Verdict::Internal => "internal",
             }
             .to_owned(),
-            detail: last.detail.clone(),
+            detail: last.detail.to_string(),
             latency_ms: last.latency.as_secs_f64() * 1e3,
             at: self.clock.wall(last.at),
             class: last.class.name().to_owned(),
         }
+    }
+}
+
+const fn probe_counts(tally: Tally) -> ProbeCounts {
+    let Tally {
+        success,
+        failure,
+        internal,
+        flaps,
+    } = tally;
+    ProbeCounts {
+        success,
+        failure,
+        internal,
+        flaps,
     }
 }
 

@@ -40,7 +40,6 @@ impl Core {
     pub(super) fn forget_words(&mut self) {
         let model = self.model.clone();
         self.words.retain(|key, _| model.backend(key).is_some());
-        self.counts.retain(|key, _| model.backend(key).is_some());
         self.admin = self
             .words
             .iter()

@@ -383,7 +383,7 @@ impl BackendDraft {
             probes: (checks.iter())
                 .map(|checks| {
                     let host = self.host.as_ref().map(|at| at.value.0.as_str());
-                    checks.of(address, host, (vip, forwarding), service, &name)
+                    Arc::new(checks.of(address, host, (vip, forwarding), service, &name))
                 })
                 .collect(),
             name,

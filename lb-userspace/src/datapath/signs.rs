@@ -1,6 +1,7 @@
-//! The counters of all backends, read with one system call: often, and beside the thread that writes
-//! the maps, which may be busy.
+//! The counters of the backends, many of them read with one system call: often, and beside the thread
+//! that writes the maps, which may be busy.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use lb_common::abi::{MAX_BACKENDS, Traffic};
@@ -8,6 +9,9 @@ use lb_common::slot::BackendIndex;
 
 use super::maps::AccessError;
 use super::sys;
+
+/// Entries read with one system call. Each takes memory for every CPU.
+const CHUNK: usize = 256;
 
 /// Reads the backends' counters.
 pub struct Signs {
@@ -28,25 +32,30 @@ impl Signs {
         }
     }
 
-    /// Reads the counters of the backends up to this number.
-    pub fn read(&mut self, last: BackendIndex) -> Result<(), AccessError> {
-        let count = (usize::from(last) + 1).min(MAX_BACKENDS as usize);
-        self.keys.resize(count, 0);
-        self.values.resize(count * self.cpus, Traffic::default());
-        let map = self.map.as_fd();
-        sys::lookup_first(map, &mut self.keys, &mut self.values).map_err(|source| {
-            AccessError::System {
-                name: "TRAFFIC",
-                source,
+    /// Gives the counters of these backends, by their numbers, to `each`.
+    pub fn read(
+        &mut self,
+        backends: Range<usize>,
+        mut each: impl FnMut(BackendIndex, Traffic),
+    ) -> Result<(), AccessError> {
+        let end = backends.end.min(MAX_BACKENDS as usize);
+        for first in (backends.start..end).step_by(CHUNK) {
+            let count = CHUNK.min(end - first);
+            self.keys.resize(count, 0);
+            self.values.resize(count * self.cpus, Traffic::default());
+            let map = self.map.as_fd();
+            sys::lookup_many(map, first as u32, &mut self.keys, &mut self.values).map_err(
+                |source| AccessError::System {
+                    name: "TRAFFIC",
+                    source,
+                },
+            )?;
+            for (place, cpus) in self.values.chunks_exact(self.cpus).enumerate() {
+                let index = (first + place) as BackendIndex;
+                each(index, cpus.iter().fold(Traffic::default(), sum));
             }
-        })
-    }
-
-    /// A backend's counters when they were last read.
-    pub fn get(&self, index: BackendIndex) -> Traffic {
-        let first = usize::from(index) * self.cpus;
-        let cpus = self.values.get(first..first + self.cpus);
-        cpus.into_iter().flatten().fold(Traffic::default(), sum)
+        }
+        Ok(())
     }
 }
 

@@ -283,16 +283,19 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Reads the first entries of an array map, as many as there are keys, each of as many bytes as the
-/// kernel gives for it: of a per-CPU map one value for each possible CPU (Linux 5.13).
-pub fn lookup_first<T: Plain>(
+/// Reads the entries of an array map from `first` on, as many as there are keys, each of as many
+/// bytes as the kernel gives for it: of a per-CPU map one value for each possible CPU (Linux 5.13).
+pub fn lookup_many<T: Plain>(
     map: BorrowedFd<'_>,
+    first: u32,
     keys: &mut [u32],
     values: &mut [T],
 ) -> io::Result<()> {
+    // The kernel begins after the key that it is given.
+    let before = first.checked_sub(1);
     let mut last = 0u32;
     let mut attr = BatchAttr {
-        in_batch: 0,
+        in_batch: before.as_ref().map_or(0, |key| &raw const *key as u64),
         out_batch: &raw mut last as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,

@@ -394,9 +394,13 @@ impl Thread {
             capturing: self.datapath.is_captured(),
             ..Counters::default()
         };
-        for id in self.applied.backends.keys() {
-            counters.traffic.insert(*id, self.datapath.traffic(*id)?);
-        }
+        let backends = &self.applied.backends;
+        let end = backends.last_key_value().map_or(0, |(last, _)| *last + 1);
+        self.datapath.signs()?.read(0..end.into(), |id, traffic| {
+            if backends.contains_key(&id) {
+                counters.traffic.insert(id, traffic);
+            }
+        })?;
         for id in std::iter::once(&0).chain(self.applied.services.keys()) {
             counters.verdicts.insert(*id, self.datapath.verdicts(*id)?);
         }

@@ -24,8 +24,8 @@ pub struct Record {
     pub at: Duration,
     pub verdict: Verdict,
     pub class: Class,
-    /// One line for people.
-    pub detail: String,
+    /// One line for people; the same as before most of the time, and then shared.
+    pub detail: Arc<str>,
     pub latency: Duration,
 }
 
@@ -198,6 +198,11 @@ impl CheckView {
         now: Duration,
     ) -> Option<Turn> {
         let outcome = &*self.heard(outcome, policy);
+        let before = self.last().map(|last| &last.detail);
+        let detail = match before.filter(|before| ***before == *outcome.detail) {
+            Some(same) => same.clone(),
+            None => outcome.detail.as_str().into(),
+        };
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }
@@ -205,7 +210,7 @@ impl CheckView {
             at: now,
             verdict: outcome.verdict,
             class: outcome.class,
-            detail: outcome.detail.clone(),
+            detail,
             latency: outcome.latency,
         });
         if self.advisory && outcome.verdict == Verdict::Failure && outcome.agent.is_none() {

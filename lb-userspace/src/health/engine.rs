@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::check::{CheckView, Turn};
 use super::ejections::{Ejections, Term};
 use super::passive::Doubt;
-use super::probes::{Asker, Probes, Rhythms, Start};
+use super::probes::{Asker, Due, Probes, Rhythms, Start};
 use super::schedule::Rhythm;
 use super::target::{Health, Restored, TargetView};
 use crate::model::{Backend, BackendKey, HealthPolicy, ProbeKind, ProbeSpec, Service};
@@ -57,17 +57,37 @@ impl Change {
     }
 }
 
+/// What the probes of a backend that have ended were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub success: u64,
+    pub failure: u64,
+    pub internal: u64,
+    /// Verdicts turned: ejections and readmissions.
+    pub flaps: u64,
+}
+
+/// What the end of a probe has led to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    pub changes: Vec<Change>,
+    /// A verdict that was an assumption is one no more.
+    pub confirmed: bool,
+}
+
 struct Target {
+    key: BackendKey,
     address: SocketAddr,
     /// What it is asked, in the order of the view's checks.
     checks: Vec<Check>,
     view: TargetView,
+    tally: Tally,
 }
 
 /// What one probe means for one backend.
 struct Check {
-    spec: ProbeSpec,
-    policy: HealthPolicy,
+    spec: Arc<ProbeSpec>,
+    policy: Arc<HealthPolicy>,
     /// Its place among the probes.
     probe: usize,
 }
@@ -76,7 +96,6 @@ impl Target {
     /// Counts the outcome of one of its probes.
     fn count(
         &mut self,
-        key: &BackendKey,
         check: usize,
         outcome: &Outcome,
         started: Duration,
@@ -84,25 +103,33 @@ impl Target {
     ) -> Option<Change> {
         let policy = &self.checks.get(check)?.policy;
         let (from, weight) = (self.view.health, self.view.weight);
+        match outcome.verdict {
+            Verdict::Success => self.tally.success += 1,
+            Verdict::Failure => self.tally.failure += 1,
+            Verdict::Internal => self.tally.internal += 1,
+        }
         let TargetView {
             checks, ejections, ..
         } = &mut self.view;
         let asked = checks.get_mut(check)?;
         let turn = asked.record(outcome, policy, ejections, started, now);
         let turn = self.view.turned(check, turn, now)?;
+        if from != Health::Unknown && from != self.view.health {
+            self.tally.flaps += 1;
+        }
         Some(Change {
             reweighed: weight != self.view.weight,
-            ..Change::new(key, from, turn, &self.view, now)
+            ..Change::new(&self.key, from, turn, &self.view, now)
         })
     }
 }
 
 /// What the probes' askers want.
-struct Wishes<'a>(&'a mut BTreeMap<BackendKey, Target>);
+struct Wishes<'a>(&'a mut [Target]);
 
 impl Rhythms for Wishes<'_> {
     fn rhythm(&self, asker: &Asker) -> Option<Rhythm> {
-        let target = self.0.get(&asker.key)?;
+        let target = self.0.get(asker.target)?;
         let (check, view) = (
             target.checks.get(asker.check)?,
             target.view.checks.get(asker.check)?,
@@ -111,7 +138,7 @@ impl Rhythms for Wishes<'_> {
     }
 
     fn planned(&mut self, asker: &Asker, next: Option<Duration>, skipped: u64) {
-        let target = self.0.get_mut(&asker.key);
+        let target = self.0.get_mut(asker.target);
         if let Some(view) = target.and_then(|target| target.view.checks.get_mut(asker.check)) {
             view.next_probe = next;
             view.skipped += skipped;
@@ -121,7 +148,10 @@ impl Rhythms for Wishes<'_> {
 
 /// The health of all backends. See the module's documentation.
 pub struct Engine {
-    targets: BTreeMap<BackendKey, Target>,
+    /// In the order of the configuration. Whoever follows the probes goes by places here, since to
+    /// look up a name among ten thousand costs more than all else that an outcome leads to.
+    targets: Vec<Target>,
+    places: BTreeMap<BackendKey, usize>,
     probes: Probes,
 }
 
@@ -130,7 +160,8 @@ impl Engine {
     /// same moment. It should outlive a restart.
     pub fn new(agent_id: u64) -> Self {
         Self {
-            targets: BTreeMap::new(),
+            targets: Vec::new(),
+            places: BTreeMap::new(),
             probes: Probes::new(agent_id),
         }
     }
@@ -152,44 +183,52 @@ impl Engine {
         restored: &BTreeMap<BackendKey, Restored>,
         now: Duration,
     ) -> Vec<Change> {
-        let mut old = std::mem::take(&mut self.targets);
+        let old = std::mem::take(&mut self.targets).into_iter();
+        let mut old: BTreeMap<_, _> = old.map(|target| (target.key.clone(), target)).collect();
+        self.places.clear();
         let mut plan = self.probes.replan();
         let mut changes = Vec::new();
         for service in services {
+            let policies: Vec<_> = service.health.iter().cloned().map(Arc::new).collect();
             for backend in &service.backends {
                 let key = service.key(backend);
-                let before = old
-                    .remove(&key)
-                    .filter(|target| target.address == backend.address);
+                let place = self.targets.len();
+                let before = old.remove(&key);
+                let tally = before.as_ref().map(|target| target.tally);
+                let before = before.filter(|target| target.address == backend.address);
                 let restored = restored
                     .get(&key)
                     .filter(|restored| restored.address == backend.address);
                 let known = Known { before, restored };
                 let from = known.before.as_ref().map(|target| target.view.health);
                 let view = known.view(service, backend, now);
-                let checks = service.probes_of(backend).enumerate();
+                let checks = policies.iter().zip(&backend.probes).enumerate();
                 let checks = checks.map(|(check, (policy, spec))| Check {
                     spec: spec.clone(),
                     policy: policy.clone(),
                     probe: plan.ask(
                         spec,
                         policy,
+                        &key,
                         Asker {
-                            key: key.clone(),
+                            target: place,
                             check,
                         },
                     ),
                 });
                 let target = Target {
-                    address: backend.address,
                     checks: checks.collect(),
+                    key: key.clone(),
+                    address: backend.address,
                     view,
+                    tally: tally.unwrap_or_default(),
                 };
                 if let Some(from) = from.filter(|from| *from != target.view.health) {
                     let turn = Turn::default();
                     changes.push(Change::new(&key, from, turn, &target.view, now));
                 }
-                self.targets.insert(key, target);
+                self.places.insert(key, place);
+                self.targets.push(target);
             }
         }
         self.probes
@@ -215,13 +254,19 @@ impl Engine {
     /// The same, but at most `limit`: the others remain due. For a bound on probes in flight.
     pub fn start_due_up_to(&mut self, now: Duration, limit: usize) -> Vec<Start> {
         let mut wishes = Wishes(&mut self.targets);
-        let (starts, lost) = self.probes.start_due(&mut wishes, now, limit);
+        let (planned, lost) = self.probes.start_due(&mut wishes, now, limit);
+        let targets = &self.targets;
+        let start = |due: Due| {
+            let key = targets.get(due.asker.target)?.key.clone();
+            Some(due.start(key))
+        };
+        let starts = planned.into_iter().filter_map(start).collect();
         for (probe, started) in lost {
             // The prober never answered: its fault, not the backend's, and no verdict turns.
             let outcome = lost_probe(now.saturating_sub(started));
             for asker in self.probes.askers(probe) {
-                if let Some(target) = self.targets.get_mut(&asker.key) {
-                    target.count(&asker.key, asker.check, &outcome, started, now);
+                if let Some(target) = self.targets.get_mut(asker.target) {
+                    target.count(asker.check, &outcome, started, now);
                 }
             }
             self.probes.wait(probe, &mut Wishes(&mut self.targets), now);
@@ -230,27 +275,37 @@ impl Engine {
     }
 
     /// The backends that wait for the outcome of a probe in flight, and which of their probes it is.
-    pub fn asked_by(&self, seq: u64) -> impl Iterator<Item = (BackendKey, usize)> {
-        let probe = self.probes.in_flight(seq);
-        let askers = probe.map_or(&[][..], |(probe, _)| self.probes.askers(probe));
-        askers.iter().map(|asker| (asker.key.clone(), asker.check))
+    pub fn asked_by(&self, seq: u64) -> impl Iterator<Item = (&BackendKey, usize)> {
+        let askers = self.place(seq).map_or(&[][..], |p| self.probes.askers(p));
+        askers.iter().filter_map(|asker| {
+            let target = self.targets.get(asker.target)?;
+            Some((&target.key, asker.check))
+        })
+    }
+
+    /// The number of a probe in flight among those of this configuration, from zero.
+    pub fn place(&self, seq: u64) -> Option<usize> {
+        self.probes.in_flight(seq).map(|(place, _)| place)
     }
 
     /// Counts the outcome of a probe for every backend that asked for it. One that is no longer
     /// expected (its target was removed or configured anew, or it was taken for lost) changes
     /// nothing.
-    pub fn finish(&mut self, seq: u64, outcome: &Outcome, now: Duration) -> Vec<Change> {
+    pub fn finish(&mut self, seq: u64, outcome: &Outcome, now: Duration) -> Ended {
+        let mut ended = Ended::default();
         let Some((probe, started)) = self.probes.in_flight(seq) else {
-            return Vec::new();
+            return ended;
         };
-        let mut changes = Vec::new();
         for asker in self.probes.askers(probe) {
-            if let Some(target) = self.targets.get_mut(&asker.key) {
-                changes.extend(target.count(&asker.key, asker.check, outcome, started, now));
+            if let Some(target) = self.targets.get_mut(asker.target) {
+                let assumed = target.view.assumed;
+                let change = target.count(asker.check, outcome, started, now);
+                ended.changes.extend(change);
+                ended.confirmed |= assumed && !target.view.assumed;
             }
         }
         self.probes.wait(probe, &mut Wishes(&mut self.targets), now);
-        changes
+        ended
     }
 
     /// Counts the outcome of a probe that somebody else ran, for replays: the schedule and a probe
@@ -263,15 +318,15 @@ impl Engine {
         outcome: &Outcome,
         now: Duration,
     ) -> Option<Change> {
-        let target = self.targets.get_mut(key)?;
+        let target = self.targets.get_mut(*self.places.get(key)?)?;
         let started = now.saturating_sub(outcome.latency);
-        target.count(key, check, outcome, started, now)
+        target.count(check, outcome, started, now)
     }
 
     /// Makes a backend's probes due at once. Returns whether any will be: false if it is unknown, or
     /// if all its probes, if it has any, are in flight already.
     pub fn probe_now(&mut self, key: &BackendKey, now: Duration) -> bool {
-        let Some(target) = self.targets.get(key) else {
+        let Some(target) = self.target(key) else {
             return false;
         };
         let places: Vec<usize> = target.checks.iter().map(|check| check.probe).collect();
@@ -293,7 +348,8 @@ impl Engine {
     /// or is the same one if they have ejected it already. Tells what it comes to: by the first
     /// hold-down of its probes, or as usual if they have none.
     pub fn ejected(&mut self, key: &BackendKey, now: Duration) -> Term {
-        match self.targets.get_mut(key) {
+        let place = self.places.get(key);
+        match place.and_then(|place| self.targets.get_mut(*place)) {
             Some(target) => {
                 let mut policies = target.checks.iter().map(|check| &check.policy);
                 let rule = policies.find_map(|policy| policy.hold_down);
@@ -307,29 +363,42 @@ impl Engine {
     /// Takes over who is out by what the packets say: only those who are not, and whose probes have
     /// nothing against them, are back.
     pub fn follow(&mut self, doubts: &BTreeMap<BackendKey, Doubt>, now: Duration) {
-        for (key, target) in &mut self.targets {
-            target.view.doubt(doubts.contains_key(key), now);
+        for target in &mut self.targets {
+            target.view.doubt(doubts.contains_key(&target.key), now);
         }
     }
 
     /// What is known of all backends, by key.
     pub fn view(&self) -> impl Iterator<Item = (&BackendKey, &TargetView)> {
-        self.targets.iter().map(|(key, target)| (key, &target.view))
+        let targets = self.places.values().filter_map(|n| self.targets.get(*n));
+        targets.map(|target| (&target.key, &target.view))
     }
 
     /// What is known of one backend.
     pub fn get(&self, key: &BackendKey) -> Option<&TargetView> {
-        self.targets.get(key).map(|target| &target.view)
+        self.target(key).map(|target| &target.view)
+    }
+
+    /// How its probes have ended. Goes on while the backend is configured, whatever it is asked.
+    pub fn tally(&self, key: &BackendKey) -> Tally {
+        self.target(key)
+            .map(|target| target.tally)
+            .unwrap_or_default()
+    }
+
+    fn target(&self, key: &BackendKey) -> Option<&Target> {
+        self.targets.get(*self.places.get(key)?)
     }
 
     /// The verdicts for the state file.
     pub fn snapshot(&self, now: Duration) -> BTreeMap<BackendKey, Restored> {
         let worth =
-            |target: &Target| !target.checks.is_empty() || target.view.ejections.count() > 0;
-        let probed = self.targets.iter().filter(|(_, target)| worth(target));
-        probed
-            .map(|(key, target)| (key.clone(), target.view.restorable(target.address, now)))
-            .collect()
+            |target: &&Target| !target.checks.is_empty() || target.view.ejections.count() > 0;
+        let restorable = |target: &Target| {
+            let view = target.view.restorable(target.address, now);
+            (target.key.clone(), view)
+        };
+        self.targets.iter().filter(worth).map(restorable).collect()
     }
 }
 
@@ -395,7 +464,10 @@ impl Known<'_> {
     /// The probe that asked the very same, as it is.
     fn same(&mut self, spec: &ProbeSpec) -> Option<CheckView> {
         let before = self.before.as_mut()?;
-        let place = before.checks.iter().position(|check| check.spec == *spec)?;
+        let place = before
+            .checks
+            .iter()
+            .position(|check| *check.spec == *spec)?;
         before.checks.remove(place);
         Some(before.view.checks.remove(place))
     }

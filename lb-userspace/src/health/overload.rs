@@ -2,15 +2,13 @@
 //!
 //! A prober that lacks CPU, descriptors or ports sees what a dying backend shows: silence. So a
 //! probe is *short* if it failed for want of something on this host ([`Class::Shortage`]) or if the
-//! agent started it late. While more than [`ENTER`] percent of a round, which is the last probe of
-//! each backend, are short, the prober is overloaded, and a timeout becomes an internal outcome: no
+//! agent started it late. While more than [`ENTER`] percent of a round, which is the last run of
+//! each probe, are short, the prober is overloaded, and a timeout becomes an internal outcome: no
 //! backend is ejected for silence. What a backend says meanwhile (a RST, a 503, ICMP) still counts,
 //! since no shortage here makes it say that; and so does every success.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
-use crate::model::BackendKey;
 use crate::probe::{Class, Outcome, Verdict};
 
 /// Percent of a round that must be short for the overload to begin.
@@ -21,8 +19,9 @@ pub const LEAVE: usize = 5;
 /// The state of the prober. Pure: what happens comes in as calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overload {
-    /// Whether the last probe of each backend was short.
-    round: BTreeMap<BackendKey, bool>,
+    /// Whether the last run of each probe was short, by its number; `None` before it has run.
+    round: Vec<Option<bool>>,
+    ran: usize,
     short: usize,
     active: bool,
     held: u64,
@@ -32,22 +31,21 @@ impl Overload {
     /// Takes a probe's end into account. Returns what it is to count as: the outcome itself, or an
     /// internal one in the place of a timeout that proves nothing.
     ///
-    /// `late`: the agent started it so late that its own lag, not the backend's, may show.
+    /// `probe`: its number among those of the configuration ([`super::Engine::place`]); `late`: the
+    /// agent started it so late that its own lag, not the backend's, may show.
     pub fn judge<'a>(
         &mut self,
-        key: &BackendKey,
+        probe: usize,
         outcome: &'a Outcome,
         late: bool,
     ) -> Cow<'a, Outcome> {
         let short = late || outcome.class == Class::Shortage;
-        match self.round.get_mut(key) {
-            Some(before) => {
-                self.short -= usize::from(*before);
-                *before = short;
-            }
-            None => {
-                self.round.insert(key.clone(), short);
-            }
+        if self.round.len() <= probe {
+            self.round.resize(probe + 1, None);
+        }
+        match self.round[probe].replace(short) {
+            Some(before) => self.short -= usize::from(before),
+            None => self.ran += 1,
         }
         self.short += usize::from(short);
         self.decide();
@@ -70,7 +68,7 @@ impl Overload {
     /// Begins a new round, for another configuration. An overload lasts until that says otherwise.
     pub fn forget(&mut self) {
         self.round.clear();
-        self.short = 0;
+        (self.ran, self.short) = (0, 0);
     }
 
     /// Whether the prober is overloaded.
@@ -80,7 +78,7 @@ impl Overload {
 
     /// Probes of the last round that were short, and all of the round.
     pub fn round(&self) -> (usize, usize) {
-        (self.short, self.round.len())
+        (self.short, self.ran)
     }
 
     /// Timeouts that were not counted.
@@ -90,7 +88,7 @@ impl Overload {
 
     fn decide(&mut self) {
         let limit = if self.active { LEAVE } else { ENTER };
-        self.active = self.short * 100 > limit * self.round.len();
+        self.active = self.short * 100 > limit * self.ran;
     }
 }
 
@@ -99,10 +97,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    fn key(number: usize) -> BackendKey {
-        BackendKey::new("web", format!("b{number}"))
-    }
 
     fn outcome(class: Class) -> Outcome {
         Outcome {
@@ -123,7 +117,7 @@ mod tests {
     fn well() -> Overload {
         let mut overload = Overload::default();
         for number in 0..20 {
-            overload.judge(&key(number), &outcome(Class::Ok), false);
+            overload.judge(number, &outcome(Class::Ok), false);
         }
         overload
     }
@@ -133,7 +127,7 @@ mod tests {
         let mut overload = well();
         for number in 0..20 {
             let timeout = outcome(Class::Timeout);
-            let counted = overload.judge(&key(number), &timeout, false);
+            let counted = overload.judge(number, &timeout, false);
             assert_eq!(*counted, timeout);
         }
         assert!(!overload.active());
@@ -143,16 +137,16 @@ mod tests {
     fn a_round_that_is_short_holds_timeouts_and_nothing_else() {
         let mut overload = well();
         for number in 0..2 {
-            overload.judge(&key(number), &outcome(Class::Shortage), false);
+            overload.judge(number, &outcome(Class::Shortage), false);
             assert!(!overload.active(), "10 % is not more than 10 %");
         }
         // Late successes say as much of the prober as a shortage does, and still count.
         let success = outcome(Class::Ok);
-        assert_eq!(*overload.judge(&key(2), &success, true), success);
+        assert_eq!(*overload.judge(2, &success, true), success);
         assert!(overload.active());
         assert_eq!(overload.round(), (3, 20));
         let held = overload
-            .judge(&key(3), &outcome(Class::Timeout), false)
+            .judge(3, &outcome(Class::Timeout), false)
             .into_owned();
         assert_eq!(
             (held.verdict, held.class),
@@ -162,7 +156,7 @@ mod tests {
         assert_eq!(overload.held(), 1);
         for class in [Class::Refused, Class::Status, Class::Reset] {
             let failure = outcome(class);
-            assert_eq!(*overload.judge(&key(4), &failure, false), failure);
+            assert_eq!(*overload.judge(4, &failure, false), failure);
         }
         // What was held does not prolong the overload.
         assert_eq!(overload.round(), (3, 20));
@@ -172,16 +166,16 @@ mod tests {
     fn it_ends_when_the_shortage_does() {
         let mut overload = well();
         for number in 0..20 {
-            overload.judge(&key(number), &outcome(Class::Shortage), false);
+            overload.judge(number, &outcome(Class::Shortage), false);
         }
         for number in 0..18 {
-            overload.judge(&key(number), &outcome(Class::Ok), false);
+            overload.judge(number, &outcome(Class::Ok), false);
             assert!(overload.active());
         }
-        overload.judge(&key(18), &outcome(Class::Timeout), false);
+        overload.judge(18, &outcome(Class::Timeout), false);
         assert!(!overload.active(), "one of twenty left");
         let timeout = outcome(Class::Timeout);
-        assert_eq!(*overload.judge(&key(18), &timeout, false), timeout);
+        assert_eq!(*overload.judge(18, &timeout, false), timeout);
     }
 
     #[test]
@@ -189,7 +183,7 @@ mod tests {
         let mut overload = well();
         // An unreadable CA file: internal, but no shortage.
         for number in 0..20 {
-            overload.judge(&key(number), &outcome(Class::Internal), false);
+            overload.judge(number, &outcome(Class::Internal), false);
         }
         assert!(!overload.active());
     }
@@ -198,11 +192,11 @@ mod tests {
     fn a_new_configuration_begins_a_new_round() {
         let mut overload = well();
         for number in 0..3 {
-            overload.judge(&key(number), &outcome(Class::Shortage), false);
+            overload.judge(number, &outcome(Class::Shortage), false);
         }
         overload.forget();
         assert!(overload.active(), "until something is known");
-        overload.judge(&key(5), &outcome(Class::Ok), false);
+        overload.judge(5, &outcome(Class::Ok), false);
         assert_eq!(overload.round(), (0, 1));
         assert!(!overload.active());
     }

@@ -42,7 +42,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ejections::Term;
 use crate::model::{Backend, BackendKey, Forwarding, PassiveHttp, Service};
-use target::{SHOWN, Target, WINDOW};
+pub use target::WINDOW;
+use target::{SHOWN, Target};
 
 mod target;
 #[cfg(test)]
@@ -186,6 +187,8 @@ struct Watched {
     connections: bool,
     http: PassiveHttp,
     healthy_threshold: u32,
+    /// When anything new was last read.
+    last_news: Duration,
     targets: BTreeMap<BackendKey, Target>,
 }
 
@@ -205,9 +208,9 @@ impl Passive {
             if !settings.connections && settings.http == PassiveHttp::Off {
                 continue;
             }
-            let mut known = old
-                .remove(&service.name)
-                .map(|watched| watched.targets)
+            let before = old.remove(&service.name);
+            let (mut known, last_news) = before
+                .map(|watched| (watched.targets, watched.last_news))
                 .unwrap_or_default();
             let target = |backend: &Backend| {
                 let key = service.key(backend);
@@ -223,6 +226,7 @@ impl Passive {
                 connections: settings.connections,
                 http: settings.http,
                 healthy_threshold: service.health.first().map_or(1, |p| p.healthy_threshold),
+                last_news,
                 targets: service.backends.iter().map(target).collect(),
             };
             self.services.insert(service.name.clone(), watched);
@@ -248,9 +252,12 @@ impl Passive {
 
     /// A backend's counters as they are now. An answer may take `patience`.
     pub fn read(&mut self, key: &BackendKey, reading: Reading, patience: Duration, now: Duration) {
-        let watched = self.services.get_mut(&key.service);
-        if let Some(target) = watched.and_then(|watched| watched.targets.get_mut(key)) {
+        let Some(watched) = self.services.get_mut(&key.service) else {
+            return;
+        };
+        if let Some(target) = watched.targets.get_mut(key) {
             target.read(reading, patience, now);
+            watched.last_news = now;
         }
     }
 
@@ -427,6 +434,9 @@ impl Passive {
 impl Watched {
     fn suspects(&self, now: Duration) -> Vec<Suspicion> {
         let mut suspects = Vec::new();
+        if now >= self.last_news + WINDOW {
+            return suspects;
+        }
         for (key, target) in &self.targets {
             let others = || {
                 let others = self.targets.iter().filter(|(other, _)| *other != key);

@@ -5,6 +5,7 @@
 //! own thresholds. It is asked as often as the one who wants it most often.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::schedule::{Grid, Rhythm, whole_intervals_late};
@@ -18,18 +19,38 @@ const LOST_GRACE: Duration = Duration::from_secs(1);
 pub struct Start {
     /// The first of the backends that wait for it.
     pub key: BackendKey,
-    pub spec: ProbeSpec,
+    pub spec: Arc<ProbeSpec>,
     /// To be given back to [`super::Engine::finish`].
     pub seq: u64,
     /// When it was due: what it is late by is the agent's own lateness.
     pub due: Duration,
 }
 
-/// Who waits for a probe: one of a backend's checks, by its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Who waits for a probe: a backend, by its place, and which of its checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asker {
-    pub key: BackendKey,
+    pub target: usize,
     pub check: usize,
+}
+
+/// A [`Start`] whose backend is not named yet.
+pub(super) struct Due {
+    pub asker: Asker,
+    spec: Arc<ProbeSpec>,
+    seq: u64,
+    due: Duration,
+}
+
+impl Due {
+    /// `key`: the name of [`Due::asker`].
+    pub fn start(self, key: BackendKey) -> Start {
+        Start {
+            key,
+            spec: self.spec,
+            seq: self.seq,
+            due: self.due,
+        }
+    }
 }
 
 /// The askers' side.
@@ -61,7 +82,7 @@ impl Times {
 }
 
 struct Probe {
-    spec: ProbeSpec,
+    spec: Arc<ProbeSpec>,
     times: Times,
     grid: Grid,
     state: State,
@@ -130,27 +151,33 @@ pub(super) struct Plan {
     agent: u64,
     wanted: Vec<Wanted>,
     /// Places in `wanted`.
-    known: HashMap<(ProbeSpec, Times), usize>,
+    known: HashMap<(Arc<ProbeSpec>, Times), usize>,
 }
 
 struct Wanted {
-    spec: ProbeSpec,
+    spec: Arc<ProbeSpec>,
     times: Times,
     grid: Grid,
     askers: Vec<Asker>,
 }
 
 impl Plan {
-    /// Adds one who asks this; gives the place of the probe.
-    pub fn ask(&mut self, spec: &ProbeSpec, policy: &HealthPolicy, asker: Asker) -> usize {
+    /// Adds one who asks this, of the backend `key`; gives the place of the probe.
+    pub fn ask(
+        &mut self,
+        spec: &Arc<ProbeSpec>,
+        policy: &HealthPolicy,
+        key: &BackendKey,
+        asker: Asker,
+    ) -> usize {
         let times = Times::of(policy);
         let next = self.wanted.len();
         let place = *self.known.entry((spec.clone(), times)).or_insert(next);
         if place == next {
             // The phase of a backend's only probe does not depend on how it is named.
             let identity = match asker.check {
-                0 => format!("{} {}", asker.key, spec.target),
-                n => format!("{} {} {n}", asker.key, spec.target),
+                0 => format!("{key} {}", spec.target),
+                n => format!("{key} {} {n}", spec.target),
             };
             self.wanted.push(Wanted {
                 spec: spec.clone(),
@@ -245,7 +272,7 @@ impl Probes {
         askers: &mut impl Rhythms,
         now: Duration,
         limit: usize,
-    ) -> (Vec<Start>, Vec<(usize, Duration)>) {
+    ) -> (Vec<Due>, Vec<(usize, Duration)>) {
         let (mut starts, mut lost) = (Vec::new(), Vec::new());
         while starts.len() < limit
             && self.queue.first().is_some_and(|(at, _)| *at <= now)
@@ -272,8 +299,8 @@ impl Probes {
             probe.tell(askers, missed.into());
             self.queue.insert((probe.state.wakes(), place));
             self.flying.insert(self.seq, place);
-            starts.extend(probe.askers.first().map(|asker| Start {
-                key: asker.key.clone(),
+            starts.extend(probe.askers.first().map(|asker| Due {
+                asker: *asker,
                 spec: probe.spec.clone(),
                 seq: self.seq,
                 due,
@@ -353,9 +380,9 @@ impl Probes {
 /// The probes of the configuration before, to be taken over one by one.
 struct Old {
     probes: Vec<Option<Probe>>,
-    same: HashMap<(ProbeSpec, Times), usize>,
+    same: HashMap<(Arc<ProbeSpec>, Times), usize>,
     /// By question alone.
-    alike: HashMap<ProbeSpec, Vec<usize>>,
+    alike: HashMap<Arc<ProbeSpec>, Vec<usize>>,
 }
 
 impl Old {
@@ -373,7 +400,7 @@ impl Old {
     }
 
     /// The probe that asks the same in the same rhythm.
-    fn take(&mut self, spec: &ProbeSpec, times: Times) -> Option<Probe> {
+    fn take(&mut self, spec: &Arc<ProbeSpec>, times: Times) -> Option<Probe> {
         let place = *self.same.get(&(spec.clone(), times))?;
         self.probes[place].take()
     }

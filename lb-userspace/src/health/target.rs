@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::check::{CheckView, Record, RestoredCheck, Turn};
 use super::ejections::{Ejections, Past};
@@ -50,8 +51,44 @@ pub struct Restored {
     #[serde(default, skip_serializing_if = "Past::is_clean")]
     pub past: Past,
     /// By probe; none if it is not known by which.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub checks: BTreeMap<String, RestoredCheck>,
+    #[serde(default, skip_serializing_if = "RestoredChecks::is_empty")]
+    pub checks: RestoredChecks,
+}
+
+/// What was known by each probe, by its name; in the file a map. Here a list, since a backend has
+/// one probe or two, and the smallest tree has room for eleven.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "BTreeMap<Arc<str>, RestoredCheck>")]
+pub struct RestoredChecks(Vec<(Arc<str>, RestoredCheck)>);
+
+impl RestoredChecks {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// By the probe of this name.
+    pub fn get(&self, name: &str) -> Option<&RestoredCheck> {
+        let mut named = self.0.iter().filter(|(known, _)| **known == *name);
+        named.next().map(|(_, check)| check)
+    }
+}
+
+impl From<BTreeMap<Arc<str>, RestoredCheck>> for RestoredChecks {
+    fn from(checks: BTreeMap<Arc<str>, RestoredCheck>) -> Self {
+        checks.into_iter().collect()
+    }
+}
+
+impl FromIterator<(Arc<str>, RestoredCheck)> for RestoredChecks {
+    fn from_iter<T: IntoIterator<Item = (Arc<str>, RestoredCheck)>>(checks: T) -> Self {
+        Self(checks.into_iter().collect())
+    }
+}
+
+impl Serialize for RestoredChecks {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, check)| (name, check)))
+    }
 }
 
 /// What is known of a backend.
@@ -210,7 +247,7 @@ impl TargetView {
                     (Some(check), weight) => {
                         let mut said = check.history.iter().rev();
                         let said = said.find(|record| record.verdict == Verdict::Success);
-                        let said = said.map_or("as said before", |record| &record.detail);
+                        let said = said.map_or("as said before", |record| &*record.detail);
                         format!("{reason}; weight {weight} %: {said}")
                     }
                 }
@@ -268,7 +305,7 @@ impl TargetView {
             address,
             past: self.ejections.past(now),
             checks: checks
-                .map(|check| (check.name.to_string(), check.restorable()))
+                .map(|check| (check.name.clone(), check.restorable()))
                 .collect(),
         }
     }
@@ -278,9 +315,10 @@ impl Restored {
     /// The verdict of the probe `name`. `only`: the backend has one probe now; if it had one before,
     /// that is it, whatever its name.
     pub(super) fn check(&self, name: &str, only: bool) -> Option<&RestoredCheck> {
-        let mut all = self.checks.values();
-        let lone = all.next().filter(|_| only && self.checks.len() == 1);
-        lone.or_else(|| self.checks.get(name))
+        match &*self.checks.0 {
+            [(_, lone)] if only => Some(lone),
+            _ => self.checks.get(name),
+        }
     }
 
     /// That of all its probes, as of one.

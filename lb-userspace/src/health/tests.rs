@@ -45,12 +45,12 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
             weight: 100,
             tier: 0,
             fallback: false,
-            probes: vec![ProbeSpec {
+            probes: vec![Arc::new(ProbeSpec {
                 target: address,
                 timeout: policy.timeout,
                 kind: ProbeKind::Tcp,
                 egress: Default::default(),
-            }],
+            })],
         }
     };
     Service {
@@ -115,6 +115,63 @@ fn engine(services: &[Service]) -> Engine {
 use Class::{Internal, Ok as Pass, Refused, Status, Timeout};
 
 #[test]
+fn ends_are_tallied_as_long_as_the_backend_is_configured() {
+    let services = [service(2, &policy())];
+    let mut engine = engine(&services);
+    let mut one = |class| {
+        let seen = engine.observe(&key(0), 0, &outcome(class), ms(1));
+        (seen.is_some(), engine.tally(&key(0)))
+    };
+    let tally = |success, failure, internal, flaps| Tally {
+        success,
+        failure,
+        internal,
+        flaps,
+    };
+    assert_eq!(
+        one(Pass),
+        (true, tally(1, 0, 0, 0)),
+        "a first verdict turns none"
+    );
+    assert_eq!(one(Internal), (false, tally(1, 0, 1, 0)));
+    for failure in 1..3 {
+        assert_eq!(one(Refused), (false, tally(1, failure, 1, 0)));
+    }
+    assert_eq!(one(Refused), (true, tally(1, 3, 1, 1)));
+    assert_eq!(engine.tally(&key(1)), Tally::default());
+    // At another address it is another backend of the same name.
+    let mut moved = services.clone();
+    moved[0].backends[0].address.set_port(81);
+    engine.configure(&moved, &BTreeMap::new(), ms(2));
+    assert_eq!(engine.tally(&key(0)), tally(1, 3, 1, 1));
+    moved[0].backends.remove(0);
+    engine.configure(&moved, &BTreeMap::new(), ms(3));
+    engine.configure(&services, &BTreeMap::new(), ms(4));
+    assert_eq!(engine.tally(&key(0)), Tally::default());
+}
+
+#[test]
+fn an_assumption_is_confirmed_once() {
+    let services = [service(1, &policy())];
+    let mut engine = Engine::new(7);
+    let restored = Restored {
+        health: Health::Healthy,
+        gone: false,
+        reason: "before".to_owned(),
+        address: services[0].backends[0].address,
+        past: Past::default(),
+        checks: RestoredChecks::default(),
+    };
+    engine.configure(&services, &BTreeMap::from([(key(0), restored)]), ms(0));
+    for confirmed in [true, false] {
+        let now = engine.next_due().unwrap();
+        let start = engine.start_due(now).pop().unwrap();
+        let ended = engine.finish(start.seq, &outcome(Pass), now);
+        assert_eq!((ended.changes.len(), ended.confirmed), (0, confirmed));
+    }
+}
+
+#[test]
 fn a_probe_is_brought_forward_by_what_it_asks() {
     let services = [service(2, &policy())];
     let mut engine = engine(&services);
@@ -124,7 +181,7 @@ fn a_probe_is_brought_forward_by_what_it_asks() {
     let due = engine.next_due().unwrap();
     let now = due / 2;
     assert!(engine.start_due(now).is_empty());
-    let mut spec = services[0].backends[1].probes[0].clone();
+    let mut spec = ProbeSpec::clone(&services[0].backends[1].probes[0]);
     spec.timeout /= 2;
     engine.hurry(&spec, now);
     let starts = engine.start_due(now);
@@ -219,7 +276,8 @@ fn late_probes_are_skipped_not_queued() {
     assert!(engine.start_due(late).is_empty(), "never two in flight");
     for start in &starts {
         assert!(start.due < ms(1000), "due in the first interval");
-        assert!(!engine.finish(start.seq, &outcome(Pass), late).is_empty());
+        let ended = engine.finish(start.seq, &outcome(Pass), late);
+        assert!(!ended.changes.is_empty());
         let view = engine.get(&start.key).unwrap();
         assert!(
             (56..=57).contains(&view.checks[0].skipped),
@@ -251,6 +309,7 @@ fn lost_probes_are_internal() {
     assert!(
         engine
             .finish(start.seq, &outcome(Refused), wakes)
+            .changes
             .is_empty()
     );
     assert_eq!(engine.get(&start.key).unwrap().health, Health::Unknown);
@@ -299,7 +358,9 @@ fn a_reload_touches_only_what_it_changes() {
     let before: BTreeMap<_, _> = engine.view().map(|(k, v)| (k.clone(), v.clone())).collect();
     let address = "10.9.9.9:80".parse().unwrap();
     services[0].backends[1].address = address; // another backend under the same name
-    services[0].backends[2].probes[0].target.set_port(81); // another probe
+    Arc::make_mut(&mut services[0].backends[2].probes[0])
+        .target
+        .set_port(81); // another probe
     services[0].backends[3].probes.clear();
     services[0].backends.remove(4);
     let mut added = services[0].backends[0].clone();
@@ -312,7 +373,7 @@ fn a_reload_touches_only_what_it_changes() {
         reason: "3 consecutive failures: refused".to_owned(),
         address,
         past: Past::default(),
-        checks: BTreeMap::new(),
+        checks: RestoredChecks::default(),
     };
     let restored = BTreeMap::from([(new.clone(), restored)]);
     assert_eq!(engine.configure(&services, &restored, ms(1500)), []);
@@ -340,7 +401,7 @@ fn a_reload_touches_only_what_it_changes() {
     for _ in 0..2 {
         assert!(engine.probe_now(&new, ms(5000)));
         for start in engine.start_due(ms(5000)) {
-            if engine.asked_by(start.seq).any(|(key, _)| key == new) {
+            if engine.asked_by(start.seq).any(|(key, _)| *key == new) {
                 engine.finish(start.seq, &outcome(Pass), ms(5001));
             }
         }
@@ -377,7 +438,7 @@ fn other_thresholds_keep_the_counts() {
     services[0].health[0].unhealthy_threshold = 4;
     engine.configure(&services, &BTreeMap::new(), now);
     assert!(engine.start_due(now + ms(1000)).is_empty());
-    assert_eq!(engine.finish(start.seq, &outcome(Refused), now), []);
+    assert_eq!(engine.finish(start.seq, &outcome(Refused), now).changes, []);
     assert_eq!(engine.get(&start.key).unwrap().checks[0].failures, 3);
     assert_eq!(feed(&mut engine, &[Refused]), [(Health::Unhealthy, true)]);
 }
@@ -396,7 +457,7 @@ fn an_observed_outcome_counts_and_leaves_the_schedule_alone() {
         assert_eq!(engine.observe(&key(0), 0, &outcome(Refused), now), None);
     }
     assert_eq!(engine.next_due(), due);
-    let own = engine.finish(start.seq, &outcome(Refused), now);
+    let own = engine.finish(start.seq, &outcome(Refused), now).changes;
     let own = own.first().unwrap();
     assert_eq!((own.to, own.gone), (Health::Unhealthy, true));
     assert_eq!(engine.observe(&key(1), 0, &outcome(Pass), now), None);

@@ -266,7 +266,7 @@ pub struct Backend {
     /// Whether it only takes traffic in panic.
     pub fallback: bool,
     /// What to ask, for each of the service's probes.
-    pub probes: Vec<ProbeSpec>,
+    pub probes: Vec<Arc<ProbeSpec>>,
 }
 
 /// Names a backend: `service/backend`.
@@ -307,7 +307,9 @@ impl Service {
         &'a self,
         backend: &'a Backend,
     ) -> impl Iterator<Item = (&'a HealthPolicy, &'a ProbeSpec)> {
-        self.health.iter().zip(&backend.probes)
+        self.health
+            .iter()
+            .zip(backend.probes.iter().map(Arc::as_ref))
     }
 
     /// Key of one of its backends.

@@ -65,7 +65,7 @@ impl NamedBackend {
         let template = &self.template;
         let name: Arc<str> = format!("{}@{address}", template.name).into();
         let mut probes = template.probes.clone();
-        for probe in &mut probes {
+        for probe in probes.iter_mut().map(Arc::make_mut) {
             match &mut probe.egress.via {
                 Some(via) => via.backend = address,
                 None => probe.target = SocketAddr::new(address, probe.target.port()),

@@ -27,8 +27,11 @@ impl ProbeStream for TlsStream<TcpStream> {
     }
 }
 
-/// Connects a socket of [`open`] to `target`.
-pub async fn connect(socket: TcpSocket, target: SocketAddr) -> Result<TcpStream, Failure> {
+/// Connects a socket of [`open`] to `target`; also gives its own address.
+pub async fn connect(
+    socket: TcpSocket,
+    target: SocketAddr,
+) -> Result<(TcpStream, SocketAddr), Failure> {
     let stream = socket
         .connect(target)
         .await
@@ -44,7 +47,7 @@ pub async fn connect(socket: TcpSocket, target: SocketAddr) -> Result<TcpStream,
             "connection refused (the port is unused: the kernel connected the probe to itself)",
         ));
     }
-    Ok(stream)
+    Ok((stream, local))
 }
 
 /// For probes whose side speaks first: the acknowledgement of the server's SYN goes out with the

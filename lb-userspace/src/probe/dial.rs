@@ -53,13 +53,9 @@ impl Dialer {
             let how = via.forwarding.name();
             trace.step("via", format!("{how} to {}", via.backend));
         }
-        let stream = self
-            .watched(ticket, spec, connect::connect(socket, spec.target))
-            .await?;
-        let local = stream
-            .local_addr()
-            .map_err(|error| Failure::connecting(&error))?;
-        trace.step("connect", format!("{} from {local}", spec.target));
+        let connecting = connect::connect(socket, spec.target);
+        let (stream, local) = self.watched(ticket, spec, connecting).await?;
+        trace.step("connect", format_args!("{} from {local}", spec.target));
         Ok(stream)
     }
 
@@ -97,7 +93,8 @@ impl Dialer {
                     "via = \"vip\" needs the ways that the agent knows; run `lb probe` without --config",
                 ));
             };
-            return carrier.admit(socket, protocol, spec, via).await;
+            // Apart, since every probe in flight would be as large; likewise below.
+            return Box::pin(carrier.admit(socket, protocol, spec, via)).await;
         }
         let set = |what: &str, result: io::Result<()>| {
             result.map_err(|error| Failure::internal(format!("cannot send {what}: {error}")))
@@ -143,7 +140,7 @@ impl Dialer {
             return Ok(());
         }
         if let Some(carrier) = &self.carrier {
-            carrier.doubt().await;
+            Box::pin(carrier.doubt()).await;
         }
         Err(Failure::internal(
             "the probe's packets did not come to lb's device: is the VIP an address of this host, or \

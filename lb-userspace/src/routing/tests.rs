@@ -1,6 +1,7 @@
 mod weight;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -54,12 +55,12 @@ impl World {
                 weight,
                 tier,
                 fallback: false,
-                probes: vec![ProbeSpec {
+                probes: vec![Arc::new(ProbeSpec {
                     target: address,
                     timeout: s(2),
                     kind: ProbeKind::Tcp,
                     egress: Default::default(),
-                }],
+                })],
             }
         };
         let service = Service {

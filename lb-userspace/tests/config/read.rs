@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_userspace::config::check::check;
@@ -72,12 +73,12 @@ fn the_smallest_file_gets_the_documented_defaults() {
                 weight: 100,
                 tier: 0,
                 fallback: false,
-                probes: vec![ProbeSpec {
+                probes: vec![Arc::new(ProbeSpec {
                     target,
                     timeout: seconds(2),
                     kind: ProbeKind::Tcp,
                     egress: Default::default(),
-                }],
+                })],
             }],
         }]
     );
@@ -129,8 +130,8 @@ fn every_key_of_the_contract_is_read() {
 
     let status = |first, last| StatusRange { first, last };
     assert_eq!(
-        web.backends[0].probes,
-        [ProbeSpec {
+        *web.backends[0].probes[0],
+        ProbeSpec {
             target: "10.0.0.11:8081".parse().unwrap(),
             timeout: Duration::from_secs(2),
             kind: ProbeKind::Http(HttpProbe {
@@ -144,7 +145,7 @@ fn every_key_of_the_contract_is_read() {
                 ..HttpProbe::default()
             }),
             egress: Default::default(),
-        }]
+        }
     );
     assert_eq!((web.backends[1].weight, web.backends[1].tier), (50, 1));
     let policy = web.health.first().unwrap();
@@ -176,7 +177,7 @@ fn every_key_of_the_contract_is_read() {
     );
 
     assert_eq!((dns.protocol, &dns.health), (Protocol::Udp, &vec![]));
-    assert_eq!(dns.backends[0].probes, []);
+    assert!(dns.backends[0].probes.is_empty());
 
     let prefix = |text: &str, length| Prefix::new(text.parse().unwrap(), length);
     assert_eq!(model.node.gue_port, 6081);
@@ -333,8 +334,8 @@ fn every_kind_of_probe_is_read() {
     );
     let way = |name: &str| {
         let backends = &model.service(name).unwrap().backends;
-        let spec = backends[0].probes[0].clone();
-        (spec.target, spec.egress)
+        let spec = &backends[0].probes[0];
+        (spec.target, spec.egress.clone())
     };
     let via = Egress {
         source: Some("10.0.0.2".parse().unwrap()),
@@ -370,7 +371,7 @@ fn an_inherited_way_of_probes_holds_where_it_can() {
     let model = config::parse(&text, "lb.toml").unwrap();
     let egress = |name: &str| {
         let backends = &model.service(name).unwrap().backends;
-        backends[0].probes[0].clone().egress
+        backends[0].probes[0].egress.clone()
     };
     assert!(egress("via").via.is_some());
     let source = Some("10.0.0.2".parse().unwrap());
@@ -408,7 +409,7 @@ fn backends_by_host_name_are_templates() {
     let at = app.at("10.0.0.11".parse().unwrap(), model.service("web").unwrap());
     assert_eq!((&*at.name, at.weight), ("app@10.0.0.11", 50));
     assert_eq!(at.address, "10.0.0.11:8443".parse().unwrap());
-    let probe = at.probes[0].clone();
+    let probe = ProbeSpec::clone(&at.probes[0]);
     assert_eq!(probe.target, at.address);
     let ProbeKind::Http(http) = probe.kind else {
         panic!("{probe:?}")
@@ -422,7 +423,7 @@ fn backends_by_host_name_are_templates() {
     );
     assert_eq!(&*at.name, "pay.internal.@2001:db8::11");
     assert_eq!(at.address.port(), 443);
-    let probe = at.probes[0].clone();
+    let probe = ProbeSpec::clone(&at.probes[0]);
     assert_eq!(probe.target, "[2001:db8::10]:443".parse().unwrap());
     assert_eq!(probe.egress.via.unwrap().backend, at.address.ip());
     let ProbeKind::Grpc { authority, tls, .. } = probe.kind else {

@@ -1,5 +1,7 @@
 //! What the program counts of the backends' behaviour, for passive detection.
 
+use std::collections::BTreeMap;
+
 use lb_common::abi::Forwarding::Nat;
 use lb_common::abi::Traffic;
 use lb_common::verdict::Verdict;
@@ -18,8 +20,16 @@ fn signs(kernel: &Kernel) -> Traffic {
     let traffic = kernel.datapath.traffic(1).unwrap();
     let signs = kernel.datapath.signs();
     let mut signs = signs.unwrap();
-    signs.read(3).unwrap();
-    assert_eq!(signs.get(1), traffic, "the two ways of reading");
+    // From the first on, from a later one, and by several system calls.
+    for range in [0..2, 1..2, 0..700] {
+        let mut read = BTreeMap::new();
+        let each = |index, traffic| {
+            read.insert(usize::from(index), traffic);
+        };
+        signs.read(range.clone(), each).unwrap();
+        assert!(read.keys().copied().eq(range), "each once");
+        assert_eq!(read[&1], traffic, "the two ways of reading");
+    }
     Traffic {
         packets: 0,
         bytes: 0,

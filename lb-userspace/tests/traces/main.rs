@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_userspace::health::agent::parse;
@@ -72,12 +73,12 @@ fn backend(n: u16, tier: u8) -> Backend {
         weight: 1,
         tier,
         fallback: false,
-        probes: vec![ProbeSpec {
+        probes: vec![Arc::new(ProbeSpec {
             target: address,
             timeout: TIMEOUT,
             kind: ProbeKind::Tcp,
             egress: Default::default(),
-        }],
+        })],
     }
 }
 
@@ -88,7 +89,7 @@ fn restored(health: Health, backend: &Backend) -> Restored {
         reason: "before".to_owned(),
         address: backend.address,
         past: Default::default(),
-        checks: BTreeMap::new(),
+        checks: Default::default(),
     }
 }
 
@@ -127,7 +128,8 @@ impl Single {
         let at = self.engine.next_due().unwrap();
         let start = self.engine.start_due(at).pop().unwrap();
         let ended = at + Duration::from_millis(1);
-        let change = self.engine.finish(start.seq, &outcome(class), ended).pop();
+        let ended = self.engine.finish(start.seq, &outcome(class), ended);
+        let change = ended.changes.first().cloned();
         (at, change)
     }
 
@@ -351,10 +353,10 @@ fn agents_as_haproxy_has_them() {
             ..policy(1, 1)
         };
         let mut backend = backend(1, 0);
-        let mut asked = backend.probes[0].clone();
+        let mut asked = ProbeSpec::clone(&backend.probes[0]);
         asked.kind = ProbeKind::Agent;
         asked.target.set_port(9707);
-        backend.probes.push(asked);
+        backend.probes.push(Arc::new(asked));
         let key = BackendKey::new("web", "b1");
         let mut service = service(policy(3, 2), vec![backend]);
         service.health.push(once);

@@ -14,7 +14,7 @@ const FEW: u64 = 3;
 /// HTTP answers in a row with a status of 500 and above.
 const ERRORS: u64 = 5;
 /// How far shares look back.
-pub(super) const WINDOW: Duration = Duration::from_secs(2);
+pub const WINDOW: Duration = Duration::from_secs(2);
 /// How much later than a connection its answer may be read.
 const LAG: Duration = Duration::from_millis(100);
 /// How far [`Kind::OneSided`] looks back.

@@ -129,7 +129,8 @@ fn flaps(policy: &HealthPolicy, deaths: &[u64], until: u64) -> Vec<(u64, Health)
         } else {
             Pass
         };
-        if let Some(change) = engine.finish(start.seq, &outcome(class), now + ms(1)).pop() {
+        let ended = engine.finish(start.seq, &outcome(class), now + ms(1));
+        if let [change] = &*ended.changes {
             turns.push((now.as_secs(), change.to));
         }
     }
@@ -191,7 +192,9 @@ fn a_hold_down_outlives_the_agent_and_follows_the_configuration() {
     let readmitted = |engine: &mut Engine| loop {
         let now = engine.next_due().unwrap();
         let probe = engine.start_due(now).pop().unwrap();
-        let change = engine.finish(probe.seq, &outcome(Pass), now + ms(1));
+        let change = engine
+            .finish(probe.seq, &outcome(Pass), now + ms(1))
+            .changes;
         if let [change] = &*change {
             return change.at;
         }
@@ -264,7 +267,9 @@ fn a_backend_that_asks_to_be_drained_is_well() {
     let leaving = |engine: &Engine| engine.get(&key(0)).unwrap().leaving;
     assert!(leaving(&next));
     let mut other = service(1, &policy());
-    other.backends[0].probes[0].target.set_port(81);
+    Arc::make_mut(&mut other.backends[0].probes[0])
+        .target
+        .set_port(81);
     engine.configure(&[other], &BTreeMap::new(), s(100));
     assert!(leaving(&engine));
     let change = engine.observe(&key(0), 0, &outcome(Pass), s(101)).unwrap();

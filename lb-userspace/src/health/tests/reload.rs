@@ -84,16 +84,18 @@ const DIFFERENCES: &[Difference] = &[
         s.backends[0].tier = 2;
     }),
     ("port of the probe", Left::Verdict, |s| {
-        s.backends[0].probes[0].target.set_port(81);
+        Arc::make_mut(&mut s.backends[0].probes[0])
+            .target
+            .set_port(81);
     }),
     ("timeout", Left::Verdict, |s| {
-        s.backends[0].probes[0].timeout = ms(200)
+        Arc::make_mut(&mut s.backends[0].probes[0]).timeout = ms(200)
     }),
     ("kind", Left::Verdict, |s| {
-        s.backends[0].probes[0].kind = ProbeKind::TcpHalfOpen
+        Arc::make_mut(&mut s.backends[0].probes[0]).kind = ProbeKind::TcpHalfOpen
     }),
     ("kind and name", Left::Verdict, |s| {
-        s.backends[0].probes[0].kind = ProbeKind::TcpHalfOpen;
+        Arc::make_mut(&mut s.backends[0].probes[0]).kind = ProbeKind::TcpHalfOpen;
         s.health[0].name = "other".into();
     }),
     ("no probe", Left::Unprobed, |s| {
@@ -237,9 +239,9 @@ fn a_restart_from_every_state_for_every_difference() {
 fn probes_come_and_go() {
     let with_second = || {
         let mut service = before();
-        let mut second = service.backends[0].probes[0].clone();
+        let mut second = ProbeSpec::clone(&service.backends[0].probes[0]);
         second.target.set_port(5432);
-        service.backends[0].probes.push(second);
+        service.backends[0].probes.push(Arc::new(second));
         service.health.push(HealthPolicy {
             name: "db".into(),
             ..policy()

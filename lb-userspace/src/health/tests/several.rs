@@ -10,9 +10,9 @@ const fn s(seconds: u64) -> Duration {
 /// A service with one backend that is asked at its own port and at another one.
 fn two(first: &HealthPolicy, second: &HealthPolicy) -> Service {
     let mut service = service(1, first);
-    let mut probe = service.backends[0].probes[0].clone();
+    let mut probe = ProbeSpec::clone(&service.backends[0].probes[0]);
     probe.target.set_port(5432);
-    service.backends[0].probes.push(probe);
+    service.backends[0].probes.push(Arc::new(probe));
     service.health = vec![named("web", first), named("db", second)];
     service
 }
@@ -107,10 +107,17 @@ fn who_asks_the_same_shares_a_probe() {
         assert_eq!(starts.len(), 3, "one for each address");
         let mut changes = Vec::new();
         for start in starts {
-            let asked: Vec<_> = engine.asked_by(start.seq).map(|(key, _)| key).collect();
+            let asked: Vec<_> = engine
+                .asked_by(start.seq)
+                .map(|(key, _)| key.clone())
+                .collect();
             assert_eq!(asked.len(), 2);
             assert_eq!(asked[0].backend, asked[1].backend);
-            changes.extend(engine.finish(start.seq, &outcome(class), now + ms(1)));
+            changes.extend(
+                engine
+                    .finish(start.seq, &outcome(class), now + ms(1))
+                    .changes,
+            );
             assert_eq!(engine.asked_by(start.seq).count(), 0);
         }
         let health = [&key(0), &other].map(|key| engine.get(key).unwrap().health);
@@ -196,7 +203,7 @@ fn degraded_answers_lower_the_weight_and_nothing_else() {
 #[test]
 fn an_agent_advises() {
     let mut service = two(&policy(), &policy());
-    service.backends[0].probes[1].kind = ProbeKind::Agent;
+    Arc::make_mut(&mut service.backends[0].probes[1]).kind = ProbeKind::Agent;
     service.health[1].unhealthy_threshold = 1;
     service.health[1].healthy_threshold = 1;
     let services = [service];
@@ -238,7 +245,7 @@ fn an_agent_advises() {
 #[test]
 fn an_agent_that_is_the_only_probe_must_answer() {
     let mut service = service(1, &policy());
-    service.backends[0].probes[0].kind = ProbeKind::Agent;
+    Arc::make_mut(&mut service.backends[0].probes[0]).kind = ProbeKind::Agent;
     let mut engine = engine(&[service]);
     let seen = feed(&mut engine, &[Pass, Refused, Refused, Refused]);
     assert_eq!(seen.last(), Some(&(Health::Unhealthy, true)));

@@ -47,7 +47,8 @@ impl Sim {
                 && entry.key().0 <= self.now
             {
                 let ((at, _), (seq, outcome)) = entry.remove_entry();
-                self.changes.extend(self.engine.finish(seq, &outcome, at));
+                self.changes
+                    .extend(self.engine.finish(seq, &outcome, at).changes);
             }
             for start in self.engine.start_due(self.now) {
                 let (class, latency) = answer(&start.key, self.now);

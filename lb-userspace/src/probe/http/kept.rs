@@ -32,7 +32,8 @@ pub struct Kept {
 
 #[derive(Debug)]
 struct All {
-    idle: HashMap<ProbeSpec, Idle>,
+    /// By what is asked; boxed, since a probe in flight carries it.
+    idle: HashMap<Box<ProbeSpec>, Idle>,
     /// When those that are too old leave next.
     sweep: Instant,
 }
@@ -77,7 +78,7 @@ impl Kept {
             let connection = open(dialer, spec, tls, trace).await?;
             return super::ask(connection, probe, trace).await.answer;
         };
-        if let Some(idle) = self.take(spec) {
+        if let Some((key, idle)) = self.take(spec) {
             trace.step(
                 "reuse",
                 format_args!(
@@ -89,7 +90,7 @@ impl Kept {
             let (opened, uses) = (idle.opened, idle.uses + 1);
             match Box::pin(on_kept(idle.connection, spec, probe, trace)).await {
                 Ok(asked) => {
-                    self.put(spec, reuse, asked.open, opened, uses);
+                    self.put(key, reuse, asked.open, opened, uses);
                     return asked.answer;
                 }
                 Err(why) => {
@@ -100,20 +101,21 @@ impl Kept {
         let connection = open(dialer, spec, tls, trace).await?;
         let opened = Instant::now();
         let asked = super::ask(connection, probe, trace).await;
-        self.put(spec, reuse, asked.open, opened, 1);
+        self.put(Box::new(spec.clone()), reuse, asked.open, opened, 1);
         asked.answer
     }
 
-    /// The connection kept for this probe, if it is still to be used and nothing came on it since.
-    fn take(&self, spec: &ProbeSpec) -> Option<Idle> {
-        let mut idle = self.lock().idle.remove(spec)?;
+    /// The connection kept for this probe, if it is still to be used and nothing came on it since;
+    /// with the probe, as [`Kept::put`] wants it.
+    fn take(&self, spec: &ProbeSpec) -> Option<(Box<ProbeSpec>, Idle)> {
+        let (key, mut idle) = self.lock().idle.remove_entry(spec)?;
         let quiet = idle.connection.read(&mut [0]).now_or_never().is_none();
-        (quiet && Instant::now() < idle.expires).then_some(idle)
+        (quiet && Instant::now() < idle.expires).then_some((key, idle))
     }
 
     fn put(
         &self,
-        spec: &ProbeSpec,
+        spec: Box<ProbeSpec>,
         reuse: Reuse,
         connection: Option<Connection>,
         opened: Instant,
@@ -132,7 +134,7 @@ impl Kept {
             && uses < reuse.max_uses
         {
             all.idle.insert(
-                spec.clone(),
+                spec,
                 Idle {
                     connection,
                     opened,

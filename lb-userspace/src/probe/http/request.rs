@@ -22,7 +22,11 @@ pub fn encode(probe: &HttpProbe) -> Result<Vec<u8>, RequestError> {
     word("method", &probe.method)?;
     word("path", &probe.path)?;
     word("host", &probe.host)?;
-    let mut request = format!("{} {} HTTP/1.1\r\n", probe.method, probe.path);
+    // Most are shorter than that.
+    let mut request = String::with_capacity(256);
+    for part in [&*probe.method, " ", &*probe.path, " HTTP/1.1\r\n"] {
+        request.push_str(part);
+    }
     let own = [
         ("Host", probe.host.as_str()),
         ("User-Agent", USER_AGENT),

@@ -348,7 +348,7 @@ fn a_new_agent_keeps_whom_it_finds_and_promotes_nobody_for_what_it_remembers() {
             reason: "remembered".to_owned(),
             address: world.service.backends[n].address,
             past: Default::default(),
-            checks: BTreeMap::new(),
+            checks: Default::default(),
         };
         (key(n), restored)
     };

@@ -108,7 +108,7 @@ fn a_closed_port_gets_nothing_in_panic_if_asked_for() {
     world.probe(0, Class::Refused).probe(0, Class::Internal);
     assert_eq!(world.picture(), "OPA");
     // Another port than that of the traffic says nothing of it.
-    let probe = &mut world.service.backends[0].probes[0];
+    let probe = Arc::make_mut(&mut world.service.backends[0].probes[0]);
     probe.target.set_port(9999);
     world.decide();
     assert_eq!(world.picture(), "PPA");
