@@ -4,12 +4,9 @@
 //! with numbers only, or pointers that it checks: such a function is verified once, on its own, and
 //! nothing is known of its answer.
 
-use aya_ebpf::cty::c_void;
-use aya_ebpf::helpers::generated::bpf_loop;
 use lb_common::abi::{Addr, Flow, FlowKey, tcp_seen};
 use lb_common::flow as policy;
 use lb_common::flow_table::{Bucket, HELD, Place, REFERENCES, Replies, SAME_TAG, WAYS};
-use lb_common::hash;
 use lb_common::verdict::Verdict;
 
 use crate::atomic::{choose, equal, get, opaque, put32, put64, swap_if};
@@ -17,9 +14,8 @@ use crate::maps::{BACKENDS, FLOWS, PARAMS, REPLIES, SOURCES, opening};
 use crate::parse::TCP;
 use crate::select;
 
-/// Ports tried before a flow is refused: with 80 % of a backend's ports taken, 16 tries fail for
-/// one flow in 36.
-const PORT_TRIES: u32 = 16;
+mod ports;
+
 /// Flows looked at for one that can do without its place, when a bucket is full. With five eighths
 /// of the flows established, one try in 40 finds none.
 const VICTIM_TRIES: u32 = 8;
@@ -412,17 +408,7 @@ pub extern "C" fn lb_flow_insert() -> u32 {
             // What differs among flows; the generator mixes it.
             let client = key.src.0[0] >> 32 ^ key.src.0[1] >> 32;
             opening.random = client << 32 | (params.seed ^ key.sport as u32) as u64;
-            opening.draw = 1;
-            opening.victim = NONE;
-            reserve_within(PORT_TRIES);
-            if unsafe { (&raw const opening.victim).read_volatile() } != NONE
-                && unsafe { (&raw const opening.reserved).read_volatile() } == 0
-                && evict(opening.victim, opening.tick)
-            {
-                opening.draw = 0;
-                opening.reply.dport = opening.victim_port;
-                reserve_within(1);
-            }
+            ports::reserve();
         }
         // SAFETY: in the scratch; read anew, since the loop has changed it.
         if unsafe { (&raw const opening.reserved).read_volatile() } == 0 {
@@ -475,128 +461,4 @@ fn copy(from: *const Addr, to: *mut Addr) {
         // SAFETY: both are valid, and no other CPU uses the target.
         unsafe { (&raw mut (*to).0[n]).write((&raw const (*from).0[n]).read_volatile()) };
     }
-}
-
-/// A helper's loop, because the verifier goes through its body once, and through what follows an
-/// ordinary loop once for each turn.
-#[inline(always)]
-fn reserve_within(tries: u32) {
-    // SAFETY: the function has the form that the helper wants (Linux 5.17), and needs no context.
-    unsafe { bpf_loop(tries, reserve as *mut c_void, core::ptr::null_mut(), 0) };
-}
-
-/// One try to find a port: draws one and places the reference of the flow's replies. Nonzero ends
-/// the loop.
-extern "C" fn reserve(_turn: u64, _context: *mut c_void) -> u64 {
-    let (Some(opening), Some(params)) = (opening(), PARAMS.get(0)) else {
-        return 1;
-    };
-    let key = &mut opening.reply;
-    if opening.draw != 0 {
-        opening.random = hash::mix(opening.random.wrapping_add(0x9e37_79b9_7f4a_7c15));
-        let offset = hash::slot((opening.random >> 32) as u32, params.snat_count as u32);
-        key.dport = params.snat_first.wrapping_add(offset as u16).to_be();
-    }
-    let Some(bucket) = bucket(opening.bucket) else {
-        return 1;
-    };
-    let flow = record(bucket, opening.way);
-    // SAFETY: this CPU holds the way.
-    unsafe { (*flow).nat_port = key.dport };
-    let number = opening.bucket * WAYS as u32 + (opening.way & (WAYS as u32 - 1));
-    let place = Place::of(key, params.seed);
-    let Some(line) = REPLIES.get_ptr_mut(place.index(lines(params.flow_buckets))) else {
-        return 1;
-    };
-    let taken = lb_flow_taken(number, key);
-    if taken != NONE {
-        if can_yield_number(taken, params.tick) {
-            opening.victim = taken;
-            opening.victim_port = key.dport;
-        }
-        return 0;
-    }
-    let mine = place.reference(number);
-    let mut free = place.reply_home();
-    if get(reference(line, free)) != 0 {
-        free = 0;
-        while free < REFERENCES && get(reference(line, free)) != 0 {
-            free += 1;
-        }
-    }
-    if free == REFERENCES || !swap_if(reference(line, free), 0, mine) {
-        return 0;
-    }
-    // Another CPU may have taken the same port in this moment. Each of the two then finds the other,
-    // and draws again.
-    if lb_flow_taken(number, key) != NONE {
-        put32(reference(line, free), 0);
-        return 0;
-    }
-    opening.reserved = 1;
-    1
-}
-
-/// Another flow with such replies than the one of this number; also one that is just being opened,
-/// which may have them.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn lb_flow_taken(own: u32, key: *const FlowKey) -> u32 {
-    let Some(params) = PARAMS.get(0) else {
-        return own;
-    };
-    if key.is_null() {
-        return own;
-    }
-    // SAFETY: the caller's.
-    let key = unsafe { &*key };
-    let place = Place::of(key, params.seed);
-    let Some(line) = REPLIES.get_ptr_mut(place.index(lines(params.flow_buckets))) else {
-        return own;
-    };
-    let [first, second, third] = candidates(line, place);
-    if third != NONE && third != own && first != own && second != own {
-        // No room for a fourth with this tag.
-        return third;
-    }
-    if may_have(first, own, key) {
-        first
-    } else if may_have(second, own, key) {
-        second
-    } else if may_have(third, own, key) {
-        third
-    } else {
-        NONE
-    }
-}
-
-#[inline(always)]
-fn may_have(number: u32, own: u32, key: &FlowKey) -> bool {
-    if number == NONE || number == own {
-        return false;
-    }
-    // SAFETY: as above.
-    let in_use = bucket(number / WAYS as u32)
-        .is_some_and(|bucket| unsafe { (*record(bucket, number)).protocol } != 0);
-    !in_use || is_answered_by(number, key)
-}
-
-#[inline(always)]
-fn can_yield_number(number: u32, tick: u32) -> bool {
-    // SAFETY: as above.
-    bucket(number / WAYS as u32)
-        .is_some_and(|bucket| can_yield(unsafe { &*record(bucket, number) }, tick))
-}
-
-/// Frees the place and the port of a flow that can do without; whether it could.
-#[inline(always)]
-fn evict(number: u32, tick: u32) -> bool {
-    let index = number / WAYS as u32;
-    let Some(bucket) = bucket(index) else {
-        return false;
-    };
-    let known = get(tag(bucket, number));
-    // SAFETY: as above.
-    let yields = known > HELD && can_yield(unsafe { &*record(bucket, number) }, tick);
-    yields && free(bucket, index, number, known)
 }
