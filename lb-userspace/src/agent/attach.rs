@@ -95,7 +95,8 @@ impl Agent {
             return Ok(());
         }
         let model = self.core.model.clone();
-        self.attached = attach(&self.writer, &model, self.options.replace, &self.gone()).await?;
+        // Part of the start, which wants all interfaces.
+        self.attached = attach(&self.writer, &model, self.options.replace, &[]).await?;
         self.migrates = None;
         let what = "the program and maps of another version were replaced; established flows of nat \
                     are lost";

@@ -404,7 +404,7 @@ pub const SERVICE: Section = Section {
             "syn_rescue",
             Kind::Boolean,
             Derived("`true` for TCP by `nat` with `affinity = \"flow\"`, `false` otherwise"),
-            "Whether a repeated SYN goes to another backend than the one that has not answered the first, so that a dead backend costs new connections a second until its probes notice. Outside of `nat` every flow is recorded for it.",
+            "Whether a repeated SYN goes to another backend than the one that has not answered the first, so that a dead backend costs new connections a second until its probes notice. By `nat`, a backend's refusal (RST) of a SYN is kept from the client once, so that it asks again and finds another backend. Outside of `nat` every flow is recorded for it.",
         ),
         key(
             "panic_threshold",
@@ -446,7 +446,7 @@ pub const SERVICE: Section = Section {
             "passive_http",
             Kind::Choice(&["off", "report", "eject"]),
             Value("\"off\""),
-            "TCP by `nat`, plain HTTP/1: answers with a status of 500 and above. `report`: a backend that gives far more of them than the others is shown; `eject`: it is drained for 30 s or more, whatever its probes say.",
+            "TCP by `nat`, plain HTTP/1: answers with a status of 500 and above. Also requests that are not answered at all, which make it probe the backend at once. `report`: a backend that gives far more errors than the others is shown; `eject`: it is drained for 30 s or more, whatever its probes say.",
         ),
         key(
             "slow_start",
