@@ -43,9 +43,9 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Runs the measurements, and with `write` puts their results into the pages that have a place for
-/// them.
-pub fn run(what: &[Subject], quick: bool, write: bool) -> Result<()> {
+/// Runs the measurements, or what is named `only` of them, and with `write` puts their results into
+/// the pages that have a place for them.
+pub fn run(what: &[Subject], quick: bool, write: bool, only: Option<&str>) -> Result<()> {
     if !command::is_root() {
         bail!(
             "the bench needs root: it loads BPF programs and makes network namespaces. \
@@ -53,7 +53,7 @@ pub fn run(what: &[Subject], quick: bool, write: bool) -> Result<()> {
         );
     }
     setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Bench], false)?;
-    if what.contains(&Subject::Packets) {
+    if what.contains(&Subject::Packets) && only.is_none() {
         flood(quick)?;
     }
     // All in one command: cargo would compile what they share anew for each.
@@ -71,6 +71,9 @@ pub fn run(what: &[Subject], quick: bool, write: bool) -> Result<()> {
         .args(what.iter().map(|subject| subject.word()));
     if quick {
         bench.arg("--quick");
+    }
+    if let Some(name) = only {
+        bench.args(["--only", name]);
     }
     if write {
         bench.arg("--write").arg(command::root().join("docs"));

@@ -85,8 +85,12 @@ enum Task {
         #[arg(long)]
         network: bool,
         /// Also put the results into the pages below docs/ that have a place for them
-        #[arg(long)]
+        #[arg(long, conflicts_with = "only")]
         write: bool,
+        /// Only the rows of `packets`, and the faults and systems of `comparison`, whose names
+        /// contain this
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
     },
 }
 
@@ -128,13 +132,14 @@ fn main() -> Result<ExitCode> {
             packets,
             network,
             write,
+            only,
         } => {
             let what = match (packets, network) {
                 (true, _) => vec![Subject::Packets],
                 (_, true) => vec![Subject::Network],
                 (false, false) => what,
             };
-            bench::run(&what, quick, write).map(|()| ExitCode::SUCCESS)
+            bench::run(&what, quick, write, only.as_deref()).map(|()| ExitCode::SUCCESS)
         }
     }
 }

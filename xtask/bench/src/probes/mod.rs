@@ -229,7 +229,7 @@ fn table(text: &mut String, costs: &[Vec<Cost>]) {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{:<32}{:>10}{:>12}{:>12}{:>14}{:>10}",
+        "{:<32}{:>10}{:>16}{:>12}{:>14}{:>10}",
         "", "CPU ms", "range", "checks/s", "connections", "resumed"
     );
     for (row, costs) in Row::ALL.iter().zip(costs) {
@@ -243,7 +243,7 @@ fn table(text: &mut String, costs: &[Vec<Cost>]) {
         let resumed = last.resumed.map(|share| format!("{share:.0} %"));
         let _ = writeln!(
             text,
-            "{:<32}{:>10.1}{range:>12}{:>12.0}{:>14.2}{:>10}",
+            "{:<32}{:>10.1}{range:>16}{:>12.0}{:>14.2}{:>10}",
             row.label(),
             cpu.median,
             last.rate,
