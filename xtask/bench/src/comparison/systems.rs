@@ -57,6 +57,13 @@ impl System {
                 let service = Service::tcp(lab, "web", at, HTTP)
                     .health(PROBE)
                     .options(OPTIONS);
+                // An earlier run's ejections would count.
+                match std::fs::remove_dir_all(lab.folder().join("state")) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(error).context("removing the state of an earlier run");
+                    }
+                    _ => {}
+                }
                 let mut agent = Agent::start(lab, &Config::new(vec![service]))?;
                 agent.tell_log = false;
                 Ok(Running::Lb(agent))
