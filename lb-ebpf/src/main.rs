@@ -129,8 +129,8 @@ fn process(ctx: *mut xdp_md, ours: Ours, look: Look) -> Fate {
     Fate::from_bits(lb_process(ctx, ours.bits() | look as u32))
 }
 
-/// Does what [`process`] says. A function of its own, beside those that open flows and make outer
-/// headers and answers: each may have a large stack, and the kernel adds up what is nested (512
+/// Does what [`process`] says. A function of its own, beside those that open flows and make
+/// answers: each may have a large stack, and the kernel adds up what is nested (512
 /// bytes, and before Linux 6.8 each rounded up to 32). Exported, which makes it a global function
 /// that the verifier goes through once.
 #[unsafe(no_mangle)]

@@ -148,6 +148,23 @@ impl Ours {
 /// look-up.
 #[inline(always)]
 pub fn ours(packet: &Packet) -> Result<Ours, Verdict> {
+    let (dst, place) = addressed(packet)?;
+    if is_ours(&dst) {
+        Ok(place)
+    } else {
+        Err(Verdict::PassNotVip)
+    }
+}
+
+/// Destination of an IP packet.
+#[inline(always)]
+pub fn destination(packet: &Packet) -> Option<Addr> {
+    addressed(packet).ok().map(|(dst, _)| dst)
+}
+
+/// Destination of an IP packet, and where its header is.
+#[inline(always)]
+fn addressed(packet: &Packet) -> Result<(Addr, Ours), Verdict> {
     let (ethertype, l3) = ethernet(packet)?;
     let (dst, version) = match ethertype {
         IPV4 => {
@@ -164,28 +181,7 @@ pub fn ours(packet: &Packet) -> Result<Ours, Verdict> {
         }
         _ => return Err(Verdict::PassNotIp),
     };
-    if is_ours(&dst) {
-        Ok(Ours((l3 - packet.start()) as u32 | version))
-    } else {
-        Err(Verdict::PassNotVip)
-    }
-}
-
-/// Destination of an IP packet.
-#[inline(always)]
-pub fn destination(packet: &Packet) -> Option<Addr> {
-    let (ethertype, l3) = ethernet(packet).ok()?;
-    match ethertype {
-        IPV4 => {
-            let ip = packet.window::<{ Ipv4Hdr::LEN }>(l3)?;
-            Some(ipv4_destination(ip))
-        }
-        IPV6 => {
-            let ip = packet.window::<{ Ipv6Hdr::LEN }>(l3)?;
-            Some(ipv6_destination(ip))
-        }
-        _ => None,
-    }
+    Ok((dst, Ours((l3 - packet.start()) as u32 | version)))
 }
 
 #[inline(always)]

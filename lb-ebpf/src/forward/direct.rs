@@ -15,7 +15,7 @@ use network_types::eth::EthHdr;
 
 use crate::count::{self, Kind};
 use crate::fate::Fate;
-use crate::forward::tunnel::Way;
+use crate::forward::tunnel::{self, Put};
 use crate::forward::{decrement_ttl, hop, send};
 use crate::maps::opening;
 use crate::packet::Packet;
@@ -58,20 +58,16 @@ fn send_on<const V6: bool>(
         Some(known) => known,
         None => settled(headers, service, slot)?,
     };
-    if service.forwarding != Forwarding::Dsr as u8 {
-        let way = Way {
-            index,
-            backend,
-            hash,
-            kind,
-        };
-        return way.put_in::<V6>(packet, headers.l3);
-    }
     let bytes = packet.len() as u64;
     let hop = hop(backend);
     let action = if hop.ifindex == LOCAL {
-        // It has arrived.
+        // It has arrived, and needs no tunnel.
         xdp_action::XDP_PASS
+    } else if service.forwarding != Forwarding::Dsr as u8 {
+        match tunnel::put_in::<V6>(packet, headers.l3, backend, hop, hash)? {
+            Put::Sent(action) => action,
+            Put::TooLong { room } => return Ok(Fate::too_big(service.id, room)),
+        }
     } else {
         decrement_ttl::<V6>(packet, headers.l3)?;
         send(packet, hop)?

@@ -9,17 +9,13 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::xdp_action;
-use lb_common::abi::{Backend, Hop, IPV4_LEN, IPV6_LEN, LOCAL, UDP_LEN};
+use lb_common::abi::{Backend, Hop, IPV4_LEN, IPV6_LEN, UDP_LEN};
 use lb_common::checksum;
-use lb_common::slot::BackendIndex;
 use lb_common::verdict::Verdict;
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
 use crate::atomic::opaque_long;
-use crate::count::{self, Kind};
-use crate::fate::Fate;
-use crate::forward::{TTL, decrement_ttl, hop, send};
+use crate::forward::{TTL, decrement_ttl, send};
 use crate::packet::Packet;
 use crate::parse::{IPV4, IPV6, UDP};
 
@@ -44,56 +40,55 @@ struct Inner {
     tags: [u32; 2],
 }
 
-/// Where a packet goes, and what its outer source is drawn from.
-pub struct Way {
-    pub index: BackendIndex,
-    pub backend: &'static Backend,
-    pub hash: u32,
-    pub kind: Kind,
+/// What came of a packet.
+pub enum Put {
+    /// It is in its tunnel; the XDP action.
+    Sent(u32),
+    /// Too long by the outer header, where `room` bytes would fit.
+    TooLong { room: u16 },
 }
 
-impl Way {
-    /// Puts a packet, whose IP header is at the place `l3`, into its tunnel.
-    #[inline(always)]
-    pub fn put_in<const V6: bool>(&self, packet: &Packet, l3: usize) -> Result<Fate, Verdict> {
-        let backend = self.backend;
-        let hop = hop(backend);
-        let bytes = packet.len() as u64;
-        if hop.ifindex == LOCAL {
-            // It has arrived, and needs no tunnel.
-            count::forwarded(self.index, bytes, self.kind);
-            return Ok(Fate::sent(self.index, xdp_action::XDP_PASS));
-        }
-        let front = front(packet, l3);
-        let inner = inner::<V6>(packet, front).ok_or(Verdict::DropMalformed)?;
-        // Read once: the agent may change it at any moment.
-        // SAFETY: a reference is valid to read from.
-        let gue_port = unsafe { (&raw const backend.gue_port).read_volatile() };
-        let ip = if backend.family == 4 {
-            IPV4_LEN
-        } else {
-            IPV6_LEN
-        };
-        let overhead = if gue_port == 0 { ip } else { ip + UDP_LEN } as u32;
-        if inner.length + overhead > backend.mtu {
-            return if inner.fragments {
-                Err(Verdict::DropTooBig)
-            } else {
-                let room = backend.mtu.saturating_sub(overhead) as u16;
-                Ok(Fate::too_big(backend.service, room))
-            };
-        }
-        let outer = Outer::<V6> {
-            hash: self.hash,
-            front,
-            backend,
-            inner,
-            gue_port,
-        };
-        let action = outer.wrap(packet, hop, overhead)?;
-        count::forwarded(self.index, bytes, self.kind);
-        Ok(Fate::sent(self.index, action))
+/// Puts a packet, whose IP header is at the place `l3`, into the tunnel to a backend. Outer headers
+/// vary with the flow's `hash`.
+#[inline(always)]
+pub fn put_in<const V6: bool>(
+    packet: &Packet,
+    l3: usize,
+    backend: &Backend,
+    hop: &Hop,
+    hash: u32,
+) -> Result<Put, Verdict> {
+    // First this: what there is room for is known with the way.
+    if hop.ifindex == 0 {
+        return Err(Verdict::DropNoNeighbor);
     }
+    let front = front(packet, l3);
+    let inner = inner::<V6>(packet, front).ok_or(Verdict::DropMalformed)?;
+    // Read once: the agent may change it at any moment.
+    // SAFETY: a reference is valid to read from.
+    let gue_port = unsafe { (&raw const backend.gue_port).read_volatile() };
+    let ip = if backend.family == 4 {
+        IPV4_LEN
+    } else {
+        IPV6_LEN
+    };
+    let overhead = if gue_port == 0 { ip } else { ip + UDP_LEN } as u32;
+    if inner.length + overhead > backend.mtu {
+        return if inner.fragments {
+            Err(Verdict::DropTooBig)
+        } else {
+            let room = backend.mtu.saturating_sub(overhead) as u16;
+            Ok(Put::TooLong { room })
+        };
+    }
+    let outer = Outer::<V6> {
+        hash,
+        front,
+        backend,
+        inner,
+        gue_port,
+    };
+    outer.wrap(packet, hop, overhead).map(Put::Sent)
 }
 
 /// Offset of the bytes before the IP header that are looked at with it: two VLAN tags, or what

@@ -7,7 +7,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice, icmpv4};
 use lb_common::abi::BackendState::{Active, Draining, Out};
 use lb_common::abi::Forwarding::{self, Gue, Ipip};
 use lb_common::abi::GUE_PORT;
-use lb_common::slot::Slot;
+use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
 use lb_userspace::model::{Prefix, Protocol};
 
@@ -368,6 +368,27 @@ fn the_length_that_fits_follows_the_way() {
     wanted.backends.get_mut(&1).unwrap().path = None;
     kernel.want(wanted);
     kernel.expect(&frame, Verdict::DropNoNeighbor);
+}
+
+#[test]
+fn a_way_that_was_never_known_has_no_length() {
+    let Some(mut kernel) = kernel("a_way_that_was_never_known_has_no_length") else {
+        return;
+    };
+    for (vip, forwarding, backend) in [(VIP4, Ipip, (1, BACKEND4)), (VIP6, Gue, (2, BACKEND6))] {
+        kernel.serve_one(vip, Protocol::Tcp, forwarding, backend);
+        // One that is added before its neighbour has answered.
+        let mut wanted = kernel.contents.clone();
+        let mut known = wanted.backends.remove(&backend.0).unwrap();
+        known.path = None;
+        let id = known.service;
+        wanted.backends.insert(backend.0 + 10, known);
+        let slots = vec![Slot::settled(backend.0 + 10); TABLE_SIZES[0] as usize];
+        wanted.services.get_mut(&id).unwrap().slots = slots.into();
+        kernel.want(wanted);
+        let frame = Frame::tcp(client(vip), vip, "A").bytes();
+        kernel.expect(&frame, Verdict::DropNoNeighbor);
+    }
 }
 
 #[test]
