@@ -6,28 +6,7 @@ use super::{shown, text, texts, wrong_type};
 use crate::config::reader::{Problem, Value};
 use crate::config::schema::{Fallback, Key};
 use crate::config::suggest::nearest;
-use crate::model::{HeaderMatch, StatusRange};
-
-/// gRPC status codes by number (https://grpc.io/docs/guides/status-codes/).
-const GRPC_CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
+use crate::model::{GRPC_CODES, HeaderMatch, StatusRange};
 
 /// Headers that the prober sets itself.
 const OWN_HEADERS: [&str; 5] = [

@@ -1,5 +1,6 @@
 //! The messages of `grpc.health.v1`, and gRPC's framing of them.
 
+use crate::model::GRPC_CODES;
 use prost::Message;
 
 /// `grpc.health.v1.HealthCheckRequest`.
@@ -34,28 +35,9 @@ pub fn serving_status(status: i32) -> String {
 
 /// Name of a gRPC status code.
 pub fn status_name(code: u32) -> String {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
     usize::try_from(code)
         .ok()
-        .and_then(|code| NAMES.get(code))
+        .and_then(|code| GRPC_CODES.get(code))
         .map_or_else(|| format!("gRPC status {code}"), |name| (*name).to_owned())
 }
 
