@@ -97,19 +97,19 @@ pub extern "C" fn lb_flow_away(index: u32, wanted: u32, key: *const FlowKey) -> 
         return NONE;
     }
     // SAFETY: the caller's key.
-    held_by(bucket, index, wanted, NONE, unsafe { &*key })
+    held_by(bucket, index, wanted, 0, unsafe { &*key })
 }
 
-/// The way of a flow with this tag, but for one: the first or the second that has the tag. That
-/// three flows have one tag has a chance of one in 10^14.
+/// The way of a flow with this tag, if it is not one of those whose bits are set in `but`: the first
+/// or the second that has the tag. That three flows have one tag has a chance of one in 10^14.
 #[inline(always)]
-fn held_by(bucket: *mut Bucket, index: u32, wanted: u32, except: u32, key: &FlowKey) -> u32 {
-    let first = lb_flow_tagged(index, wanted, except, 0);
+fn held_by(bucket: *mut Bucket, index: u32, wanted: u32, but: u32, key: &FlowKey) -> u32 {
+    let first = lb_flow_tagged(index, wanted, but);
     // SAFETY: as above.
     if first == NONE || unsafe { (*record(bucket, first)).is_of(key) } {
         return first;
     }
-    let second = lb_flow_tagged(index, wanted, except, first + 1);
+    let second = lb_flow_tagged(index, wanted, but | bit(first));
     // SAFETY: as above.
     if second != NONE && unsafe { (*record(bucket, second)).is_of(key) } {
         return second;
@@ -117,18 +117,26 @@ fn held_by(bucket: *mut Bucket, index: u32, wanted: u32, except: u32, key: &Flow
     NONE
 }
 
-/// The first way of a bucket, from `from` on, with this tag, but for one. A global function, because
+#[inline(always)]
+const fn bit(way: u32) -> u32 {
+    1 << (way & (WAYS as u32 - 1))
+}
+
+/// The first way of a bucket with this tag whose bit in `but` is not set. A global function, because
 /// the verifier goes through what follows it once, and not for each way.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lb_flow_tagged(index: u32, wanted: u32, except: u32, from: u32) -> u32 {
+pub extern "C" fn lb_flow_tagged(index: u32, wanted: u32, but: u32) -> u32 {
     let Some(bucket) = bucket(index) else {
         return NONE;
     };
-    let mut way = from;
-    while way < WAYS as u32 {
-        if get(tag(bucket, way)) == wanted && way != except {
-            return way;
+    let mut way = 0;
+    while way < WAYS {
+        // SAFETY: in the bucket. By constants, so that the loop is rolled out.
+        let known = get(unsafe { &raw const (*bucket).tags[way] });
+        // Of a copy: what the verifier learns of the bits themselves would keep its ways apart.
+        if known == wanted && opaque(but >> way) & 1 == 0 {
+            return way as u32;
         }
         way += 1;
     }
@@ -368,10 +376,18 @@ pub extern "C" fn lb_flow_insert() -> u32 {
     let (Some(params), Some(opening)) = (PARAMS.get(0), opening()) else {
         return NO_PLACE;
     };
-    let key = &opening.key;
-    let place = Place::of(key, params.seed);
+    let place = Place::of(&opening.key, params.seed);
     let index = place.index(params.flow_buckets);
-    remove(key, place, index);
+    opening.source = 0;
+    if opening.is_nat != 0 {
+        // Before the first compare-and-swap, after which nothing is read ahead: so its line comes from
+        // memory while the bucket's do.
+        ports::draw_first(opening, params);
+    }
+    let key = &opening.key;
+    if opening.known != 0 {
+        remove(key, place, index);
+    }
     let way = lb_flow_claim(index, place.home() as u32, opening.tick);
     let Some(bucket) = bucket(index).filter(|_| way != NONE) else {
         return NO_PLACE;
@@ -392,22 +408,11 @@ pub extern "C" fn lb_flow_insert() -> u32 {
         (*flow).way_back.macs[2] = (&raw const (*way_back).macs[2]).read_volatile();
         (*flow).way_back.ifindex = (&raw const (*way_back).ifindex).read_volatile();
     }
-    let mut source = 0;
     if opening.is_nat != 0 {
         opening.reserved = 0;
-        if let Some(entry) = BACKENDS.get(opening.backend as u32)
-            && let Some(address) = SOURCES.get(entry.source_index as u32)
-        {
-            source = entry.source_index;
-            copy(&raw const entry.addr, &raw mut opening.reply.src);
-            copy(address, &raw mut opening.reply.dst);
-            opening.reply.sport = select::port(entry, key.dport);
-            opening.reply.protocol = key.protocol;
+        if opening.source != 0 {
             opening.bucket = index;
             opening.way = way;
-            // What differs among flows; the generator mixes it.
-            let client = key.src.0[0] >> 32 ^ key.src.0[1] >> 32;
-            opening.random = client << 32 | (params.seed ^ key.sport as u32) as u64;
             ports::reserve();
         }
         // SAFETY: in the scratch; read anew, since the loop has changed it.
@@ -424,7 +429,7 @@ pub extern "C" fn lb_flow_insert() -> u32 {
         b[0],
         b[1],
         key.protocol as u8,
-        source,
+        opening.source as u8,
         c[0],
         c[1],
     ];
@@ -451,7 +456,7 @@ pub extern "C" fn lb_flow_twin(index: u32, wanted: u32, own: u32, key: *const Fl
         return NONE;
     }
     // SAFETY: the caller's key.
-    held_by(bucket, index, wanted, own, unsafe { &*key })
+    held_by(bucket, index, wanted, bit(own), unsafe { &*key })
 }
 
 /// Copies by double words. Left to itself LLVM calls memmove, a loop over bytes.

@@ -210,7 +210,7 @@ impl Balance {
             return Fate::refused(0, Verdict::PassNoService);
         };
         let sent = if service.forwarding == Forwarding::Nat as u8 {
-            forward::nat::request(packet, headers, flow, service, self.look)
+            forward::nat::request(packet, headers, flow, self.look)
         } else {
             forward::direct::request(packet, headers, flow, service, self.look)
         };

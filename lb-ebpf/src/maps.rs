@@ -95,10 +95,12 @@ pub struct Opening {
     pub is_nat: u16,
     /// [`Flow::forward`](lb_common::abi::Flow::forward) to begin with.
     pub forward: u8,
-    pub pad: u8,
+    /// Whether the flow has a record, which the new one replaces.
+    pub known: u8,
     /// From here on `flows::insert`'s own. A flow that can do without its port, which is this one.
     pub victim_port: u16,
-    pub pad2: u16,
+    /// Number of the address of this host that its packets leave from; 0 if there is none.
+    pub source: u16,
     pub victim: u32,
     /// The flow's replies as they will arrive.
     pub reply: FlowKey,
@@ -109,8 +111,8 @@ pub struct Opening {
     pub way: u32,
     /// Whether a port was found.
     pub reserved: u32,
-    /// Whether each try draws a port.
-    pub draw: u32,
+    /// Line of [`REPLIES`] that the reference of these replies goes to.
+    pub line: u32,
 }
 
 #[btf_map]

@@ -2,28 +2,71 @@
 
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::bpf_loop;
-use lb_common::abi::FlowKey;
+use lb_common::abi::{FlowKey, Params};
 use lb_common::flow_table::{HELD, Place, REFERENCES, WAYS};
 use lb_common::hash;
 
 use super::{
-    NONE, bucket, can_yield, candidates, free, is_answered_by, lines, record, reference, tag,
+    NONE, bucket, can_yield, candidates, copy, free, is_answered_by, lines, record, reference, tag,
 };
 use crate::atomic::{get, put32, swap_if};
-use crate::maps::{PARAMS, REPLIES, opening};
+use crate::maps::{BACKENDS, Opening, PARAMS, REPLIES, SOURCES, opening};
+use crate::select;
 
 /// Ports tried before a flow is refused: with 80 % of a backend's ports taken, 16 tries fail for
 /// one flow in 36.
-const PORT_TRIES: u32 = 16;
+const PORT_TRIES: u32 = 16 + QUICK_TRIES as u32;
+/// Of these the first, which make do with any port that is surely free.
+const QUICK_TRIES: u64 = 4;
 
-/// Finds a port for the flow that is being opened, if need be that of a flow which can do without;
-/// `reserved` tells whether there was one.
+/// Draws a port for the flow that is being opened, if there is an address that it is of, and has the
+/// processor read the line that the reference of its replies goes to.
 #[inline(always)]
-pub fn reserve() {
-    let Some(opening) = opening() else {
+pub fn draw_first(opening: &mut Opening, params: &Params) {
+    let Some(entry) = BACKENDS.get(opening.backend as u32) else {
         return;
     };
-    opening.draw = 1;
+    let Some(address) = SOURCES.get(entry.source_index as u32) else {
+        return;
+    };
+    let key = &opening.key;
+    copy(&raw const entry.addr, &raw mut opening.reply.src);
+    copy(address, &raw mut opening.reply.dst);
+    opening.reply.sport = select::port(entry, key.dport);
+    opening.reply.protocol = key.protocol;
+    // What differs among flows; the generator mixes it.
+    let client = key.src.0[0] >> 32 ^ key.src.0[1] >> 32;
+    opening.random = client << 32 | (params.seed ^ key.sport as u32) as u64;
+    draw(opening, params);
+    if let Some(line) = REPLIES.get_ptr_mut(opening.line) {
+        get(reference(line, 0));
+    }
+    opening.source = entry.source_index as u16;
+}
+
+/// Draws a port.
+#[inline(always)]
+fn draw(opening: &mut Opening, params: &Params) {
+    opening.random = hash::mix(opening.random.wrapping_add(0x9e37_79b9_7f4a_7c15));
+    let offset = hash::slot((opening.random >> 32) as u32, params.snat_count as u32);
+    opening.reply.dport = params.snat_first.wrapping_add(offset as u16).to_be();
+    aim(opening, params);
+}
+
+/// Says which line the reference of the replies goes to.
+#[inline(always)]
+fn aim(opening: &mut Opening, params: &Params) {
+    let place = Place::of(&opening.reply, params.seed);
+    opening.line = place.index(lines(params.flow_buckets));
+}
+
+/// Reserves a port for the flow that is being opened, beginning with the one that was drawn, if need
+/// be that of a flow which can do without; `reserved` tells whether there was one.
+#[inline(always)]
+pub fn reserve() {
+    let (Some(opening), Some(params)) = (opening(), PARAMS.get(0)) else {
+        return;
+    };
     opening.victim = NONE;
     within(PORT_TRIES);
     // SAFETY: in the scratch; read anew, since the loop has changed it.
@@ -34,8 +77,8 @@ pub fn reserve() {
         )
     };
     if victim != NONE && reserved == 0 && evict(victim, opening.tick) {
-        opening.draw = 0;
         opening.reply.dport = opening.victim_port;
+        aim(opening, params);
         within(1);
     }
 }
@@ -45,41 +88,56 @@ pub fn reserve() {
 #[inline(always)]
 fn within(tries: u32) {
     // SAFETY: the function has the form that the helper wants (Linux 5.17), and needs no context.
-    unsafe { bpf_loop(tries, draw as *mut c_void, core::ptr::null_mut(), 0) };
+    unsafe { bpf_loop(tries, attempt as *mut c_void, core::ptr::null_mut(), 0) };
 }
 
-/// One try to find a port: draws one and places the reference of the flow's replies. Nonzero ends
-/// the loop.
-extern "C" fn draw(_turn: u64, _context: *mut c_void) -> u64 {
+/// One try to reserve the port that was drawn, by placing the reference of the flow's replies; draws
+/// another one if it is taken. Nonzero ends the loop.
+extern "C" fn attempt(turn: u64, _context: *mut c_void) -> u64 {
     let (Some(opening), Some(params)) = (opening(), PARAMS.get(0)) else {
         return 1;
     };
-    let key = &mut opening.reply;
-    if opening.draw != 0 {
-        opening.random = hash::mix(opening.random.wrapping_add(0x9e37_79b9_7f4a_7c15));
-        let offset = hash::slot((opening.random >> 32) as u32, params.snat_count as u32);
-        key.dport = params.snat_first.wrapping_add(offset as u16).to_be();
+    let careful = turn >= QUICK_TRIES || opening.victim != NONE;
+    opening.reserved = place(opening, params, careful) as u32;
+    if opening.reserved == 0 {
+        draw(opening, params);
     }
+    opening.reserved as u64
+}
+
+/// Places the reference of the replies in `opening`; whether nobody else has such replies. In the
+/// first tries a reference with the same tag is enough to look elsewhere: what it leads to would have
+/// to be read from memory.
+#[inline(always)]
+fn place(opening: &mut Opening, params: &Params, careful: bool) -> bool {
+    let key = &opening.reply;
     let Some(bucket) = bucket(opening.bucket) else {
-        return 1;
+        return false;
     };
     let flow = record(bucket, opening.way);
     // SAFETY: this CPU holds the way.
     unsafe { (*flow).nat_port = key.dport };
     let number = opening.bucket * WAYS as u32 + (opening.way & (WAYS as u32 - 1));
     let place = Place::of(key, params.seed);
-    let Some(line) = REPLIES.get_ptr_mut(place.index(lines(params.flow_buckets))) else {
-        return 1;
+    let Some(line) = REPLIES.get_ptr_mut(opening.line) else {
+        return false;
     };
-    let taken = lb_flow_taken(number, key);
-    if taken != NONE {
-        if can_yield_number(taken, params.tick) {
-            opening.victim = taken;
+    let mine = place.reference(number);
+    let taken = || {
+        if careful {
+            lb_flow_taken(number, key)
+        } else {
+            lb_reply_alike(opening.line, mine)
+        }
+    };
+    let other = taken();
+    if other != NONE {
+        if careful && can_yield_number(other, params.tick) {
+            opening.victim = other;
             opening.victim_port = key.dport;
         }
-        return 0;
+        return false;
     }
-    let mine = place.reference(number);
     let mut free = place.reply_home();
     if get(reference(line, free)) != 0 {
         free = 0;
@@ -88,16 +146,34 @@ extern "C" fn draw(_turn: u64, _context: *mut c_void) -> u64 {
         }
     }
     if free == REFERENCES || !swap_if(reference(line, free), 0, mine) {
-        return 0;
+        return false;
     }
     // Another CPU may have taken the same port in this moment. Each of the two then finds the other,
     // and draws again.
-    if lb_flow_taken(number, key) != NONE {
+    if taken() != NONE {
         put32(reference(line, free), 0);
-        return 0;
+        return false;
     }
-    opening.reserved = 1;
-    1
+    true
+}
+
+/// Another reference in a line that has the tag of this one: the number of its record.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_reply_alike(line: u32, mine: u32) -> u32 {
+    let Some(line) = REPLIES.get_ptr_mut(line) else {
+        return 0;
+    };
+    let mut n = 0;
+    while n < REFERENCES {
+        // SAFETY: in the line. By constants, for a loop that is rolled out.
+        let other = get(unsafe { &raw const (*line).0[n] });
+        if (other ^ mine) >> 24 == 0 && other != mine {
+            return (other & 0xff_ffff).wrapping_sub(1);
+        }
+        n += 1;
+    }
+    NONE
 }
 
 /// Another flow with such replies than the one of this number; also one that is just being opened,

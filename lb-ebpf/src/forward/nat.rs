@@ -3,15 +3,13 @@
 
 use core::mem::offset_of;
 
-use lb_common::abi::service_flag::SYN_RESCUE;
-use lb_common::abi::{Addr, Backend, Flow, FlowKey, Hop, Params, Service, tcp_seen};
+use lb_common::abi::{Addr, Backend, Flow, FlowKey, Hop, Params, tcp_seen};
 use lb_common::checksum;
-use lb_common::flow as policy;
 use lb_common::verdict::Verdict;
 use network_types::eth::EthHdr;
 use network_types::ip::Ipv4Hdr;
 
-use crate::count::{self, Kind, Sign};
+use crate::count::{self, Kind};
 use crate::fate::Fate;
 use crate::forward::{
     IPV6_ADDRESSES, decrement_ttl, hop, macs, reversed, send, set_ipv6_addresses,
@@ -117,41 +115,39 @@ pub fn reply<const V6: bool>(
 }
 
 /// Sends a client's packet on to its backend, if its flow is recorded; else [`Fate::OPEN`], if it
-/// may be.
+/// may be. What becomes of a SYN is for [`super::open`] to say, which comes back here with it.
 #[inline(always)]
 pub fn request<const V6: bool>(
     packet: &Packet,
     headers: &Headers<V6>,
     flow: &FlowKey,
-    service: &Service,
     look: Look,
 ) -> Result<Fate, Verdict> {
+    if headers.is_syn() && look == Look::First {
+        return Ok(Fate::OPEN);
+    }
     // What a service left behind that was `dsr` before says nothing here.
     if let Some(record) = flows::find(flow).filter(|record| record.source != 0) {
         if let Some(backend) = select::for_established(record.backend) {
-            if !headers.is_syn() || (is_repeated(record) && !is_rescued(record, service, look)) {
-                if headers.is_syn() && record.reply & tcp_seen::REPLY == 0 && look == Look::First {
-                    count::sign(record.backend, Sign::Repeated);
-                }
-                let always = if headers.is_syn() {
-                    0
-                } else {
-                    tcp_seen::CLIENT_ACK
-                };
-                flows::see(record);
-                let seen = seen(record.forward, headers, tcp_seen::CLIENT_FIN, always);
-                if record.forward != seen {
-                    record.forward = seen;
-                }
-                follow_client(packet, record);
-                let opened = look == Look::Opened;
-                if opened && headers.is_syn() {
-                    count::time(record.backend, record.nat_port);
-                }
-                let kind = Kind::of(opened);
-                return forward(packet, headers, record, backend, kind);
+            let always = if headers.is_syn() {
+                0
+            } else {
+                tcp_seen::CLIENT_ACK
+            };
+            flows::see(record);
+            let seen = seen(record.forward, headers, tcp_seen::CLIENT_FIN, always);
+            if record.forward != seen {
+                record.forward = seen;
             }
-        } else if headers.is_tcp() && !headers.is_syn() {
+            follow_client(packet, record);
+            let opened = look == Look::Opened;
+            if opened && headers.is_syn() {
+                count::time(record.backend, record.nat_port);
+            }
+            let kind = Kind::of(opened);
+            return forward(packet, headers, record, backend, kind);
+        }
+        if headers.is_tcp() && !headers.is_syn() {
             if headers.flags & flag::RST != 0
                 && let Some(backend) = select::backend(record.backend)
             {
@@ -166,6 +162,13 @@ pub fn request<const V6: bool>(
         return Err(Verdict::ResetNoFlow);
     }
     Ok(Fate::OPEN)
+}
+
+/// Whether a SYN repeats the one that opened this flow, which is not over.
+#[inline(always)]
+pub fn is_repeated(record: &Flow) -> bool {
+    record.forward & (tcp_seen::CLIENT_FIN | tcp_seen::RST) == 0
+        && record.reply & (tcp_seen::BACKEND_FIN | tcp_seen::RST) == 0
 }
 
 /// Sends a client's packet on to the backend of its flow.
@@ -198,21 +201,6 @@ fn seen<const V6: bool>(known: u8, headers: &Headers<V6>, fin: u8, always: u8) -
     } else {
         (known | always) & !tcp_seen::RST
     }
-}
-
-/// Whether a SYN repeats the one that opened the flow, rather than opening its successor.
-#[inline(always)]
-fn is_repeated(record: &Flow) -> bool {
-    record.forward & (tcp_seen::CLIENT_FIN | tcp_seen::RST) == 0
-        && record.reply & (tcp_seen::BACKEND_FIN | tcp_seen::RST) == 0
-}
-
-/// Whether a repeated SYN goes to another backend, since this one has not answered.
-#[inline(always)]
-fn is_rescued(record: &Flow, service: &Service, look: Look) -> bool {
-    look == Look::First
-        && service.has(SYN_RESCUE)
-        && policy::is_unanswered(record.forward, record.reply)
 }
 
 /// Keeps the way back current when the client's packets come another way. A reply racing with this

@@ -73,10 +73,14 @@ fn choose<const V6: bool>(
         .current();
     let named = quic::backend(packet, headers, service);
     let is_nat = service.forwarding == Forwarding::Nat as u8;
-    let (index, forward) = match unanswered(service, flow, is_nat) {
+    let found = flows::find(flow);
+    let known = found.is_some();
+    let (index, forward) = match found.filter(|record| serves(record, is_nat)) {
         _ if named != 0 => (named, 0),
-        None => (owner, 0),
-        Some(record) => {
+        Some(record)
+            if service.has(service_flag::SYN_RESCUE)
+                && policy::is_unanswered(record.forward, record.reply) =>
+        {
             count::sign(record.backend, Sign::Repeated);
             let times = policy::rescues(record.forward);
             let index = select::another(service, hash, times, record.backend, owner);
@@ -88,6 +92,13 @@ fn choose<const V6: bool>(
             }
             (index, forward)
         }
+        Some(record) if is_nat && nat::is_repeated(record) => {
+            if record.reply & tcp_seen::REPLY == 0 {
+                count::sign(record.backend, Sign::Repeated);
+            }
+            return Ok(Fate::KEEP);
+        }
+        _ => (owner, 0),
     };
     let backend = if named == 0 {
         select::for_new(index)
@@ -104,6 +115,7 @@ fn choose<const V6: bool>(
     opening.tick = now()?;
     opening.backend = index;
     opening.forward = forward;
+    opening.known = known as u8;
     if is_nat && service.has(service_flag::SYN_RESCUE) && policy::rescues(forward) < MOST_RESCUES {
         opening.forward |= tcp_seen::HOLDS_REFUSAL;
     }
@@ -112,18 +124,11 @@ fn choose<const V6: bool>(
     Ok(Fate::OPEN)
 }
 
-/// The record of this flow, if the flow goes to another backend because the one that it has does
-/// not answer. One that does not serve any more says nothing: the slot's owner gets the flow.
+/// Whether the flow goes on to the backend of this record. One that does not serve any more says
+/// nothing: the slot's owner gets the flow.
 #[inline(always)]
-fn unanswered(service: &Service, flow: &FlowKey, is_nat: bool) -> Option<&'static mut Flow> {
-    if !service.has(service_flag::SYN_RESCUE) {
-        return None;
-    }
-    flows::find(flow).filter(|record| {
-        (record.source != 0) == is_nat
-            && policy::is_unanswered(record.forward, record.reply)
-            && select::for_established(record.backend).is_some()
-    })
+fn serves(record: &Flow, is_nat: bool) -> bool {
+    (record.source != 0) == is_nat && select::for_established(record.backend).is_some()
 }
 
 /// The coarse clock, which is set for the other packets too: only the opening of flows needs time
