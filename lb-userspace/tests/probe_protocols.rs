@@ -66,6 +66,7 @@ fn redis(role: Option<RedisRole>) -> ProbeKind {
         user: None,
         password_file: None,
         role,
+        absent_key: None,
         tls: None,
     })
 }
@@ -188,6 +189,7 @@ async fn a_password_file_that_cannot_be_read_is_our_fault() {
                 user: None,
                 password_file: Some(path.to_owned()),
                 role: None,
+                absent_key: None,
                 tls: None,
             }),
         )

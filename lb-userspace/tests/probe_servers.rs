@@ -7,7 +7,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -129,6 +130,7 @@ async fn redis_itself() {
             user: user.map(str::to_owned),
             password_file: password_file.map(Path::to_owned),
             role,
+            absent_key: None,
             tls: None,
         })
     };
@@ -151,6 +153,27 @@ async fn redis_itself() {
     let nobody = kind(Some(&password), Some("nobody"), None);
     let outcome = probe(port, &nobody).await;
     assert!(outcome.detail.contains("WRONGPASS"), "{outcome:?}");
+
+    let ProbeKind::Redis(named) = named else {
+        unreachable!()
+    };
+    let unless = ProbeKind::Redis(RedisProbe {
+        absent_key: Some("maintenance".to_owned()),
+        ..named
+    });
+    assert_eq!(probe(port, &unless).await.detail, "no key \"maintenance\"");
+    let mut client = TcpStream::connect(loopback(port)).unwrap();
+    client
+        .write_all(b"AUTH secret\r\nSET maintenance 1\r\nQUIT\r\n")
+        .unwrap();
+    let mut said = String::new();
+    client.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "+OK\r\n+OK\r\n+OK\r\n");
+    let outcome = probe(port, &unless).await;
+    assert_eq!(
+        (outcome.class, outcome.detail.as_str()),
+        (Class::Application, "the key \"maintenance\" exists")
+    );
 
     let other = tempfile::tempdir().unwrap();
     let master = format!("127.0.0.1 {port}");

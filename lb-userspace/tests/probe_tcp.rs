@@ -54,10 +54,10 @@ fn hex(text: &str) -> Vec<u8> {
 }
 
 /// Cases that no probe here asks, and why.
-const NOT_OFFERED: [(&str, &str); 2] = [
-    ("redis-exists-0", "no EXISTS of a key"),
-    ("second-step-refused", "one connection for each probe"),
-];
+const NOT_OFFERED: [(&str, &str); 1] = [(
+    "second-step-refused",
+    "one connection for each probe; a second port is a second probe",
+)];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recorded_cases() {
@@ -127,11 +127,13 @@ fn kinds(case: &Json) -> Vec<ProbeKind> {
         kinds.push(script(wanted.map(expect).collect()));
     }
     let id = str(case, "id");
-    if ["redis-pong", "redis-loading", "redis-moved"].contains(&id) {
+    let absent_key = probe["redis_key"].as_str().map(str::to_owned);
+    if ["redis-pong", "redis-loading", "redis-moved"].contains(&id) || absent_key.is_some() {
         kinds.push(ProbeKind::Redis(RedisProbe {
             user: None,
             password_file: None,
             role: None,
+            absent_key,
             tls: None,
         }));
     }

@@ -44,6 +44,7 @@ pub struct Settings {
     user: Option<At<String>>,
     password_file: Option<At<PathBuf>>,
     role: Option<At<&'static str>>,
+    absent_key: Option<At<String>>,
     database: Option<At<String>>,
     hello: Option<At<String>>,
     query: Option<At<String>>,
@@ -61,6 +62,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         user: reader.get(errors, "user", word),
         password_file: reader.get(errors, "password_file", value::path),
         role: reader.get(errors, "role", value::choice),
+        absent_key: reader.get(errors, "absent_key", word),
         database: reader.get(errors, "database", word),
         hello: reader.get(errors, "hello", word),
         query: reader.get(errors, "query", domain),
@@ -121,6 +123,7 @@ pub fn question(
                     "replica" => RedisRole::Replica,
                     _ => RedisRole::Any,
                 }),
+                absent_key: settings.absent_key.map(|key| key.value),
                 tls,
             })
         }

@@ -38,7 +38,7 @@ pub enum Match {
     Regex(Pattern),
 }
 
-/// A Redis PING, with AUTH before it and ROLE after it as asked for.
+/// A Redis PING, or EXISTS in its place, with AUTH before it and ROLE after it as asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RedisProbe {
     /// User of the ACL; `None`: `default`.
@@ -47,6 +47,8 @@ pub struct RedisProbe {
     pub password_file: Option<PathBuf>,
     /// `None`: ROLE is not asked.
     pub role: Option<RedisRole>,
+    /// Key that must not exist, for instance because who maintains the server sets it.
+    pub absent_key: Option<String>,
     pub tls: Option<TlsOptions>,
 }
 

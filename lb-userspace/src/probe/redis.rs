@@ -1,4 +1,4 @@
-//! The Redis probe: PING, with AUTH before it and ROLE after it as asked for.
+//! The Redis probe: PING or EXISTS, with AUTH before it and ROLE after it as asked for.
 //!
 //! RESP2 (<https://redis.io/docs/latest/develop/reference/protocol-spec/>), which every server
 //! speaks until told otherwise.
@@ -46,22 +46,44 @@ pub async fn ask<S: ProbeStream>(
             other => return Err(strange(&other, "AUTH")),
         }
     }
-    wire.send(&command(&["PING"])).await;
-    trace.step("request", "PING");
-    let pong = match value(&mut wire, trace).await? {
-        Reply::Simple(said) if said == "PONG" => "PONG".to_owned(),
-        // A cluster's node that sends clients elsewhere is up.
-        Reply::Error(said) if said.starts_with("MOVED ") || said.starts_with("ASK ") => said,
-        Reply::Error(error) => return Err(refused(&error, "PING")),
-        other => return Err(strange(&other, "PING")),
-    };
-    trace.step("answer", text::excerpt(pong.as_bytes()));
+    let said = alive(&mut wire, probe.absent_key.as_deref(), trace).await?;
+    trace.step("answer", said.clone());
     let detail = match probe.role {
-        None => text::excerpt(pong.as_bytes()),
-        Some(wanted) => format!("PONG, {}", role(&mut wire, wanted, trace).await?),
+        None => said,
+        Some(wanted) => format!("{said}, {}", role(&mut wire, wanted, trace).await?),
     };
     wire.part(&command(&["QUIT"]));
     Ok(Success(detail))
+}
+
+/// Asks whether the server answers, and whether the key that must not exist does; gives what it says.
+async fn alive<S: ProbeStream>(
+    wire: &mut Wire<S>,
+    absent_key: Option<&str>,
+    trace: &mut Trace,
+) -> Result<String, Failure> {
+    let (words, name) = match absent_key {
+        None => (vec!["PING"], "PING"),
+        Some(key) => (vec!["EXISTS", key], "EXISTS"),
+    };
+    wire.send(&command(&words)).await;
+    trace.step("request", words.join(" "));
+    match (value(wire, trace).await?, absent_key) {
+        (Reply::Simple(said), None) if said == "PONG" => Ok(said),
+        (Reply::Integer(0), Some(key)) => {
+            Ok(format!("no key \"{}\"", text::excerpt(key.as_bytes())))
+        }
+        (Reply::Integer(_), Some(key)) => Err(Failure::new(
+            Class::Application,
+            format!("the key \"{}\" exists", text::excerpt(key.as_bytes())),
+        )),
+        // A cluster's node that sends clients elsewhere is up.
+        (Reply::Error(said), _) if said.starts_with("MOVED ") || said.starts_with("ASK ") => {
+            Ok(text::excerpt(said.as_bytes()))
+        }
+        (Reply::Error(error), _) => Err(refused(&error, name)),
+        (other, _) => Err(strange(&other, name)),
+    }
 }
 
 /// Asks for the role; gives it, with the state of a replica's link, if it is the one wanted.

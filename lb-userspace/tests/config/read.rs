@@ -275,6 +275,7 @@ fn every_kind_of_probe_is_read() {
             user: Some("lb".into()),
             password_file: Some("/etc/lb/redis.password".into()),
             role: Some(RedisRole::Master),
+            absent_key: Some("maintenance".into()),
             tls: None,
         })
     );

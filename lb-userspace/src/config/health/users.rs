@@ -64,7 +64,7 @@ pub(super) fn users(key: &str) -> &'static [Probe] {
         key if TLS_KEYS.contains(&key) => &[Https, Grpc, Tcp, Redis, Smtp, Ldap],
         "half_open" | "script" => &[Tcp],
         "user" => &[Redis, Postgres, Mysql],
-        "password_file" | "role" => &[Redis],
+        "password_file" | "role" | "absent_key" => &[Redis],
         "database" => &[Postgres],
         "hello" => &[Smtp],
         "query" | "query_type" | "expect_rcode" | "expect_answer" => &[Dns],

@@ -290,6 +290,12 @@ pub const HEALTH: Section = Section {
             "`redis`: the role the server must have; a replica's link to its master must be up.",
         ),
         key(
+            "absent_key",
+            Kind::Text,
+            Absent("not asked"),
+            "`redis`: key that must not exist; asked for (EXISTS) in the place of PING.",
+        ),
+        key(
             "database",
             Kind::Text,
             Derived("the user's name, by the server"),
