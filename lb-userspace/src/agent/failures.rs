@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::core::Core;
 use crate::api::event::{Change, Evidence, Kind, Origin};
-use crate::model::BackendKey;
 use crate::probe::{Outcome, Verdict};
 
 /// Of all services, so that they do not push other events out of the journal: it keeps 10,000.
@@ -40,16 +39,7 @@ impl Core {
         if outcome.verdict != Verdict::Failure {
             return;
         }
-        let model = &self.model;
-        let wants = |(key, check): &(&BackendKey, usize)| {
-            let service = model.service(&key.service);
-            let policy = service.and_then(|service| service.health.get(*check));
-            policy.is_some_and(|policy| policy.always_log_failures)
-        };
-        let told: Vec<_> = (self.engine.asked_by(seq))
-            .filter(wants)
-            .map(|(key, _)| key.clone())
-            .collect();
+        let told: Vec<_> = self.engine.asked_by_loud(seq).cloned().collect();
         for key in told {
             let Some(left_out) = self.failures.take(now) else {
                 continue;

@@ -456,6 +456,7 @@ impl Agent {
         let what = self.core.reconfigure(model);
         self.watch_ways();
         self.names.send_replace(self.core.wanted_names());
+        self.publish();
         Ok(what)
     }
 

@@ -283,13 +283,15 @@ impl Client {
     }
 
     /// The server of this name, to be changed. Who it is, the last published status tells as a rule,
-    /// so that a thousand changes do not ask for a thousand new ones.
+    /// so that a thousand changes do not ask for a thousand new ones. Numbers may have moved since.
     async fn find(&self, text: Option<&str>) -> Result<Name, Refused> {
-        let known = self.agent.snapshot.borrow().clone();
-        if let Ok(server) = server_view::find(&known, text) {
-            return Ok(server.to_name());
+        if text.is_some_and(|text| !text.contains('#')) {
+            let known = self.agent.snapshot.borrow().clone();
+            if let Ok(server) = server_view::find(&known, text) {
+                return Ok(server.identity());
+            }
         }
-        Ok(server_view::find(&*self.status().await?, text)?.to_name())
+        Ok(server_view::find(&*self.status().await?, text)?.identity())
     }
 }
 

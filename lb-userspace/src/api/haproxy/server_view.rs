@@ -102,7 +102,7 @@ impl Server<'_> {
         (host.trim_matches(['[', ']']), port)
     }
 
-    pub fn to_name(&self) -> Name {
+    pub fn identity(&self) -> Name {
         Name {
             name: BackendName {
                 service: self.service.name.clone(),
