@@ -205,7 +205,7 @@ const BEGIN: &[(&str, &str)] = &[
         "set server web/b1 weight 5x",
         "Trailing garbage in weight string\n",
     ),
-    ("show info", "Name: "),
+    ("show info", "Name: HAProxy\nVersion: "),
     ("show servers state", "1\n# be_id be_name srv_id "),
     (
         "show servers conn",

@@ -2,7 +2,8 @@
 
 use crate::api::status::Status;
 
-/// The lines that lb has values for, in HAProxy's order.
+/// The lines that lb has values for, in HAProxy's order. The name is HAProxy's: libraries take the
+/// socket for another program's otherwise. The description says whose it is.
 pub fn lines(status: &Status) -> String {
     let node = &status.node;
     let uptime = node.uptime_seconds as u64;
@@ -16,7 +17,7 @@ pub fn lines(status: &Status) -> String {
     let opened: u64 = backends.map(|backend| backend.new_flows).sum();
     let started = node.at.as_second() - uptime.cast_signed();
     format!(
-        "Name: lb\n\
+        "Name: HAProxy\n\
          Version: {}\n\
          Nbproc: 1\n\
          Process_num: 1\n\
@@ -26,12 +27,14 @@ pub fn lines(status: &Status) -> String {
          Maxconn: {}\n\
          CurrConns: {}\n\
          CumConns: {opened}\n\
+         description: lb {}\n\
          Stopping: {}\n\
          Start_time_sec: {started}\n",
         node.version,
         node.pid,
         node.flows.capacity,
         node.flows.used,
+        node.version,
         u8::from(node.draining),
     )
 }
