@@ -70,7 +70,7 @@ fn agent(events: usize) -> FakeAgent {
         journal.record(Change::node(Kind::Reload, Origin::Config, reason));
     }
     let _guard = runtime.enter();
-    let listener = Listener::bind(&socket).unwrap();
+    let listener = Listener::bind(&socket, "node.control_socket").unwrap();
     let (calls, mut inbox) = tokio::sync::mpsc::channel(4);
     let (publish, snapshot) = watch::channel(Arc::new(sample()));
     let ends = Agent {
@@ -557,7 +557,7 @@ address = "10.0.0.11:8080"
     let output = run(Stdio::piped()).output().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(log.contains("WARN") && log.contains("one backend"), "{log}");
-    assert!(log.contains("control socket"), "{log}");
+    assert!(log.contains("node.control_socket"), "{log}");
     assert_eq!(log.matches("No such file").count(), 1, "{log}");
 
     let full = std::fs::OpenOptions::new()

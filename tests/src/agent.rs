@@ -284,6 +284,11 @@ impl<'lab> Agent<'lab> {
         process.signal(signal)
     }
 
+    /// SIGTERM, which an agent with a grace does not end by.
+    pub fn begin_to_end(&self) -> Result<()> {
+        self.signal(libc::SIGTERM)
+    }
+
     /// SIGTERM, and waits for the end.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         let mut process = self.process.take().context("the agent does not run")?;

@@ -244,6 +244,12 @@ pub fn check_reload(old: &Node, new: &Node) -> Result<(), RunError> {
             false,
         ),
         ("node.http", old.http != new.http, false),
+        ("node.grpc", old.grpc != new.grpc, false),
+        (
+            "node.haproxy_socket",
+            old.haproxy_socket != new.haproxy_socket,
+            false,
+        ),
         ("node.state_dir", old.state_dir != new.state_dir, false),
         (
             "node.flow_entries",

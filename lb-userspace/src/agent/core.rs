@@ -12,7 +12,9 @@ use tracing::error;
 
 use super::clock::Clock;
 use super::events::Pending;
+use super::failures::Bound;
 use super::fence::Handover;
+use super::gap::Gap;
 use super::names::Discovery;
 use super::passive::Watched;
 use super::primaries::{SavedPrimary, known};
@@ -79,6 +81,10 @@ pub struct Core {
     pub(super) pending: Vec<Pending>,
     /// When the probes of the last change of verdict began, by backend.
     pub(super) turns: BTreeMap<BackendKey, Duration>,
+    /// How long the data plane took to follow verdicts.
+    pub(super) gap: Gap,
+    /// For failed probes that are told of.
+    pub(super) failures: Bound,
     pub(super) applied: u64,
     pub(super) applied_at: Duration,
     pub(super) sweep: Sweep,
@@ -163,6 +169,8 @@ impl Core {
             decide_after: Duration::ZERO,
             pending: Vec::new(),
             turns: BTreeMap::new(),
+            gap: Gap::default(),
+            failures: Bound::default(),
             applied: 0,
             applied_at: clock.now(),
             sweep: Sweep::default(),
@@ -250,6 +258,7 @@ impl Core {
             } => {
                 self.applied = generation;
                 self.applied_at = self.clock.time(at);
+                self.gap.applied(generation, self.applied_at);
                 if self.datapath_error.take().is_some() {
                     let what = "the datapath follows the verdicts again";
                     self.record(Change::node(Kind::Datapath, Origin::Agent, what));

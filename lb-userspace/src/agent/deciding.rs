@@ -74,6 +74,7 @@ impl Core {
                 self.datapath_error = Some(error.to_string());
             }
         }
+        self.gap.built(self.generation, self.applied);
         self.note_primaries();
         for event in decided.events {
             self.pend(event, &before);

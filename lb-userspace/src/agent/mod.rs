@@ -16,7 +16,9 @@ mod deciding;
 mod detail;
 mod events;
 mod explain;
+mod failures;
 mod fence;
+mod gap;
 mod names;
 mod outcomes;
 mod passive;
@@ -60,6 +62,8 @@ pub enum RunError {
     Datapath(#[from] DatapathError),
     #[error(transparent)]
     Http(#[from] crate::api::http::HttpError),
+    #[error(transparent)]
+    Token(#[from] crate::api::token::TokenError),
     #[error("{key} cannot change while the agent runs; restart it (no packet is lost by that)")]
     NeedsRestart { key: &'static str },
     #[error(

@@ -64,6 +64,7 @@ impl Core {
         }
         self.observe(*seq, outcome);
         let now = self.clock.now();
+        self.log_failure(*seq, outcome, now);
         let ended = self.engine.finish(*seq, outcome, now);
         for change in ended.changes {
             self.turned(change, outcome, now);
@@ -81,6 +82,7 @@ impl Core {
                 .insert(key.clone(), now.saturating_sub(change.took));
         }
         self.dirty = true;
+        self.gap.turned(now);
         let told = |kind| {
             let told = Change::backend(kind, key, Origin::Probe, change.reason.clone());
             told.on(Evidence::probe(outcome))

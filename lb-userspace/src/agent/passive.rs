@@ -255,6 +255,7 @@ impl Core {
         if passive.probed(suspicion, reached, of_probe, detail, &mut ejected, now) {
             info!(backend = %key, "{}; {detail}: ejected", suspicion.what);
             self.turns.insert(key.clone(), suspicion.since);
+            self.gap.turned(now);
             self.doubts_changed(now);
         } else {
             let what = format!("{}, yet its probes succeed", suspicion.what);
@@ -280,7 +281,9 @@ impl Core {
             over |= self.passive.observe(key, success);
         }
         if over {
-            self.doubts_changed(self.clock.now());
+            let now = self.clock.now();
+            self.gap.turned(now);
+            self.doubts_changed(now);
         }
     }
 

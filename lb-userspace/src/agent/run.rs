@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,13 +24,15 @@ use super::saved::{self, Saved};
 use super::saver::Saver;
 use super::{RunError, RunOptions, calls};
 use crate::api::event::{Change, Kind, Origin};
+use crate::api::http::bind;
+use crate::api::token::{Token, TokenError};
 use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server};
 use crate::config;
 use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer, sys};
 use crate::discovery::Answer;
 use crate::discovery::resolve::{self, Wanted};
 use crate::health::passive;
-use crate::model::{Model, OnExit, ProbeSpec};
+use crate::model::{Model, Node, OnExit, ProbeSpec};
 use crate::neighbor::{self, Links, Ways};
 use crate::privileges;
 use crate::probe::Class;
@@ -88,6 +90,9 @@ pub struct Agent {
     silent: mpsc::UnboundedSender<IpAddr>,
     names: watch::Sender<Arc<Wanted>>,
     snapshot: watch::Sender<Arc<Status>>,
+    token: watch::Sender<Option<Arc<Token>>>,
+    /// Told to end, it goes on until then: `node.shutdown_grace`.
+    end_at: Option<Instant>,
     /// The status is not put together unasked before.
     publish_after: Instant,
     /// The generation that the datapath was last told.
@@ -106,11 +111,20 @@ pub enum End {
 pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> {
     let model = Arc::new(load(&options.config)?);
     let node = model.node.clone();
-    let listener = Listener::bind(&node.control_socket)?;
-    let http = match node.http {
-        Some(address) => Some(api::http::bind(address).await?),
+    let listener = Listener::bind(&node.control_socket, "node.control_socket")?;
+    let haproxy = match &node.haproxy_socket {
+        Some(path) => Some(Listener::bind(path, "node.haproxy_socket")?),
         None => None,
     };
+    let http = match node.http {
+        Some(address) => Some(bind("node.http", address).await?),
+        None => None,
+    };
+    let grpc = match node.grpc {
+        Some(address) => Some(bind("node.grpc", address).await?),
+        None => None,
+    };
+    let (token, wanted_token) = watch::channel(token(&node)?);
     std::fs::create_dir_all(&node.state_dir).map_err(|source| RunError::System {
         what: "making node.state_dir",
         source,
@@ -176,6 +190,8 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         silent,
         names,
         snapshot,
+        token,
+        end_at: None,
         publish_after: Instant::now(),
         told: 0,
     };
@@ -186,9 +202,16 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         events: followers,
         snapshot: published.clone(),
     };
+    if let Some(haproxy) = haproxy {
+        tasks.spawn_on(api::haproxy::serve(haproxy, api.clone()), beside);
+    }
     tasks.spawn_on(server::serve(listener, api), beside);
     if let Some(http) = http {
-        tasks.spawn_on(api::http::serve(http, published), beside);
+        let serve = api::http::serve(http, published.clone(), wanted_token.clone());
+        tasks.spawn_on(serve, beside);
+    }
+    if let Some(grpc) = grpc {
+        tasks.spawn_on(api::grpc::serve(grpc, published, wanted_token), beside);
     }
     tasks.spawn_on(
         neighbor::keep_watching(watched, doubted, senders.paths),
@@ -207,6 +230,12 @@ fn load(path: &Path) -> Result<Model, RunError> {
         warn!("{}:{}: {}", path.display(), warning.line, warning.message);
     }
     Ok(report.model)
+}
+
+/// What detailed answers are given for.
+fn token(node: &Node) -> Result<Option<Arc<Token>>, TokenError> {
+    let read = |path: &PathBuf| Token::read(path).map(Arc::new);
+    node.http_token_file.as_ref().map(read).transpose()
 }
 
 struct Senders {
@@ -253,6 +282,14 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
             answers,
         },
     ))
+}
+
+/// Ends at this time, or never.
+async fn ended(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn addresses(model: &Model) -> BTreeSet<IpAddr> {
@@ -322,7 +359,11 @@ impl Agent {
                         error!("reload refused, the old configuration stays:\n{error}");
                     }
                 }
-                _ = inbox.terminate.recv() => return Ok(End::Signal),
+                _ = inbox.terminate.recv() => {
+                    if !self.begins_to_end() {
+                        return Ok(End::Signal);
+                    }
+                }
                 _ = inbox.interrupt.recv() => return Ok(End::Signal),
                 _ = publish.tick() => {
                     self.follow_links().await;
@@ -334,9 +375,27 @@ impl Agent {
                     Err(Ok(panic)) => std::panic::resume_unwind(panic),
                     Ok(()) | Err(Err(_)) => warn!("a task of the agent has ended"),
                 },
+                () = ended(self.end_at) => return Ok(End::Signal),
                 () = sleep_until(self.core.clock.instant(wake)) => {}
             }
         }
+    }
+
+    /// Told to end: whether it goes on for a while, with its readiness failing. So those who send it
+    /// packets can look for another way first.
+    fn begins_to_end(&mut self) -> bool {
+        let grace = self.core.model.node.shutdown_grace;
+        if self.end_at.is_some() || grace.is_zero() {
+            return false;
+        }
+        self.end_at = Some(Instant::now() + grace);
+        self.core.ending();
+        self.publish();
+        let what = format!("told to end; goes on for {grace:?}, with its readiness failing");
+        info!("{what}");
+        self.core
+            .record(Change::node(Kind::Stopping, Origin::Agent, what));
+        true
     }
 
     /// A probe has ended.
@@ -386,15 +445,18 @@ impl Agent {
     async fn try_reload(&mut self) -> Result<String, RunError> {
         let model = Arc::new(load(&self.options.config)?);
         calls::check_reload(&self.core.model.node, &model.node)?;
+        let token = token(&model.node)?;
         // Also where nothing has changed: an interface may have been removed and made again.
         if self.migrates.is_none() {
             let gone = self.gone();
             self.attached = attach(&self.writer, &model, self.options.replace, &gone).await?;
         }
+        self.token.send_replace(token);
         self.carrier.set_node(&model.node);
         let what = self.core.reconfigure(model);
         self.watch_ways();
         self.names.send_replace(self.core.wanted_names());
+        self.publish();
         Ok(what)
     }
 

@@ -55,6 +55,7 @@ impl Core {
             pid: std::process::id(),
             config: agent.options.config.display().to_string(),
             verdict_age_seconds: age.as_secs_f64(),
+            verdict_gap: self.gap.total,
             attached: agent.attached.len() == self.model.node.interfaces.len(),
             first_round_done: self.first_round_done(now),
             names: self.name_statuses(),
@@ -205,6 +206,7 @@ impl Core {
             last_probe: view
                 .and_then(TargetView::last)
                 .map(|last| self.last_probe(last)),
+            probe: backend.probes.first().map(|probe| probe.kind.name().into()),
             new_flows: traffic.flows,
             drain_until: match routing {
                 Routing::Draining { until } => Some(self.clock.wall(until)),

@@ -40,6 +40,8 @@ pub struct Change {
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     Started,
+    /// Told to end: readiness fails, and all else goes on until the end of `node.shutdown_grace`.
+    Stopping,
     Stopped,
     /// A service or backend appeared in the configuration.
     Added,
@@ -65,6 +67,8 @@ pub enum Kind {
     FenceFailed,
     /// A backend that stood by is the active one.
     Promoted,
+    /// A probe that failed, told though it may change nothing: `always_log_failures`.
+    ProbeFailed,
     /// The operator's word.
     Admin,
     Reload,
@@ -90,6 +94,7 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Started => "started",
+            Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Added => "added",
             Self::Removed => "removed",
@@ -106,6 +111,7 @@ impl Kind {
             Self::Fencing => "fencing",
             Self::FenceFailed => "fence_failed",
             Self::Promoted => "promoted",
+            Self::ProbeFailed => "probe_failed",
             Self::Admin => "admin",
             Self::Reload => "reload",
             Self::ReloadRefused => "reload_refused",
@@ -134,7 +140,18 @@ pub enum Origin {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pid: Option<i32>,
         command: String,
+        /// By which other way than the control socket.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        via: Option<Via>,
     },
+}
+
+/// A way to the agent beside the control socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// `node.haproxy_socket`.
+    HaproxySocket,
 }
 
 /// What it rests on.

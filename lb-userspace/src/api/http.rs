@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -19,12 +19,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::status::Status;
+use super::token::{Wanted, allows};
 use super::{metrics, page};
 
 /// Connections served at a time; more wait in the kernel's queue.
@@ -37,45 +38,49 @@ const CONNECTION_LIFE: Duration = Duration::from_secs(30);
 
 /// The endpoints' address cannot be had.
 #[derive(Debug, Error)]
-#[error("node.http {address}: {source}; choose another address, or leave node.http out")]
+#[error("{key} {address}: {source}; choose another address, or leave {key} out")]
 pub struct HttpError {
+    key: &'static str,
     address: SocketAddr,
     source: io::Error,
 }
 
-/// Takes the address of the endpoints.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
+/// Takes the address that `key` of the configuration names.
+///
+/// # Errors
+/// [`HttpError`]: the kernel does not give it.
+pub async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, HttpError> {
     let listener = TcpListener::bind(address).await;
-    listener.map_err(|source| HttpError { address, source })
+    listener.map_err(|source| HttpError {
+        key,
+        address,
+        source,
+    })
 }
 
 /// Serves the endpoints until it is dropped. A detailed answer (`/`, `/metrics`, `/healthz?verbose`)
-/// beyond loopback is for those who may read it: bind to loopback unless the network is trusted.
-pub async fn serve(listener: TcpListener, snapshot: watch::Receiver<Arc<Status>>) {
-    serve_for(CONNECTION_LIFE, listener, snapshot).await;
+/// is for those who have the token, if there is one.
+pub async fn serve(listener: TcpListener, snapshot: watch::Receiver<Arc<Status>>, wanted: Wanted) {
+    serve_for(CONNECTION_LIFE, listener, snapshot, wanted).await;
 }
 
 /// Serves each connection for `life`, and a sixth of that for the answer that is on its way then.
-async fn serve_for(life: Duration, listener: TcpListener, snapshot: watch::Receiver<Arc<Status>>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!("node.http: accepting a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let snapshot = snapshot.clone();
-        tokio::spawn(async move {
-            let _place = place;
+async fn serve_for(
+    life: Duration,
+    listener: TcpListener,
+    snapshot: watch::Receiver<Arc<Status>>,
+    wanted: Wanted,
+) {
+    accept("node.http", listener, |stream| {
+        let (snapshot, wanted) = (snapshot.clone(), wanted.clone());
+        async move {
             let service = service_fn(|request: Request<Incoming>| {
                 let status = snapshot.borrow().clone();
-                async move { Ok::<_, Infallible>(respond(request.method(), request.uri(), &status)) }
+                let allowed = allows(&wanted, request.headers());
+                async move {
+                    let (method, uri) = (request.method(), request.uri());
+                    Ok::<_, Infallible>(respond(method, uri, allowed, &status))
+                }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -93,12 +98,48 @@ async fn serve_for(life: Duration, listener: TcpListener, snapshot: watch::Recei
             if let Err(error) = result {
                 debug!("node.http: {error}");
             }
+        }
+    })
+    .await;
+}
+
+/// Accepts connections until it is dropped, each served by a task of its own, [`CONNECTIONS`] at a
+/// time.
+pub(super) async fn accept<F>(
+    key: &'static str,
+    listener: TcpListener,
+    serve: impl Fn(TcpStream) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!("{key}: accepting a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let served = serve(stream);
+        tokio::spawn(async move {
+            let _place = place;
+            served.await;
         });
     }
 }
 
-/// The answer to one request.
-pub fn respond(method: &Method, uri: &http::Uri, status: &Status) -> Response<Full<Bytes>> {
+/// The answer to one request, of one who may have details or not.
+pub fn respond(
+    method: &Method,
+    uri: &http::Uri,
+    allowed: bool,
+    status: &Status,
+) -> Response<Full<Bytes>> {
     if method != Method::GET && method != Method::HEAD {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         let allow = HeaderValue::from_static("GET, HEAD");
@@ -106,13 +147,28 @@ pub fn respond(method: &Method, uri: &http::Uri, status: &Status) -> Response<Fu
         return response;
     }
     let node = &status.node;
+    let verbose = uri.query().is_some_and(|query| query == "verbose");
+    let detailed = match uri.path() {
+        "/metrics" | "/" => true,
+        "/healthz" => verbose,
+        _ => false,
+    };
+    if detailed && !allowed {
+        let mut response = text(
+            StatusCode::UNAUTHORIZED,
+            "this needs \"Authorization: Bearer TOKEN\" with the token of node.http_token_file\n",
+        );
+        let scheme = HeaderValue::from_static("Bearer");
+        response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+        return response;
+    }
     match uri.path() {
         // That this answers is all there is to say: a liveness check must not look further, or a
         // dependency's failure becomes a restart.
         "/livez" => text(StatusCode::OK, "ok\n"),
         "/startupz" => check(node.started(), "starting\n"),
         "/readyz" => check(node.ready(), "not ready\n"),
-        "/healthz" => healthz(status, uri.query().is_some_and(|query| query == "verbose")),
+        "/healthz" => healthz(status, verbose),
         "/metrics" => answer(
             StatusCode::OK,
             metrics::CONTENT_TYPE,
@@ -200,7 +256,7 @@ mod tests {
     use super::*;
 
     async fn get(path: &str, status: &Status) -> (u16, String) {
-        let response = respond(&Method::GET, &path.parse().unwrap(), status);
+        let response = respond(&Method::GET, &path.parse().unwrap(), true, status);
         let code = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (code, String::from_utf8(body.to_vec()).unwrap())
@@ -269,20 +325,41 @@ mod tests {
         );
     }
 
+    #[test]
+    fn details_are_for_those_who_have_the_token() {
+        let status = sample();
+        for (path, open) in [
+            ("/livez", true),
+            ("/readyz", true),
+            ("/startupz", true),
+            ("/healthz", true),
+            ("/nothing", true),
+            ("/healthz?verbose", false),
+            ("/metrics", false),
+            ("/", false),
+        ] {
+            let response = respond(&Method::GET, &path.parse().unwrap(), false, &status);
+            assert_eq!(response.status() != 401, open, "{path}");
+            assert_eq!(response.headers().contains_key(WWW_AUTHENTICATE), !open);
+        }
+    }
+
     #[tokio::test]
     async fn nothing_else_is_answered() {
         assert_eq!(get("/etc/passwd", &sample()).await.0, 404);
-        let response = respond(&Method::POST, &"/livez".parse().unwrap(), &sample());
+        let response = respond(&Method::POST, &"/livez".parse().unwrap(), true, &sample());
         assert_eq!(response.status(), 405);
         assert_eq!(response.headers()[ALLOW], "GET, HEAD");
     }
 
     #[tokio::test]
     async fn the_latest_status_is_served_over_a_socket() {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = bind("node.http", "127.0.0.1:0".parse().unwrap())
+            .await
+            .unwrap();
         let address = listener.local_addr().unwrap();
         let (publish, snapshot) = watch::channel(Arc::new(Status::default()));
-        tokio::spawn(serve(listener, snapshot));
+        tokio::spawn(serve(listener, snapshot, watch::channel(None).1));
         let ask = async || {
             let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
             let request = b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -294,7 +371,7 @@ mod tests {
         assert!(ask().await.starts_with("HTTP/1.1 503"));
         publish.send_replace(Arc::new(sample()));
         assert!(ask().await.starts_with("HTTP/1.1 200"));
-        let error = bind(address).await.unwrap_err().to_string();
+        let error = bind("node.http", address).await.unwrap_err().to_string();
         assert!(
             error.contains("node.http") && error.contains("in use"),
             "{error}"
@@ -303,11 +380,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_reader_gives_its_place_back() {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = bind("node.http", "127.0.0.1:0".parse().unwrap())
+            .await
+            .unwrap();
         let address = listener.local_addr().unwrap();
         let (_publish, snapshot) = watch::channel(Arc::new(sample()));
         let life = Duration::from_millis(600);
-        tokio::spawn(serve_for(life, listener, snapshot));
+        tokio::spawn(serve_for(life, listener, snapshot, watch::channel(None).1));
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         // Asks until nobody takes more: answers that are not read fill one way, requests the other.
         let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";

@@ -1,10 +1,11 @@
-//! How late probes start: the prober's own lag, as a histogram.
+//! How late something comes, as a histogram: the starts of probes, and the data plane behind verdicts.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Counts probes by how long after they were due they started.
+/// Counts probes by how long after they were due they started, or verdicts by how long after them the
+/// data plane followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Lateness {
     /// Probes by the first of [`Lateness::BOUNDS`] that their lateness does not exceed; those

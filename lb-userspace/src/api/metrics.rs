@@ -41,6 +41,12 @@ fn node(text: &mut Encoder, status: &Status) {
         "Time since the data plane was last confirmed to hold the wanted verdicts.",
         node.verdict_age_seconds,
     );
+    histogram(
+        text,
+        "lb_verdict_gap_seconds",
+        "Time from a verdict to the data plane that follows it.",
+        &node.verdict_gap,
+    );
     text.single(
         "lb_config_refused",
         GAUGE,
@@ -126,7 +132,12 @@ fn node(text: &mut Encoder, status: &Status) {
         "Timeouts that were not counted because the prober was overloaded.",
         prober.held,
     );
-    lateness(text, &prober.lateness);
+    histogram(
+        text,
+        "lb_probe_start_lateness_seconds",
+        "How late probes started.",
+        &prober.lateness,
+    );
     text.family(
         "lb_verdicts_total",
         COUNTER,
@@ -146,16 +157,15 @@ fn node(text: &mut Encoder, status: &Status) {
     }
 }
 
-fn lateness(text: &mut Encoder, late: &Lateness) {
-    const NAME: &str = "lb_probe_start_lateness_seconds";
-    text.family(NAME, "histogram", "How late probes started.");
-    let bucket = format!("{NAME}_bucket");
+fn histogram(text: &mut Encoder, name: &str, help: &str, late: &Lateness) {
+    text.family(name, "histogram", help);
+    let bucket = format!("{name}_bucket");
     for (bound, count) in late.cumulative() {
         text.sample(&bucket, &[("le", &bound.to_string())], count);
     }
     text.sample(&bucket, &[("le", "+Inf")], late.probes());
-    text.sample(&format!("{NAME}_sum"), &[], late.seconds());
-    text.sample(&format!("{NAME}_count"), &[], late.probes());
+    text.sample(&format!("{name}_sum"), &[], late.seconds());
+    text.sample(&format!("{name}_count"), &[], late.probes());
 }
 
 fn services(text: &mut Encoder, services: &[ServiceStatus]) {

@@ -9,6 +9,8 @@ pub mod client;
 pub mod detail;
 pub mod event;
 pub mod explain;
+pub mod grpc;
+pub mod haproxy;
 pub mod http;
 pub mod journal;
 pub mod lateness;
@@ -19,6 +21,7 @@ pub mod request;
 pub mod server;
 pub mod socket;
 pub mod status;
+pub mod token;
 
 pub use event::{Change, Event, Kind, Origin};
 pub use journal::Journal;

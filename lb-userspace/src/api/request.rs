@@ -1,16 +1,18 @@
 //! What a client asks and what it is answered.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use super::capture::{self, Closed, Opened, Packet};
-use super::event::{Event, Origin};
+use super::event::{Event, Origin, Via};
 use super::explain::Explained;
 use super::status::Status;
 use crate::config::suggest::nearest;
@@ -316,6 +318,23 @@ pub struct Peer {
     pub uid: u32,
     /// Absent if the peer is in another process namespace.
     pub pid: Option<i32>,
+    /// `None`: the control socket.
+    pub via: Option<Via>,
+}
+
+impl Peer {
+    /// The process at the other end of a stream.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn of(stream: &UnixStream, via: Option<Via>) -> io::Result<Self> {
+        let credentials = stream.peer_cred()?;
+        Ok(Self {
+            uid: credentials.uid(),
+            pid: credentials.pid(),
+            via,
+        })
+    }
 }
 
 /// A request on its way to the loop.
@@ -344,6 +363,7 @@ impl Call {
             uid: self.peer.uid,
             pid: self.peer.pid,
             command: self.request.name().to_owned(),
+            via: self.peer.via,
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -23,7 +23,7 @@ use super::socket::Listener;
 use super::status::Status;
 
 /// Clients served at a time.
-const CLIENTS: usize = 64;
+pub(super) const CLIENTS: usize = 64;
 /// Longest request, bytes.
 const REQUEST_BYTES: u64 = 64 << 10;
 /// For a request to come, and for each write to be taken.
@@ -48,25 +48,41 @@ pub struct Agent {
 
 /// Serves the control socket until it is dropped.
 pub async fn serve(listener: Listener, agent: Agent) {
+    accept(listener, |stream, place| {
+        let agent = agent.clone();
+        async move {
+            match place {
+                Some(_place) => client(stream, agent).await,
+                None => refuse(stream).await,
+            }
+        }
+    })
+    .await;
+}
+
+/// Accepts clients until it is dropped, each served by a task of its own; without a place if there
+/// are [`CLIENTS`] already.
+pub(super) async fn accept<F>(
+    listener: Listener,
+    serve: impl Fn(UnixStream, Option<OwnedSemaphorePermit>) -> F,
+) where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
     let places = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let stream = match listener.socket.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                warn!("control socket: accepting a client: {error}");
+                warn!("{}: accepting a client: {error}", listener.key);
                 tokio::time::sleep(BACKOFF).await;
                 continue;
             }
         };
-        let agent = agent.clone();
-        let place = places.clone().try_acquire_owned();
+        let served = serve(stream, places.clone().try_acquire_owned().ok());
+        let key = listener.key;
         tokio::spawn(async move {
-            let result = match place {
-                Ok(_place) => client(stream, agent).await,
-                Err(_) => refuse(stream).await,
-            };
-            if let Err(error) = result {
-                debug!("control socket: {error}");
+            if let Err(error) = served.await {
+                debug!("{key}: {error}");
             }
         });
     }
@@ -87,11 +103,7 @@ async fn refuse(stream: UnixStream) -> io::Result<()> {
 }
 
 async fn client(stream: UnixStream, agent: Agent) -> io::Result<()> {
-    let credentials = stream.peer_cred()?;
-    let peer = Peer {
-        uid: credentials.uid(),
-        pid: credentials.pid(),
-    };
+    let peer = Peer::of(&stream, None)?;
     let (read, write) = stream.into_split();
     let mut writer = Writer(write);
     let mut reader = BufReader::new(read.take(REQUEST_BYTES));
@@ -162,7 +174,7 @@ async fn request(
 
 /// Ends when the client has closed its socket; one that has closed its sending side only still
 /// waits for the answer.
-async fn left(write: &OwnedWriteHalf) {
+pub(super) async fn left(write: &OwnedWriteHalf) {
     while write.writable().await.is_ok() {
         // The kernel's own word, since what the runtime knows may be older: EPIPE, also for nothing
         // at all, if and only if the other end takes no more (unix_stream_sendmsg).
@@ -174,7 +186,7 @@ async fn left(write: &OwnedWriteHalf) {
 }
 
 /// Asks the loop.
-async fn ask(agent: &Agent, request: Request, peer: Peer) -> Answer {
+pub(super) async fn ask(agent: &Agent, request: Request, peer: Peer) -> Answer {
     let patience = request.patience();
     let only = match &request {
         Request::Status { service } => service.clone(),

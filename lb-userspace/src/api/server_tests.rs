@@ -23,7 +23,7 @@ struct Fixture {
 fn start() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("lb.sock");
-    let listener = Listener::bind(&path).unwrap();
+    let listener = Listener::bind(&path, "node.control_socket").unwrap();
     let (sender, calls) = mpsc::channel(4);
     let journal = Journal::in_memory();
     let (publish, snapshot) = watch::channel(Arc::new(sample()));

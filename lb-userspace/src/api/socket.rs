@@ -20,25 +20,31 @@ const MODE: u32 = 0o660;
 #[derive(Debug, Error)]
 pub enum SocketError {
     #[error(
-        "another agent{} has the control socket {path}; stop it first, or give this one its own \
-         node.control_socket",
+        "another agent{} has the socket {path}; stop it first, or give this one its own {key}",
         pid.as_ref().map(|pid| format!(" (pid {pid})")).unwrap_or_default()
     )]
-    Taken { path: String, pid: Option<String> },
-    #[error("{path} is not a socket; remove it, or choose another node.control_socket")]
-    NotASocket { path: String },
-    #[error("control socket {path}: {what}: {source}")]
+    Taken {
+        key: &'static str,
+        path: String,
+        pid: Option<String>,
+    },
+    #[error("{path} is not a socket; remove it, or choose another {key}")]
+    NotASocket { key: &'static str, path: String },
+    #[error("{key} {path}: {what}: {source}")]
     Io {
+        key: &'static str,
         path: String,
         what: &'static str,
         source: io::Error,
     },
 }
 
-/// A bound control socket. The socket is removed when it is dropped.
+/// A bound socket of the agent. The socket is removed when it is dropped.
 #[derive(Debug)]
 pub struct Listener {
     pub(super) socket: UnixListener,
+    /// The key of the configuration that names its path.
+    pub(super) key: &'static str,
     path: PathBuf,
     /// Held locked for as long as this agent lives; the kernel lets go of it when it dies, however
     /// it dies. The file stays: removing it would let two agents lock two files of one name.
@@ -46,10 +52,15 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Takes `path` for this agent. Must be called within a tokio runtime.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+    /// Takes `path`, which `key` of the configuration names, for this agent. Must be called within a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// [`SocketError`]: another agent has it, something else is there, or the kernel refuses.
+    pub fn bind(path: &Path, key: &'static str) -> Result<Self, SocketError> {
         let failed = |what| {
             move |source| SocketError::Io {
+                key,
                 path: path.display().to_string(),
                 what,
                 source,
@@ -58,10 +69,11 @@ impl Listener {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(failed("making its directory"))?;
         }
-        let lock = lock(path)?;
+        let lock = lock(path, key)?;
         match std::fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(SocketError::NotASocket {
+                    key,
                     path: path.display().to_string(),
                 });
             }
@@ -84,6 +96,7 @@ impl Listener {
             .map_err(failed("putting it in place"))?;
         Ok(Self {
             socket,
+            key,
             path: path.to_owned(),
             _lock: lock,
         })
@@ -101,8 +114,9 @@ impl Drop for Listener {
 }
 
 /// Locks the file that says whose socket it is, and puts our process id in it.
-fn lock(path: &Path) -> Result<File, SocketError> {
+fn lock(path: &Path, key: &'static str) -> Result<File, SocketError> {
     let failed = |source| SocketError::Io {
+        key,
         path: path.display().to_string(),
         what: "locking",
         source,
@@ -119,6 +133,7 @@ fn lock(path: &Path) -> Result<File, SocketError> {
             let pid = pid.trim();
             let known = read.is_ok() && !pid.is_empty();
             return Err(SocketError::Taken {
+                key,
                 path: path.display().to_string(),
                 pid: known.then(|| pid.to_owned()),
             });
@@ -148,17 +163,17 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "left behind");
 
-        let first = Listener::bind(&path).unwrap();
+        let first = Listener::bind(&path, "node.control_socket").unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, MODE);
-        let error = Listener::bind(&path).unwrap_err();
+        let error = Listener::bind(&path, "node.control_socket").unwrap_err();
         let wanted = format!("another agent (pid {})", std::process::id());
         assert!(error.to_string().contains(&wanted), "{error}");
         assert!(tokio::net::UnixStream::connect(&path).await.is_ok());
 
         drop(first);
         assert!(!path.exists());
-        Listener::bind(&path).unwrap();
+        Listener::bind(&path, "node.control_socket").unwrap();
     }
 
     #[tokio::test]
@@ -166,7 +181,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lb.sock");
         std::fs::write(&path, "precious").unwrap();
-        let error = Listener::bind(&path).unwrap_err();
+        let error = Listener::bind(&path, "node.control_socket").unwrap_err();
         assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     }

@@ -40,6 +40,9 @@ pub struct Node {
     /// cannot write.
     #[serde(default)]
     pub verdict_age_seconds: f64,
+    /// How long the data plane took to follow verdicts, since the agent started.
+    #[serde(default)]
+    pub verdict_gap: Lateness,
     /// Whether the program is on every configured interface.
     #[serde(default)]
     pub attached: bool,
@@ -196,6 +199,9 @@ pub struct BackendStatus {
     pub cause: Cow<'static, str>,
     /// Absent before the first probe, and without probes.
     pub last_probe: Option<LastProbe>,
+    /// Kind of its (first) probe: `tcp`, `http`, …; absent if it is not probed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Cow<'static, str>>,
     /// New flows since the agent adopted or made the data plane.
     #[serde(default)]
     pub new_flows: u64,
@@ -347,6 +353,7 @@ impl Default for Node {
             pid: std::process::id(),
             config: String::new(),
             verdict_age_seconds: 0.0,
+            verdict_gap: Lateness::default(),
             attached: false,
             first_round_done: false,
             names: Vec::new(),
@@ -436,6 +443,7 @@ pub(crate) mod tests {
                 at: "2026-01-01T00:01:39Z".parse().unwrap(),
                 class: "ok".into(),
             }),
+            probe: Some("http".into()),
             new_flows: 40,
             drain_until: None,
             configured_weight: None,

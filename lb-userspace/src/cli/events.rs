@@ -1,7 +1,7 @@
 //! `lb events` for people: a line each.
 
 use super::output::{Palette, tame};
-use crate::api::event::{Event, Evidence, Kind, Origin};
+use crate::api::event::{Event, Evidence, Kind, Origin, Via};
 
 /// One event, one line.
 pub fn render(event: &Event, palette: Palette) -> String {
@@ -44,6 +44,8 @@ fn paint(palette: Palette, kind: Kind) -> String {
         Kind::Draining
         | Kind::Drained
         | Kind::Fencing
+        | Kind::ProbeFailed
+        | Kind::Stopping
         | Kind::Admin
         | Kind::Tier
         | Kind::Suspected
@@ -108,9 +110,19 @@ fn origin(origin: &Origin) -> String {
         Origin::Traffic => "traffic".to_owned(),
         Origin::Config => "config".to_owned(),
         Origin::Agent => "agent".to_owned(),
-        Origin::Operator { uid, pid, command } => {
+        Origin::Operator {
+            uid,
+            pid,
+            command,
+            via,
+        } => {
             let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
-            format!("`lb {}` (uid {uid}{pid})", tame(command))
+            match via {
+                None => format!("`lb {}` (uid {uid}{pid})", tame(command)),
+                Some(Via::HaproxySocket) => {
+                    format!("{} on the HAProxy socket (uid {uid}{pid})", tame(command))
+                }
+            }
         }
     }
 }
@@ -154,6 +166,7 @@ mod tests {
             uid: 1000,
             pid: Some(42),
             command: "drain".into(),
+            via: None,
         };
         let event = Event {
             id: 2,

@@ -17,6 +17,7 @@ pub struct Settings {
     hold_down: Option<At<Duration>>,
     hold_down_max: Option<At<Duration>>,
     degraded_weight: Option<At<u8>>,
+    always_log_failures: Option<At<bool>>,
 }
 
 /// What they mean together.
@@ -25,6 +26,7 @@ pub struct Rules {
     pub immediate_on: Vec<Class>,
     pub hold_down: Option<HoldDown>,
     pub degraded_weight: u8,
+    pub always_log_failures: bool,
 }
 
 pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
@@ -34,6 +36,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         hold_down: reader.get(errors, "hold_down", value::duration),
         hold_down_max: reader.get(errors, "hold_down_max", value::positive_duration),
         degraded_weight: reader.get(errors, "degraded_weight", value::integer),
+        always_log_failures: reader.get(errors, "always_log_failures", value::boolean),
     }
 }
 
@@ -69,6 +72,7 @@ pub fn rules(settings: &Settings, reader: &Reader<'_>, errors: &mut Errors<'_>) 
             most: most.value,
         }),
         degraded_weight: settings.degraded_weight.as_ref()?.value,
+        always_log_failures: settings.always_log_failures.as_ref()?.value,
     })
 }
 

@@ -12,6 +12,10 @@ use crate::model::{Backend, HealthPolicy, Mode, Model, ProbeKind, Protocol, Serv
 /// Every warning there is: its id and when it is given.
 pub const LINTS: &[(&str, &str)] = &[
     ("no-services", "The file has no service."),
+    (
+        "http-without-token",
+        "`node.http` is not a loopback address, and there is no `http_token_file`.",
+    ),
     ("no-probe", "A TCP service has `probe = \"none\"`."),
     (
         "probe-root-path",
@@ -84,6 +88,15 @@ pub fn warnings(model: &Model, places: &Places, text: &str) -> Vec<Diagnostic> {
             text.len()..text.len(),
             "the file has no service, so nothing is balanced",
             "add [[service]] with name, address and backends",
+        );
+    }
+    let node = &model.node;
+    if node.http.is_some_and(|http| !http.ip().is_loopback()) && node.http_token_file.is_none() {
+        sink.add(
+            "http-without-token",
+            places.http(),
+            "whoever reaches this address may read names and addresses of all backends: /, /metrics, /healthz?verbose",
+            "bind it to loopback, or write http_token_file = \"/etc/lb/token\"",
         );
     }
     for (index, service) in model.services.iter().enumerate() {

@@ -185,9 +185,12 @@ fn read_root<'a>(table: &'a DeTable<'a>, errors: &mut Errors<'_>) -> Option<(Mod
     let root = Reader::new(&schema::ROOT, table, 0..0);
     root.refuse_unknown(errors);
 
+    let mut http = 0..0;
     let node = match root.own("node") {
-        Some(value) => syntax::table(&schema::NODE, value, errors)
-            .and_then(|reader| node::read(&reader, errors)),
+        Some(value) => syntax::table(&schema::NODE, value, errors).and_then(|reader| {
+            http = reader.own("http").map_or(0..0, |value| value.span());
+            node::read(&reader, errors)
+        }),
         None => {
             errors.add(
                 0..0,
@@ -225,7 +228,7 @@ fn read_root<'a>(table: &'a DeTable<'a>, errors: &mut Errors<'_>) -> Option<(Mod
         rules::commands_allowed(node, &drafts, errors);
     }
 
-    let places = Places::new(&drafts);
+    let places = Places::new(http, &drafts);
     let mut services = Vec::new();
     let mut names = Vec::new();
     for draft in drafts {

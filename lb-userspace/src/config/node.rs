@@ -21,8 +21,30 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     let names = reader.get(errors, "interfaces", value::texts);
     let interfaces = names.and_then(|names| interfaces(names, errors));
     let xdp_mode = reader.get(errors, "xdp_mode", xdp_mode);
-    let control_socket = reader.get(errors, "control_socket", control_socket);
+    let control_socket = reader.get(errors, "control_socket", socket);
     let http = reader.get(errors, "http", value::address);
+    let http_token_file = reader.get(errors, "http_token_file", value::path);
+    let grpc = reader.get(errors, "grpc", value::address);
+    let haproxy_socket = reader.get(errors, "haproxy_socket", socket);
+    let shutdown_grace = reader.get(errors, "shutdown_grace", value::duration);
+    if let (Some(control), Some(haproxy)) = (&control_socket, &haproxy_socket)
+        && control.value == haproxy.value
+    {
+        errors.add(
+            haproxy.span.clone(),
+            "`haproxy_socket` is the control socket, which speaks another language",
+            "write another path, for example haproxy_socket = \"/run/lb/haproxy.sock\"",
+        );
+    }
+    if let (Some(http), Some(grpc)) = (&http, &grpc)
+        && http.value == grpc.value
+    {
+        errors.add(
+            grpc.span.clone(),
+            "`grpc` is the address of `http`; each needs a port of its own",
+            "write another port, for example grpc = \"127.0.0.1:9401\"",
+        );
+    }
     let state_dir = reader.get(errors, "state_dir", value::path);
     let on_exit = reader.get(errors, "on_exit", on_exit);
     let snat_ports = reader.get(errors, "snat_ports", value::port_range);
@@ -43,6 +65,10 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         xdp_mode: xdp_mode?.value,
         control_socket: control_socket?.value,
         http: http.map(|http| http.value),
+        http_token_file: http_token_file.map(|file| file.value),
+        grpc: grpc.map(|grpc| grpc.value),
+        haproxy_socket: haproxy_socket.map(|socket| socket.value),
+        shutdown_grace: shutdown_grace?.value,
         state_dir: state_dir?.value,
         on_exit: on_exit?.value,
         snat_ports: snat_ports?.value,
@@ -80,7 +106,7 @@ fn ttl(key: &Key, value: &Value<'_>) -> Result<Duration, Problem> {
 
 /// What the kernel takes as the address of a socket (sun_path of linux/un.h has 108 bytes, one of
 /// them the final zero), with room for `.new`, the name under which it is bound.
-fn control_socket(key: &Key, value: &Value<'_>) -> Result<PathBuf, Problem> {
+fn socket(key: &Key, value: &Value<'_>) -> Result<PathBuf, Problem> {
     const LONGEST: usize = 107 - ".new".len();
     let path = value::path(key, value)?;
     if path.as_os_str().len() > LONGEST {

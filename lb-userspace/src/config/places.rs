@@ -8,6 +8,8 @@ use super::service::Draft;
 /// Places of all services, in their order.
 #[derive(Clone, Debug)]
 pub struct Places {
+    /// Where `node.http` stands.
+    http: Range<usize>,
     services: Vec<ServicePlaces>,
 }
 
@@ -33,10 +35,16 @@ pub fn health_key(check: usize, key: &str) -> String {
 }
 
 impl Places {
-    pub fn new(drafts: &[Draft]) -> Self {
+    pub fn new(http: Range<usize>, drafts: &[Draft]) -> Self {
         Self {
+            http,
             services: drafts.iter().map(|draft| draft.places.clone()).collect(),
         }
+    }
+
+    /// Where `node.http` stands.
+    pub fn http(&self) -> Range<usize> {
+        self.http.clone()
     }
 
     /// Where `key` of service number `service` stands; if it is not written, where the service

@@ -283,6 +283,16 @@ impl Engine {
         })
     }
 
+    /// Those of them that want each failure told: `always_log_failures`.
+    pub fn asked_by_loud(&self, seq: u64) -> impl Iterator<Item = &BackendKey> {
+        let askers = self.place(seq).map_or(&[][..], |p| self.probes.askers(p));
+        askers.iter().filter_map(|asker| {
+            let target = self.targets.get(asker.target)?;
+            let policy = &target.checks.get(asker.check)?.policy;
+            policy.always_log_failures.then_some(&target.key)
+        })
+    }
+
     /// The number of a probe in flight among those of this configuration, from zero.
     pub fn place(&self, seq: u64) -> Option<usize> {
         self.probes.in_flight(seq).map(|(place, _)| place)

@@ -56,6 +56,14 @@ pub struct Node {
     pub control_socket: PathBuf,
     /// Address of the HTTP endpoints; `None`: off.
     pub http: Option<SocketAddr>,
+    /// Holds the token that detailed answers are given for; `None`: to everybody.
+    pub http_token_file: Option<PathBuf>,
+    /// Address of the gRPC health service; `None`: off.
+    pub grpc: Option<SocketAddr>,
+    /// Socket for runtime commands of HAProxy; `None`: off.
+    pub haproxy_socket: Option<PathBuf>,
+    /// From SIGTERM to the end, with readiness failing.
+    pub shutdown_grace: Duration,
     pub state_dir: PathBuf,
     pub on_exit: OnExit,
     /// Source ports for NAT; must not overlap `ip_local_port_range`.

@@ -30,6 +30,8 @@ pub struct HealthPolicy {
     pub hold_down: Option<HoldDown>,
     /// Percent of its weight that a backend gets which says that it is degraded.
     pub degraded_weight: u8,
+    /// Whether failures that change nothing are events too.
+    pub always_log_failures: bool,
 }
 
 /// So many failures out of the last so many outcomes.
@@ -86,6 +88,7 @@ impl Default for HealthPolicy {
             immediate_on: Vec::new(),
             hold_down: None,
             degraded_weight: 50,
+            always_log_failures: false,
         }
     }
 }

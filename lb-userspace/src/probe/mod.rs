@@ -40,6 +40,7 @@ use deadline::Expired;
 use dial::Dialer;
 pub use exec::run_command;
 use failure::Failure;
+pub use grpc::message as grpc_health;
 use grpc::watch::Watched;
 pub use outcome::{Class, Outcome, Step, Verdict};
 use tls::{Alpn, TlsContext, TlsContexts};

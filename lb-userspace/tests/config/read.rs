@@ -28,6 +28,10 @@ fn the_smallest_file_gets_the_documented_defaults() {
             xdp_mode: XdpMode::Auto,
             control_socket: "/run/lb/lb.sock".into(),
             http: None,
+            http_token_file: None,
+            grpc: None,
+            haproxy_socket: None,
+            shutdown_grace: Duration::ZERO,
             state_dir: "/var/lib/lb".into(),
             on_exit: OnExit::Keep,
             snat_ports: 16384..=32767,
@@ -118,6 +122,23 @@ fn fallback_backends_make_the_panic_action() {
     let service = &model.services[0];
     assert_eq!(service.panic.action, PanicAction::Fallback);
     assert!(!service.backends[0].fallback && service.backends[1].fallback);
+}
+
+#[test]
+fn the_agents_own_endpoints_are_read() {
+    let report = check(&good("endpoints.toml"), "lb.toml").unwrap();
+    assert_eq!(report.warnings, [], "beyond loopback, but with a token");
+    let node = &report.model.node;
+    assert_eq!(
+        node.http_token_file.as_deref(),
+        Some(Path::new("/etc/lb/token"))
+    );
+    assert_eq!(node.grpc, Some("[2001:db8::2]:9401".parse().unwrap()));
+    let socket = Path::new("/run/lb/haproxy.sock");
+    assert_eq!(node.haproxy_socket.as_deref(), Some(socket));
+    assert_eq!(node.shutdown_grace, Duration::from_secs(10));
+    let logs = |index: usize| report.model.services[index].health[0].always_log_failures;
+    assert!(logs(0) && !logs(1));
 }
 
 #[test]

@@ -41,8 +41,10 @@ pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
                 .mend(MEND)
         });
     }
-    let port = node.and_then(|node| node.http).map(|http| http.port());
-    if let Some(port) = port.filter(|port| (1..facts.unprivileged_port).contains(port)) {
+    let listens = |key, address: Option<std::net::SocketAddr>| Some((key, address?.port()));
+    let ports = node.map(|node| [listens("http", node.http), listens("grpc", node.grpc)]);
+    let low = |(_, port): &(_, u16)| (1..facts.unprivileged_port).contains(port);
+    for (key, port) in ports.into_iter().flatten().flatten().filter(low) {
         findings.push(if facts.holds(NetBindService) {
             ok("cap_net_bind_service")
                 .what(format!("CAP_NET_BIND_SERVICE is held, for port {port}"))
@@ -52,7 +54,7 @@ pub fn judge(facts: &Facts, node: Option<&Node>) -> Vec<Finding> {
                 "The agent does not start without it.",
             )
             .what(format!(
-                "this process lacks CAP_NET_BIND_SERVICE, and node.http has port {port}"
+                "this process lacks CAP_NET_BIND_SERVICE, and node.{key} has port {port}"
             ))
             .mend(format!(
                 "another port from {} on, or: {MEND}",

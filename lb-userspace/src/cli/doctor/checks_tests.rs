@@ -41,6 +41,10 @@ fn node() -> Node {
         xdp_mode: XdpMode::Auto,
         control_socket: "/run/lb/lb.sock".into(),
         http: None,
+        http_token_file: None,
+        grpc: None,
+        haproxy_socket: None,
+        shutdown_grace: std::time::Duration::ZERO,
         state_dir: "/var/lib/lb".into(),
         on_exit: crate::model::OnExit::Keep,
         snat_ports: 61000..=65535,
@@ -113,6 +117,15 @@ fn each_fault_is_found_alone_and_with_its_mend() {
             |f, n| {
                 f.capabilities &= !(1 << 10);
                 n.http = "127.0.0.1:80".parse().ok();
+            },
+        ),
+        (
+            "cap_net_bind_service",
+            Level::Fail,
+            "port from 1024 on",
+            |f, n| {
+                f.capabilities &= !(1 << 10);
+                n.grpc = "127.0.0.1:81".parse().ok();
             },
         ),
         ("layout", Level::Fail, "--migrate", |f, _| {

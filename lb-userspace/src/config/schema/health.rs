@@ -72,6 +72,12 @@ pub const HEALTH: Section = Section {
             "Longest hold-down. So much time of good health makes one ejection forgotten.",
         ),
         key(
+            "always_log_failures",
+            Kind::Boolean,
+            Value("false"),
+            "Whether every failed probe is an event `probe_failed`, not only those that change a verdict.",
+        ),
+        key(
             "degraded_weight",
             Kind::Integer(1, 100),
             Value("50"),

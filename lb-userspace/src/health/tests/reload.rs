@@ -76,6 +76,9 @@ const DIFFERENCES: &[Difference] = &[
     ("degraded_weight", Left::All, |s| {
         s.health[0].degraded_weight = 10
     }),
+    ("always_log_failures", Left::All, |s| {
+        s.health[0].always_log_failures = true
+    }),
     ("name of the probe", Left::All, |s| {
         s.health[0].name = "other".into()
     }),

@@ -1,5 +1,7 @@
 //! The messages of `grpc.health.v1`, and gRPC's framing of them.
 
+use std::collections::BTreeMap;
+
 use crate::model::GRPC_CODES;
 use prost::Message;
 
@@ -19,16 +21,28 @@ pub struct HealthCheckResponse {
     pub status: i32,
 }
 
+/// `grpc.health.v1.HealthListResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HealthListResponse {
+    /// By service.
+    #[prost(btree_map = "string, message", tag = "1")]
+    pub statuses: BTreeMap<String, HealthCheckResponse>,
+}
+
 /// `ServingStatus.SERVING`.
 pub const SERVING: i32 = 1;
+/// `ServingStatus.NOT_SERVING`.
+pub const NOT_SERVING: i32 = 2;
+/// `ServingStatus.SERVICE_UNKNOWN`, in answers of `Watch` only.
+pub const SERVICE_UNKNOWN: i32 = 3;
 
 /// Name of a `ServingStatus`.
 pub fn serving_status(status: i32) -> String {
     match status {
         0 => "UNKNOWN".to_owned(),
         SERVING => "SERVING".to_owned(),
-        2 => "NOT_SERVING".to_owned(),
-        3 => "SERVICE_UNKNOWN".to_owned(),
+        NOT_SERVING => "NOT_SERVING".to_owned(),
+        SERVICE_UNKNOWN => "SERVICE_UNKNOWN".to_owned(),
         other => format!("health status {other}, which does not exist"),
     }
 }
@@ -50,12 +64,16 @@ pub const MAX_ANSWER: usize = 1024;
 
 /// The request's body: one message, not compressed.
 pub fn encode_request(service: &str) -> Vec<u8> {
-    let message = HealthCheckRequest {
+    encode(&HealthCheckRequest {
         service: service.to_owned(),
-    }
-    .encode_to_vec();
+    })
+}
+
+/// A message with its prefix, not compressed.
+pub fn encode(message: &impl Message) -> Vec<u8> {
+    let message = message.encode_to_vec();
     let mut body = vec![0];
-    // A service name comes from the configuration and is far below 4 GiB.
+    // Service names come from the configuration and are far below 4 GiB.
     body.extend_from_slice(
         &u32::try_from(message.len())
             .unwrap_or(u32::MAX)
@@ -65,7 +83,7 @@ pub fn encode_request(service: &str) -> Vec<u8> {
     body
 }
 
-/// An answer that is not exactly one `HealthCheckResponse`.
+/// A body that is not exactly the one message that it must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     #[error("OK without a message")]
@@ -114,8 +132,13 @@ pub fn check_prefix(body: &[u8]) -> Result<(), MessageError> {
     }
 }
 
-/// Decodes a complete body.
+/// Decodes a complete answer.
 pub fn decode_response(body: &[u8]) -> Result<HealthCheckResponse, MessageError> {
+    decode(body)
+}
+
+/// Decodes a complete body.
+pub fn decode<M: Message + Default>(body: &[u8]) -> Result<M, MessageError> {
     if body.is_empty() {
         return Err(MessageError::Missing);
     }
@@ -128,7 +151,7 @@ pub fn decode_response(body: &[u8]) -> Result<HealthCheckResponse, MessageError>
     if !surplus.is_empty() {
         return Err(MessageError::Surplus);
     }
-    HealthCheckResponse::decode(message).map_err(|_| MessageError::Invalid)
+    M::decode(message).map_err(|_| MessageError::Invalid)
 }
 
 #[cfg(test)]

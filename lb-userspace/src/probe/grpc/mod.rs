@@ -22,7 +22,7 @@ use super::outcome::Class;
 use super::trace::{Observed, Seen, Trace};
 use super::{Answer, Success, USER_AGENT, text};
 
-mod message;
+pub mod message;
 pub mod watch;
 
 /// Path of the call.
