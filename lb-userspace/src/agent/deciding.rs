@@ -75,6 +75,7 @@ impl Core {
             }
         }
         self.note_primaries();
+        self.announced.dirty = true;
         for event in decided.events {
             self.pend(event, &before);
         }

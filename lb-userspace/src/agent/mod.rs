@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 use tokio::runtime::Builder;
 
+mod announce;
 mod attach;
 mod calls;
 mod capture;
@@ -60,6 +61,8 @@ pub enum RunError {
     Datapath(#[from] DatapathError),
     #[error(transparent)]
     Http(#[from] crate::api::http::HttpError),
+    #[error("looking for routes of announced VIPs: {0}")]
+    Routes(#[from] crate::announce::routes::RouteError),
     #[error("{key} cannot change while the agent runs; restart it (no packet is lost by that)")]
     NeedsRestart { key: &'static str },
     #[error(

@@ -52,6 +52,9 @@ pub struct Node {
     /// Why the data plane does not follow the verdicts, while it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datapath_error: Option<String>,
+    /// Why the routes of announced VIPs are not as they should be, while they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce_error: Option<String>,
     /// Host names of backends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<NameStatus>,
@@ -168,7 +171,29 @@ pub struct ServiceStatus {
     /// `mode = "active_passive"`: the active backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub primary: Option<PrimaryStatus>,
+    /// `announce = "route"`: whether enough can serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quorum: Option<QuorumStatus>,
+    /// `announce = "route"`: whether the VIP's route stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced: Option<bool>,
+    /// Why it does, or does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced_reason: Option<String>,
     pub backends: Vec<BackendStatus>,
+}
+
+/// How much of a service can serve.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuorumStatus {
+    /// Whether it is enough.
+    pub held: bool,
+    /// Percent of the weight that can serve for sure.
+    pub percent: f64,
+    /// Percent under which the VIP is withdrawn.
+    pub needed: u8,
+    /// Percent from which on it is announced.
+    pub regained_at: u8,
 }
 
 /// A backend of a service.
@@ -352,6 +377,7 @@ impl Default for Node {
             names: Vec::new(),
             reload_error: None,
             datapath_error: None,
+            announce_error: None,
             verdicts: BTreeMap::new(),
             capturing: false,
             flows: FlowTable::default(),
@@ -512,6 +538,9 @@ pub(crate) mod tests {
                 table_size: 65537,
                 verdicts: BTreeMap::from([("reset_backend_out".to_owned(), 3)]),
                 primary: None,
+                quorum: None,
+                announced: None,
+                announced_reason: None,
                 backends: vec![healthy, ejected],
             }],
         }
