@@ -234,7 +234,7 @@ fn a_route_outlives_the_agent_without_a_gap_and_is_put_back() -> Result<()> {
         // Somebody removes it, or puts another in its place.
         lab.lb
             .namespace
-            .ip("route flush table 108 proto 108 203.0.113.10")?;
+            .ip("route del blackhole 203.0.113.10 table 108")?;
         wait_route(lab, web().ip(), true)?;
         agent.wait_event("announced", "put back")?;
         let metric = metric(lab)?;

@@ -94,11 +94,7 @@ pub fn table(key: &Key, value: &Value<'_>) -> Result<u32, Problem> {
 }
 
 impl AnnounceDraft {
-    /// Whether and when the VIP is announced, if nothing in it is wrong.
-    #[expect(
-        clippy::option_option,
-        reason = "outside: whether it could be read; inside: whether it is asked for"
-    )]
+    /// Whether (`Some(None)`: no) and when the VIP is announced, if nothing in it is wrong.
     pub fn finish(self) -> Option<Option<Announce>> {
         if !self.is_announced? {
             return Some(None);
