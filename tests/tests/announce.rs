@@ -60,6 +60,14 @@ fn wait_route(lab: &Lab, vip: IpAddr, wanted: bool) -> Result<()> {
     wait_for(&what, SOON, || Ok(stands(lab, vip, "108")? == wanted))
 }
 
+/// Another agent's route was left alone.
+fn foreign_stands(lab: &Lab) -> Result<()> {
+    let show = ["route", "show", "table", "108"];
+    let text = lab.lb.namespace.run("ip", &show)?;
+    ensure!(text.contains("203.0.113.99"), "it is gone: {text}");
+    Ok(())
+}
+
 /// What a service says of its announcement.
 fn announced(agent: &Agent<'_>, service: &str) -> Result<(bool, bool, f64)> {
     let status = agent.raw_status()?;
@@ -243,15 +251,7 @@ fn a_route_outlives_the_agent_without_a_gap_and_is_put_back() -> Result<()> {
         ))?;
         wait_route(lab, web().ip(), true)?;
 
-        let foreign = lab
-            .lb
-            .namespace
-            .run("ip", &["route", "show", "table", "108"])?;
-        ensure!(
-            foreign.contains("203.0.113.99"),
-            "another agent's route is gone: {foreign}"
-        );
-        Ok(())
+        foreign_stands(lab)
     })
 }
 
@@ -287,6 +287,14 @@ fn what_is_not_served_any_more_is_withdrawn() -> Result<()> {
         agent.configure(&silent)?;
         agent.run(&[], &[])?;
         wait_route(lab, web().ip(), false)?;
+        wait_for("a second event", SOON, || {
+            let told = |event: &serde_json::Value| {
+                let reason = event["reason"].as_str().unwrap_or_default();
+                event["kind"] == "withdrawn" && reason.contains("no service asks")
+            };
+            Ok(agent.lb(&["status"])?.code == Some(0)
+                && agent.events()?.iter().filter(|event| told(event)).count() == 2)
+        })?;
         agent.kill()?;
 
         // By `lb detach`, with and without an agent.
@@ -320,15 +328,7 @@ fn what_is_not_served_any_more_is_withdrawn() -> Result<()> {
         agent.run(&[], &[])?;
         wait_route(lab, web().ip(), false)?;
 
-        let foreign = lab
-            .lb
-            .namespace
-            .run("ip", &["route", "show", "table", "108"])?;
-        ensure!(
-            foreign.contains("203.0.113.99"),
-            "another agent's route is gone: {foreign}"
-        );
-        Ok(())
+        foreign_stands(lab)
     })
 }
 

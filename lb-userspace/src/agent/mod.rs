@@ -62,7 +62,7 @@ pub enum RunError {
     #[error(transparent)]
     Http(#[from] crate::api::http::HttpError),
     #[error("looking for routes of announced VIPs: {0}")]
-    Routes(#[from] crate::announce::routes::RouteError),
+    Routes(#[from] crate::neighbor::NeighborError),
     #[error("{key} cannot change while the agent runs; restart it (no packet is lost by that)")]
     NeedsRestart { key: &'static str },
     #[error(

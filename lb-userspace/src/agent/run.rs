@@ -159,7 +159,7 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         saver,
         saved,
         opened.contents,
-        announced,
+        announced.clone(),
     );
     let (orders, ordered) = mpsc::unbounded_channel();
     let (silent, doubted) = mpsc::unbounded_channel();
@@ -214,7 +214,10 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         beside,
     );
     tasks.spawn_on(neighbor::keep_watching_links(senders.links), beside);
-    tasks.spawn_on(routes::keep(metric, ordered, senders.routes), beside);
+    tasks.spawn_on(
+        routes::keep(metric, announced, ordered, senders.routes),
+        beside,
+    );
     tasks.spawn_on(resolve::keep_resolving(wanted, senders.answers), beside);
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await

@@ -22,13 +22,13 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Error, Handle, MulticastGroup, RouteMessageBuilder};
-use thiserror::Error as ThisError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use crate::api::socket::DEFAULT_SOCKET;
+use crate::api::DEFAULT_SOCKET;
+use crate::neighbor::NeighborError;
 
 /// Protocol number of the routes (`proto` of `ip route`), which nobody else uses
 /// (/etc/iproute2/rt_protos).
@@ -46,17 +46,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 const REFRESH: Duration = Duration::from_secs(30);
 /// How often that is while the kernel cannot be asked or refuses.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Routes cannot be read or set.
-#[derive(Debug, ThisError)]
-pub enum RouteError {
-    #[error("netlink: {0}")]
-    Io(#[from] io::Error),
-    #[error("netlink: {0}")]
-    Netlink(#[from] Error),
-    #[error("the netlink connection has ended")]
-    Ended,
-}
 
 /// The routes that are to stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +88,7 @@ pub fn metric(control_socket: &Path) -> u32 {
 ///
 /// # Errors
 /// The kernel cannot be asked.
-pub async fn adopt(metric: u32) -> Result<BTreeSet<IpAddr>, RouteError> {
+pub async fn adopt(metric: u32) -> Result<BTreeSet<IpAddr>, NeighborError> {
     let kernel = Kernel::connect(metric)?;
     let routes = kernel.own().await?;
     Ok(routes.into_iter().map(|route| route.vip).collect())
@@ -109,7 +98,7 @@ pub async fn adopt(metric: u32) -> Result<BTreeSet<IpAddr>, RouteError> {
 ///
 /// # Errors
 /// The kernel cannot be asked, or refuses.
-pub async fn remove_all(metric: u32) -> Result<(), RouteError> {
+pub async fn remove_all(metric: u32) -> Result<(), NeighborError> {
     let kernel = Kernel::connect(metric)?;
     for route in kernel.own().await? {
         kernel.remove(route).await?;
@@ -117,10 +106,12 @@ pub async fn remove_all(metric: u32) -> Result<(), RouteError> {
     Ok(())
 }
 
-/// Keeps the routes as ordered, from the first order on, until nobody orders any more. When the
-/// kernel cannot be asked, it is asked again after a second; meanwhile the routes stay as they are.
+/// Keeps the routes as ordered, from the first order on, until nobody orders any more; those to the
+/// `adopted` VIPs stand already. When the kernel cannot be asked, it is asked again after a second;
+/// meanwhile the routes stay as they are.
 pub async fn keep(
     metric: u32,
+    adopted: BTreeSet<IpAddr>,
     mut orders: mpsc::UnboundedReceiver<Order>,
     report: mpsc::UnboundedSender<Report>,
 ) {
@@ -131,7 +122,10 @@ pub async fn keep(
         metric,
         wanted: order.wanted,
         waiting: order.done.into_iter().collect(),
-        last: Report::default(),
+        last: Report {
+            standing: adopted,
+            ..Report::default()
+        },
         report,
     };
     while let Err(error) = keeper.watch(&mut orders).await {
@@ -154,7 +148,7 @@ impl Keeper {
     async fn watch(
         &mut self,
         orders: &mut mpsc::UnboundedReceiver<Order>,
-    ) -> Result<(), RouteError> {
+    ) -> Result<(), NeighborError> {
         let groups = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
         let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups)?;
         let _connection = Task(tokio::spawn(connection));
@@ -169,7 +163,7 @@ impl Keeper {
                     wake = Instant::now();
                 }
                 message = messages.next() => {
-                    let Some((message, _)) = message else { return Err(RouteError::Ended) };
+                    let Some((message, _)) = message else { return Err(NeighborError::Ended) };
                     if self.concerns(&message.payload) {
                         wake = wake.min(Instant::now() + SETTLE);
                     }
@@ -194,7 +188,7 @@ impl Keeper {
     }
 
     /// Adds what is missing, removes what is too much; whether the kernel has refused nothing.
-    async fn set(&mut self, kernel: &Kernel) -> Result<bool, RouteError> {
+    async fn set(&mut self, kernel: &Kernel) -> Result<bool, NeighborError> {
         let found = kernel.own().await?;
         let mut refused = None;
         let mut standing = BTreeSet::new();
@@ -302,7 +296,7 @@ impl Kernel {
     }
 
     /// The agent's own routes, in whatever table.
-    async fn own(&self) -> Result<Vec<Route>, RouteError> {
+    async fn own(&self) -> Result<Vec<Route>, NeighborError> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut wanted = RouteMessage::default();
@@ -330,12 +324,12 @@ impl Kernel {
     }
 
     /// Sets a route, in the place of what else stands there with this agent's metric.
-    async fn put(&self, route: Route) -> Result<(), RouteError> {
+    async fn put(&self, route: Route) -> Result<(), NeighborError> {
         let message = self.message(route);
         Ok(self.handle.route().add(message).replace().execute().await?)
     }
 
-    async fn remove(&self, route: Route) -> Result<(), RouteError> {
+    async fn remove(&self, route: Route) -> Result<(), NeighborError> {
         match self.handle.route().del(self.message(route)).execute().await {
             // Somebody else was quicker.
             Err(Error::NetlinkError(error))

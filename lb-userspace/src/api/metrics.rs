@@ -1,12 +1,13 @@
 //! `/metrics`: the status in the Prometheus text exposition format, version 0.0.4.
 
-use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 use lb_common::verdict::Verdict;
 
 use super::lateness::Lateness;
 use super::status::{BackendStatus, Health, PrimaryState, Routing, ServiceStatus, Status};
+
+mod announced;
 
 /// Media type of the answer.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -190,7 +191,7 @@ fn services(text: &mut Encoder, services: &[ServiceStatus]) {
             }
         }
     }
-    announcements(text, services);
+    announced::encode(text, services);
     text.family(
         "lb_service_healthy_ratio",
         GAUGE,
@@ -215,50 +216,6 @@ fn services(text: &mut Encoder, services: &[ServiceStatus]) {
             &[("service", &service.name)],
             service.generation,
         );
-    }
-}
-
-/// Of the services that ask for an announcement, and their VIPs.
-fn announcements(text: &mut Encoder, services: &[ServiceStatus]) {
-    let quorums = || {
-        let services = services.iter();
-        services.filter_map(|service| Some((service, service.quorum?)))
-    };
-    if quorums().next().is_none() {
-        return;
-    }
-    text.family(
-        "lb_service_quorum",
-        GAUGE,
-        "1 while enough of the service can serve; only with announce.",
-    );
-    for (service, quorum) in quorums() {
-        let labels = [("service", service.name.as_str())];
-        text.sample("lb_service_quorum", &labels, u8::from(quorum.held));
-    }
-    text.family(
-        "lb_service_serving_ratio",
-        GAUGE,
-        "Share of the service's weight that can serve for sure, 0 to 1; only with announce.",
-    );
-    for (service, quorum) in quorums() {
-        let labels = [("service", service.name.as_str())];
-        text.sample("lb_service_serving_ratio", &labels, quorum.percent / 100.0);
-    }
-    // Services of one VIP say the same of it.
-    let vips: BTreeMap<&str, bool> = quorums()
-        .filter_map(|(service, _)| {
-            let (vip, _) = service.address.rsplit_once(':')?;
-            Some((vip.trim_matches(['[', ']']), service.announced?))
-        })
-        .collect();
-    text.family(
-        "lb_vip_announced",
-        GAUGE,
-        "1 while the VIP's route stands; only with announce.",
-    );
-    for (vip, announced) in vips {
-        text.sample("lb_vip_announced", &[("vip", vip)], u8::from(announced));
     }
 }
 
@@ -518,14 +475,13 @@ impl Encoder {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
-    use super::super::status::QuorumStatus;
     use super::super::status::tests::sample;
     use super::*;
 
     /// Reads the format back: (name, labels) → value. Panics where it is broken.
-    fn parse(text: &str) -> BTreeMap<String, f64> {
+    pub(super) fn parse(text: &str) -> BTreeMap<String, f64> {
         let mut types = BTreeMap::new();
         let mut helped = BTreeSet::new();
         let mut samples = BTreeMap::new();
@@ -638,33 +594,6 @@ mod tests {
             ))
         };
         assert!(is("fence_failed", 1) && is("serving", 0) && is("fencing", 0));
-    }
-
-    #[test]
-    fn what_is_announced_is_a_series_for_each_vip() {
-        let mut status = sample();
-        assert!(!encode(&status).contains("lb_vip_announced"));
-        status.services[0].quorum = Some(QuorumStatus {
-            held: false,
-            percent: 25.0,
-            needed: 50,
-            regained_at: 60,
-        });
-        status.services[0].announced = Some(false);
-        let mut six = status.services[0].clone();
-        six.name = "six".into();
-        six.address = "[2001:db8::10]:80".into();
-        six.announced = Some(true);
-        status.services.push(six);
-        let samples = parse(&encode(&status));
-        for (series, value) in [
-            (r#"lb_service_quorum{service="web"}"#, 0.0),
-            (r#"lb_service_serving_ratio{service="web"}"#, 0.25),
-            (r#"lb_vip_announced{vip="203.0.113.10"}"#, 0.0),
-            (r#"lb_vip_announced{vip="2001:db8::10"}"#, 1.0),
-        ] {
-            assert_eq!(samples.get(series), Some(&value), "{series}");
-        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::detail::AxisStatus;
 use super::lateness::Lateness;
 pub use super::primary::{PrimaryState, PrimaryStatus};
+pub use super::quorum::QuorumStatus;
 use super::request::ApiError;
 pub use crate::health::Health;
 
@@ -181,19 +182,6 @@ pub struct ServiceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announced_reason: Option<String>,
     pub backends: Vec<BackendStatus>,
-}
-
-/// How much of a service can serve.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct QuorumStatus {
-    /// Whether it is enough.
-    pub held: bool,
-    /// Percent of the weight that can serve for sure.
-    pub percent: f64,
-    /// Percent under which the VIP is withdrawn.
-    pub needed: u8,
-    /// Percent from which on it is announced.
-    pub regained_at: u8,
 }
 
 /// A backend of a service.
