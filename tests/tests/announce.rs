@@ -114,11 +114,16 @@ impl Monitor {
 
     /// Lines by which the route to `vip` went, after all that has happened so far.
     fn deletions(&self, lab: &Lab, vip: IpAddr) -> Result<Vec<String>> {
-        lab.lb.namespace.ip("route add blackhole 192.0.2.2")?;
-        lab.lb.namespace.ip("route del blackhole 192.0.2.2")?;
-        wait_for("ip monitor to catch up", SOON, || {
-            Ok(self.text()?.contains("192.0.2.2"))
-        })?;
+        const MARK: &str = "192.0.2.2";
+        let marks = || Ok::<_, anyhow::Error>(self.text()?.matches(MARK).count());
+        let before = marks()?;
+        let mark = format!("route add blackhole {MARK}\nroute del blackhole {MARK}");
+        lab.lb.namespace.ip(&mark)?;
+        wait_for(
+            "ip monitor to catch up",
+            SOON,
+            || Ok(marks()? >= before + 2),
+        )?;
         let vip = vip.to_string();
         let text = self.text()?;
         let lines = text
@@ -245,6 +250,8 @@ fn a_route_outlives_the_agent_without_a_gap_and_is_put_back() -> Result<()> {
             .ip("route del blackhole 203.0.113.10 table 108")?;
         wait_route(lab, web().ip(), true)?;
         agent.wait_event("announced", "put back")?;
+        let gone = monitor.deletions(lab, web().ip())?;
+        ensure!(!gone.is_empty(), "ip monitor tells of no deletion at all");
         let metric = metric(lab)?;
         lab.lb.namespace.ip(&format!(
             "route replace unreachable 203.0.113.10 table 108 metric {metric}"
