@@ -6,6 +6,7 @@
 //! [`simulate`] has the pure part decide about recorded outcomes instead.
 
 pub mod agent;
+pub mod announce;
 pub mod api;
 pub mod cli;
 pub mod config;

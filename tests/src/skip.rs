@@ -21,7 +21,7 @@ pub fn reason() -> Option<String> {
 }
 
 /// Whether a program is where programs are.
-pub(crate) fn installed(tool: &str) -> bool {
+pub fn installed(tool: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let places = path.split(':').chain(["/usr/sbin", "/sbin"]);
     places

@@ -32,7 +32,7 @@ pub enum Purpose {
     Build,
     /// Network namespaces.
     Lab,
-    /// What tests read captures with.
+    /// What tests read captures with, and the daemons that they talk to.
     Test,
     /// What `lb` is compared with, and the load generator.
     Bench,
@@ -187,7 +187,11 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
             Purpose::Lab => tools(&mut missing, &[("ip", "iproute2"), ("ethtool", "ethtool")]),
             Purpose::Test => tools(
                 &mut missing,
-                &[("tshark", "tshark"), ("dnsmasq", "dnsmasq-base")],
+                &[
+                    ("tshark", "tshark"),
+                    ("dnsmasq", "dnsmasq-base"),
+                    ("bird", "bird2"),
+                ],
             ),
             Purpose::Applications => {
                 tools(&mut missing, &applications::TOOLS);

@@ -83,15 +83,28 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
             Err(RunError::Config(error)) => responder.send(Err(ApiError::config(error))),
             Err(error) => responder.send(Err(ApiError::failed(error))),
         },
-        Request::Detach => match agent.writer.ask(Command::Detach).await {
-            Ok(_) => {
-                responder.done(true, "taken off the interfaces; the agent ends");
-                return true;
-            }
-            Err(error) => responder.send(Err(ApiError::failed(error))),
-        },
+        Request::Detach => return detach(agent, responder).await,
     }
     false
+}
+
+/// Withdraws the VIPs, then takes the data plane off; whether that was done.
+async fn detach(agent: &mut Agent, responder: Responder) -> bool {
+    if let Err(error) = agent.withdraw().await {
+        let text = format!("nothing was detached, since VIPs could not be withdrawn: {error}");
+        responder.send(Err(ApiError::failed(text)));
+        return false;
+    }
+    match agent.writer.ask(Command::Detach).await {
+        Ok(_) => {
+            responder.done(true, "taken off the interfaces; the agent ends");
+            true
+        }
+        Err(error) => {
+            responder.send(Err(ApiError::failed(error)));
+            false
+        }
+    }
 }
 
 /// The backend of that name.

@@ -2,6 +2,7 @@
 //! is to be done goes out as probes to start and contents for the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use lb_common::flow::TCP_IDLE;
 use lb_common::slot::BackendIndex;
 use tracing::error;
 
+use super::announce::Announced;
 use super::clock::Clock;
 use super::events::Pending;
 use super::failures::Bound;
@@ -65,6 +67,7 @@ pub struct Core {
     pub(super) primaries: BTreeMap<Arc<str>, SavedPrimary>,
     pub(super) handovers: BTreeMap<Arc<str>, Handover>,
     pub(super) builder: Builder,
+    pub(super) announced: Announced,
     pub(super) ways: Ways,
     pub(super) built: Arc<Contents>,
     pub(super) generation: u64,
@@ -112,6 +115,7 @@ impl Core {
         saver: Saver,
         saved: Option<Saved>,
         contents: Contents,
+        announced: BTreeSet<IpAddr>,
     ) -> Self {
         let wall = Timestamp::now();
         let agent_id = match &saved {
@@ -160,6 +164,7 @@ impl Core {
             handovers: BTreeMap::new(),
             built: Arc::new(contents.clone()),
             builder: Builder::new(contents),
+            announced: Announced::adopt(announced),
             ways: Ways::default(),
             generation: 1,
             generations: BTreeMap::new(),
@@ -210,6 +215,7 @@ impl Core {
                 .filter(|_| room > 0)
                 .map(|at| at.max(self.start_after)),
             decision.map(|at| at.max(self.decide_after)),
+            self.announced.next_deadline(),
             Some(save),
         ];
         times.into_iter().flatten().min().unwrap_or(save)
@@ -257,6 +263,7 @@ impl Core {
                 contents,
             } => {
                 self.applied = generation;
+                self.announced.dirty = true;
                 self.applied_at = self.clock.time(at);
                 self.gap.applied(generation, self.applied_at);
                 if self.datapath_error.take().is_some() {

@@ -76,6 +76,7 @@ impl Core {
         }
         self.gap.built(self.generation, self.applied);
         self.note_primaries();
+        self.announced.dirty = true;
         for event in decided.events {
             self.pend(event, &before);
         }

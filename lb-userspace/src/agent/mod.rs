@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 use tokio::runtime::Builder;
 
+mod announce;
 mod attach;
 mod calls;
 mod capture;
@@ -64,6 +65,8 @@ pub enum RunError {
     Http(#[from] crate::api::http::HttpError),
     #[error(transparent)]
     Token(#[from] crate::api::token::TokenError),
+    #[error("looking for routes of announced VIPs: {0}")]
+    Routes(#[from] crate::neighbor::NeighborError),
     #[error("{key} cannot change while the agent runs; restart it (no packet is lost by that)")]
     NeedsRestart { key: &'static str },
     #[error(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
@@ -23,6 +23,7 @@ use super::probes::{Finished, Probes, Report, Task};
 use super::saved::{self, Saved};
 use super::saver::Saver;
 use super::{RunError, RunOptions, calls};
+use crate::announce::routes::{self, Order, Report as RouteReport, Wanted};
 use crate::api::event::{Change, Kind, Origin};
 use crate::api::http::bind;
 use crate::api::token::{Token, TokenError};
@@ -30,7 +31,7 @@ use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server
 use crate::config;
 use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer, sys};
 use crate::discovery::Answer;
-use crate::discovery::resolve::{self, Wanted};
+use crate::discovery::resolve::{self, Wanted as Questions};
 use crate::health::passive;
 use crate::model::{Model, Node, OnExit, ProbeSpec};
 use crate::neighbor::{self, Links, Ways};
@@ -57,6 +58,7 @@ struct Inbox {
     changes: mpsc::UnboundedReceiver<ProbeSpec>,
     paths: mpsc::UnboundedReceiver<Arc<Ways>>,
     links: mpsc::UnboundedReceiver<Arc<Links>>,
+    routes: mpsc::UnboundedReceiver<RouteReport>,
     answers: mpsc::UnboundedReceiver<Answer>,
     hangup: Signal,
     terminate: Signal,
@@ -88,7 +90,11 @@ pub struct Agent {
     targets: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     /// Backends whose probes get no answer.
     silent: mpsc::UnboundedSender<IpAddr>,
-    names: watch::Sender<Arc<Wanted>>,
+    names: watch::Sender<Arc<Questions>>,
+    /// Keeps the routes of announced VIPs.
+    routes: mpsc::UnboundedSender<Order>,
+    /// What it was last told.
+    ordered: Option<Wanted>,
     snapshot: watch::Sender<Arc<Status>>,
     token: watch::Sender<Option<Arc<Token>>>,
     /// Told to end, it goes on until then: `node.shutdown_grace`.
@@ -158,7 +164,18 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         source,
     })?;
     let followers = journal.followers();
-    let core = Core::new(clock, model.clone(), journal, saver, saved, opened.contents);
+    let metric = routes::metric(&node.control_socket);
+    let announced = routes::adopt(metric).await?;
+    let core = Core::new(
+        clock,
+        model.clone(),
+        journal,
+        saver,
+        saved,
+        opened.contents,
+        announced.clone(),
+    );
+    let (orders, ordered) = mpsc::unbounded_channel();
     let (silent, doubted) = mpsc::unbounded_channel();
     let (targets, watched) = watch::channel(Arc::new(addresses(&core.model)));
     let (names, wanted) = watch::channel(core.wanted_names());
@@ -189,6 +206,8 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         targets,
         silent,
         names,
+        routes: orders,
+        ordered: None,
         snapshot,
         token,
         end_at: None,
@@ -218,6 +237,10 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         beside,
     );
     tasks.spawn_on(neighbor::keep_watching_links(senders.links), beside);
+    tasks.spawn_on(
+        routes::keep(metric, announced, ordered, senders.routes),
+        beside,
+    );
     tasks.spawn_on(resolve::keep_resolving(wanted, senders.answers), beside);
     let result = agent.serve(&mut inbox, &mut tasks).await;
     agent.end(result).await
@@ -243,6 +266,7 @@ struct Senders {
     notices: mpsc::UnboundedSender<Notice>,
     paths: mpsc::UnboundedSender<Arc<Ways>>,
     links: mpsc::UnboundedSender<Arc<Links>>,
+    routes: mpsc::UnboundedSender<RouteReport>,
     answers: mpsc::UnboundedSender<Answer>,
 }
 
@@ -257,6 +281,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
     let (notices, notice_receiver) = mpsc::unbounded_channel();
     let (paths, path_receiver) = mpsc::unbounded_channel();
     let (links, link_receiver) = mpsc::unbounded_channel();
+    let (routes, route_receiver) = mpsc::unbounded_channel();
     let (answers, answer_receiver) = mpsc::unbounded_channel();
     let inbox = Inbox {
         calls: call_receiver,
@@ -267,6 +292,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
         changes: mpsc::unbounded_channel().1,
         paths: path_receiver,
         links: link_receiver,
+        routes: route_receiver,
         answers: answer_receiver,
         hangup: listen(SignalKind::hangup())?,
         terminate: listen(SignalKind::terminate())?,
@@ -279,6 +305,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
             notices,
             paths,
             links,
+            routes,
             answers,
         },
     ))
@@ -349,6 +376,7 @@ impl Agent {
                     }
                 }
                 Some(links) = inbox.links.recv() => self.links_changed(links).await,
+                Some(report) = inbox.routes.recv() => self.core.routes_changed(report),
                 Some(call) = inbox.calls.recv() => {
                     if calls::answer(self, call).await {
                         return Ok(End::Detached);
@@ -429,6 +457,48 @@ impl Agent {
                 gone,
             }))?;
         }
+        let attached = self.is_attached();
+        let wanted = self.core.announcements(attached);
+        if self.ordered.as_ref() != Some(&wanted) {
+            self.order(wanted, None)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the program is on all interfaces.
+    fn is_attached(&self) -> bool {
+        self.attached.len() == self.core.model.node.interfaces.len()
+    }
+
+    fn order(
+        &mut self,
+        wanted: Wanted,
+        done: Option<oneshot::Sender<Result<(), String>>>,
+    ) -> Result<(), RunError> {
+        self.ordered = Some(wanted.clone());
+        let order = Order { wanted, done };
+        self.routes.send(order).map_err(|_| RunError::System {
+            what: "keeping the routes of announced VIPs",
+            source: std::io::ErrorKind::BrokenPipe.into(),
+        })
+    }
+
+    /// Withdraws all VIPs, before the data plane is taken off. What is told afterwards is what it
+    /// should be again.
+    ///
+    /// # Errors
+    /// The routes that could not be removed, and why.
+    pub async fn withdraw(&mut self) -> Result<(), String> {
+        let nothing = Wanted {
+            table: self.core.model.node.announce_table,
+            vips: BTreeSet::new(),
+        };
+        let (done, answer) = oneshot::channel();
+        (self.order(nothing, Some(done))).map_err(|error| error.to_string())?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err("nobody keeps the routes".to_owned()))?;
+        self.core.withdrawn();
         Ok(())
     }
 
@@ -521,9 +591,8 @@ impl Agent {
     fn readiness_may_differ(&self) -> bool {
         let published = self.snapshot.borrow();
         let (node, core) = (&published.node, &self.core);
-        let attached = self.attached.len() == core.model.node.interfaces.len();
         !node.first_round_done
-            || node.attached != attached
+            || node.attached != self.is_attached()
             || node.datapath_error != core.datapath_error
     }
 
@@ -542,6 +611,9 @@ impl Agent {
         self.publish();
         let what = match &result {
             Ok(End::Signal) if self.core.model.node.on_exit == OnExit::Detach => {
+                if let Err(error) = self.withdraw().await {
+                    warn!("withdrawing the VIPs: {error}");
+                }
                 self.writer.ask(Command::Detach).await?;
                 "told to end; the data plane was taken off (on_exit = \"detach\")".to_owned()
             }

@@ -61,6 +61,7 @@ impl Core {
             names: self.name_statuses(),
             reload_error: self.reload_error.clone(),
             datapath_error: self.datapath_error.clone(),
+            announce_error: self.announced.error(),
             verdicts: verdicts(agent, 0),
             capturing: agent.counters.capturing,
             flows: FlowTable {
@@ -126,6 +127,7 @@ impl Core {
         let slots = table
             .map(|table| count_current(&table.slots))
             .unwrap_or_default();
+        let (announced, announced_reason) = self.announced_status(service);
         ServiceStatus {
             name: service.name.to_string(),
             address: service.address.to_string(),
@@ -145,6 +147,9 @@ impl Core {
             table_size: table.map_or(0, |table| table.slots.len() as u32),
             verdicts: id.map(|id| verdicts(agent, id)).unwrap_or_default(),
             primary: self.primary_status(&service.name),
+            quorum: self.quorum_status(service),
+            announced,
+            announced_reason,
             backends: service
                 .backends
                 .iter()

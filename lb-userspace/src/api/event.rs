@@ -87,6 +87,10 @@ pub enum Kind {
     Detached,
     /// The prober is overloaded, or keeps up again.
     Prober,
+    /// A VIP is announced: all of its services that ask for it have quorum.
+    Announced,
+    /// It no longer is.
+    Withdrawn,
 }
 
 impl Kind {
@@ -122,6 +126,8 @@ impl Kind {
             Self::Attached => "attached",
             Self::Detached => "detached",
             Self::Prober => "prober",
+            Self::Announced => "announced",
+            Self::Withdrawn => "withdrawn",
         }
     }
 }
@@ -180,6 +186,9 @@ pub struct Evidence {
     /// Healthy percent of the service at that moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthy_percent: Option<f64>,
+    /// Percent of the service's weight that can serve, by which its VIP is announced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving_percent: Option<f64>,
 }
 
 impl Evidence {

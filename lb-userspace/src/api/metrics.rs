@@ -7,6 +7,8 @@ use lb_common::verdict::Verdict;
 use super::lateness::Lateness;
 use super::status::{BackendStatus, Health, PrimaryState, Routing, ServiceStatus, Status};
 
+mod announced;
+
 /// Media type of the answer.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -199,6 +201,7 @@ fn services(text: &mut Encoder, services: &[ServiceStatus]) {
             }
         }
     }
+    announced::encode(text, services);
     text.family(
         "lb_service_healthy_ratio",
         GAUGE,
@@ -488,7 +491,7 @@ mod tests {
     use super::*;
 
     /// Reads the format back: (name, labels) → value. Panics where it is broken.
-    fn parse(text: &str) -> BTreeMap<String, f64> {
+    pub(super) fn parse(text: &str) -> BTreeMap<String, f64> {
         let mut types = BTreeMap::new();
         let mut helped = BTreeSet::new();
         let mut samples = BTreeMap::new();

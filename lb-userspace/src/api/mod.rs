@@ -17,6 +17,7 @@ pub mod lateness;
 pub mod metrics;
 mod page;
 pub mod primary;
+pub mod quorum;
 pub mod request;
 pub mod server;
 pub mod socket;

@@ -40,6 +40,10 @@ pub fn render(status: &Status) -> String {
             &node.datapath_error,
         ),
         ("The last reload was refused", &node.reload_error),
+        (
+            "The routes of announced VIPs are not as they should be",
+            &node.announce_error,
+        ),
     ] {
         if let Some(error) = error {
             let _ = write!(page, "<p class=panic>{what}: {}", escape(error));
@@ -63,6 +67,10 @@ fn write_service(page: &mut String, service: &ServiceStatus) {
     );
     if service.panic {
         page.push_str("<p class=panic>PANIC: too few are healthy, so health is ignored");
+    }
+    if service.announced == Some(false) {
+        let why = service.announced_reason.as_deref().unwrap_or_default();
+        let _ = write!(page, "<p class=panic>WITHDRAWN: {}", escape(why));
     }
     page.push_str(
         "<table><tr><th>backend<th>address<th>routing<th>health<th>admin<th class=n>weight\

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::detail::AxisStatus;
 use super::lateness::Lateness;
 pub use super::primary::{PrimaryState, PrimaryStatus};
+pub use super::quorum::QuorumStatus;
 use super::request::ApiError;
 pub use crate::health::Health;
 
@@ -55,6 +56,9 @@ pub struct Node {
     /// Why the data plane does not follow the verdicts, while it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datapath_error: Option<String>,
+    /// Why the routes of announced VIPs are not as they should be, while they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce_error: Option<String>,
     /// Host names of backends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<NameStatus>,
@@ -171,6 +175,15 @@ pub struct ServiceStatus {
     /// `mode = "active_passive"`: the active backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub primary: Option<PrimaryStatus>,
+    /// `announce = "route"`: whether enough can serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quorum: Option<QuorumStatus>,
+    /// `announce = "route"`: whether the VIP's route stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced: Option<bool>,
+    /// Why it does, or does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced_reason: Option<String>,
     pub backends: Vec<BackendStatus>,
 }
 
@@ -359,6 +372,7 @@ impl Default for Node {
             names: Vec::new(),
             reload_error: None,
             datapath_error: None,
+            announce_error: None,
             verdicts: BTreeMap::new(),
             capturing: false,
             flows: FlowTable::default(),
@@ -520,6 +534,9 @@ pub(crate) mod tests {
                 table_size: 65537,
                 verdicts: BTreeMap::from([("reset_backend_out".to_owned(), 3)]),
                 primary: None,
+                quorum: None,
+                announced: None,
+                announced_reason: None,
                 backends: vec![healthy, ejected],
             }],
         }

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::output::{self, Palette};
 use super::probe::Wish;
 use super::{Failure, events, explain, status};
+use crate::announce::routes;
 use crate::api::client::{self, ClientError};
 use crate::api::request::Frame;
 use crate::api::{self, ApiError, BackendName, Request};
@@ -88,10 +89,13 @@ pub fn detach(socket: &Path) -> Result<u8, Failure> {
     // The agent's own is absolute, and where it pins follows from it.
     let socket = std::path::absolute(socket).context("the path of the socket")?;
     let pins = PinDirectory::of(&socket);
-    let existed = datapath::detach(&pins).context("detaching")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    // First of all: what is not served must not be announced.
+    (runtime.block_on(routes::remove_all(routes::metric(&socket))))
+        .context("removing the routes of announced VIPs")?;
+    let existed = datapath::detach(&pins).context("detaching")?;
     // What a killed agent has left.
     (runtime.block_on(via::remove_rules()))
         .context("removing the rule for probes by way of VIPs")?;

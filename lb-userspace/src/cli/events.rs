@@ -39,8 +39,11 @@ fn paint(palette: Palette, kind: Kind) -> String {
         | Kind::Panicked
         | Kind::ReloadRefused
         | Kind::FenceFailed
+        | Kind::Withdrawn
         | Kind::Detached => palette.bad(&name),
-        Kind::Readmitted | Kind::PanicLeft | Kind::Promoted | Kind::Attached => palette.good(&name),
+        Kind::Readmitted | Kind::PanicLeft | Kind::Promoted | Kind::Announced | Kind::Attached => {
+            palette.good(&name)
+        }
         Kind::Draining
         | Kind::Drained
         | Kind::Fencing
@@ -74,6 +77,7 @@ fn evidence(evidence: &Evidence) -> Option<String> {
         slots_moved,
         flows,
         healthy_percent,
+        serving_percent,
     } = evidence;
     let mut parts = Vec::new();
     match (probe_class, probe_detail) {
@@ -100,6 +104,9 @@ fn evidence(evidence: &Evidence) -> Option<String> {
     }
     if let Some(percent) = healthy_percent {
         parts.push(format!("{percent:.1} % healthy"));
+    }
+    if let Some(percent) = serving_percent {
+        parts.push(format!("{percent:.1} % can serve"));
     }
     (!parts.is_empty()).then(|| parts.join(", "))
 }

@@ -92,6 +92,9 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
             tame(first)
         ));
     }
+    if let Some(error) = &node.announce_error {
+        warn(format!("announcing VIPs: {}", tame(error)));
+    }
     for name in &node.names {
         if let Some(error) = &name.error {
             warn(format!(
@@ -159,6 +162,13 @@ fn render_service(
     ));
     if let Some(primary) = &service.primary {
         render_primary(lines, primary, now, palette);
+    }
+    if let Some(announced) = service.announced {
+        let why = tame(service.announced_reason.as_deref().unwrap_or_default());
+        lines.push(match announced {
+            true => format!("  VIP announced: {why}"),
+            false => palette.shout(&format!("!! VIP NOT ANNOUNCED: {why}")),
+        });
     }
     if service.panic {
         lines.push(palette.shout(match service.panic_action.as_str() {

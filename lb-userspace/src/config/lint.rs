@@ -7,7 +7,7 @@ use super::budget::Budget;
 use super::diagnostic::{Diagnostic, Severity};
 use super::duration::format;
 use super::places::{Places, health_key};
-use crate::model::{Backend, HealthPolicy, Mode, Model, ProbeKind, Protocol, Service};
+use crate::model::{Announce, Backend, HealthPolicy, Mode, Model, ProbeKind, Protocol, Service};
 
 /// Every warning there is: its id and when it is given.
 pub const LINTS: &[(&str, &str)] = &[
@@ -65,10 +65,24 @@ pub const LINTS: &[(&str, &str)] = &[
         "loopback-backend",
         "A backend has a loopback address: probes reach it, forwarded packets do not.",
     ),
+    (
+        "announce-no-spare",
+        "With `announce`, what is left of a service without its largest backend is less than `quorum`.",
+    ),
+    (
+        "announce-unprobed",
+        "With `announce`, a service has `probe = \"none\"`.",
+    ),
+    (
+        "announce-main-table",
+        "`announce_table` is the main one, 254, and probes with `via = \"vip\"` go to an announced VIP.",
+    ),
 ];
 
 /// Worst-case time to eject beyond which it is a mistake.
 const SLOWEST_EJECT: Duration = Duration::from_secs(30);
+/// The kernel's main routing table (RT_TABLE_MAIN).
+const MAIN_TABLE: u32 = 254;
 /// Interval under which TLS handshakes are a cost worth a word.
 const TLS_INTERVAL: Duration = Duration::from_secs(5);
 /// Ports on which HTTP is usual.
@@ -117,6 +131,9 @@ pub fn warnings(model: &Model, places: &Places, text: &str) -> Vec<Diagnostic> {
         }
         tcp_on_http_port(service, &place, &mut sink);
         pool(service, &place, &mut sink);
+        if let Some(rules) = &service.announce {
+            announced(model, service, rules, &place, &mut sink);
+        }
     }
     let mut found = sink.found;
     found.sort_by_key(|found| found.span.start);
@@ -365,6 +382,59 @@ fn pool(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
         Mode::Balance => headroom(service, place, sink),
         // One carries everything at any time.
         Mode::ActivePassive(_) => {}
+    }
+}
+
+/// A service whose VIP is announced.
+fn announced(
+    model: &Model,
+    service: &Service,
+    rules: &Announce,
+    place: &Place<'_>,
+    sink: &mut Sink<'_>,
+) {
+    if service.health.is_empty() {
+        sink.add(
+            "announce-unprobed",
+            place.key("announce"),
+            "nothing is probed, so the VIP is announced whether its backends live or not",
+            "give the service a probe, or remove `announce`",
+        );
+    }
+    let probes = || service.backends.iter().flat_map(|backend| &backend.probes);
+    if model.node.announce_table == MAIN_TABLE && probes().any(|probe| probe.egress.via.is_some()) {
+        sink.add(
+            "announce-main-table",
+            place.key("announce"),
+            "the route of the VIP stands in the main table, where the reverse path filter (rp_filter) \
+             looks: with it, answers to probes with via = \"vip\" are dropped while the VIP is announced",
+            "leave announce_table at 108, and let the routing daemon look there",
+        );
+    }
+    let regular = || service.backends.iter().filter(|backend| !backend.fallback);
+    // How many backends a host name stands for is not known here.
+    if regular().any(|backend| backend.address.ip().is_unspecified()) {
+        return;
+    }
+    let total: u64 = regular().map(|backend| u64::from(backend.weight)).sum();
+    let largest = regular().max_by_key(|backend| backend.weight);
+    let Some(largest) = largest.filter(|_| total > 0) else {
+        return;
+    };
+    let rest = total - u64::from(largest.weight);
+    if rest == 0 || rest * 100 < total * u64::from(rules.quorum) {
+        sink.add(
+            "announce-no-spare",
+            place.key("quorum"),
+            format!(
+                "without backend \"{}\" {} % of the weight is left, and `quorum` is {}: whenever it \
+                 fails, the VIP is withdrawn",
+                largest.name,
+                rest * 100 / total,
+                rules.quorum
+            ),
+            "lower quorum, add backends or spread the weight",
+        );
     }
 }
 

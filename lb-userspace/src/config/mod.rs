@@ -12,6 +12,7 @@ use toml::de::DeTable;
 
 use crate::model::Model;
 
+mod announce;
 pub mod budget;
 pub mod check;
 mod deciding;

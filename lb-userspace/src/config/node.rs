@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
-use super::value;
+use super::{announce, value};
 use crate::model::{Node, OnExit, XdpMode};
 
 /// Longest interface name: IFNAMSIZ of linux/if.h without the final zero.
@@ -60,6 +60,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         value::addresses(key, value, DNS_PORT)
     });
     let dns_max_ttl = reader.get(errors, "dns_max_ttl", ttl);
+    let announce_table = reader.get(errors, "announce_table", announce::table);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -82,6 +83,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         allow_exec: allow_exec?.value,
         dns_servers: dns_servers.map(|servers| servers.value),
         dns_max_ttl: dns_max_ttl?.value,
+        announce_table: announce_table?.value,
     })
 }
 

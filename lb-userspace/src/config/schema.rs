@@ -344,6 +344,12 @@ pub const NODE: Section = Section {
             Value("\"60s\""),
             "Longest time between two questions for one host name, whatever its records' TTL; at least `\"1s\"`.",
         ),
+        key(
+            "announce_table",
+            Kind::Integer(1, 4_294_967_295),
+            Value("108"),
+            "Routing table for the routes of `announce = \"route\"`; 254 is the main one, see [Announcing the VIP](#announcing-the-vip).",
+        ),
     ],
 };
 
@@ -478,6 +484,30 @@ pub const SERVICE: Section = Section {
             Value("\"0s\""),
             "Time over which a readmitted backend gets its full share of new flows, linearly from 10 %; \
              `0s`: at once.",
+        ),
+        key(
+            "announce",
+            Kind::Choice(&["off", "route"]),
+            Value("\"off\""),
+            "`route`: a route to the VIP stands in `announce_table` while the service has quorum, for a routing daemon to announce, see [Announcing the VIP](#announcing-the-vip); `off`: this service says nothing of its VIP.",
+        ),
+        key(
+            "quorum",
+            Kind::Integer(1, 100),
+            Value("1"),
+            "`announce`: percent of the weight that must be able to serve; below it the VIP is withdrawn. It is in any case if no backend can serve.",
+        ),
+        key(
+            "quorum_hysteresis",
+            Kind::Integer(0, 99),
+            Value("0"),
+            "`announce`: percent of the weight beyond `quorum` that must be able to serve for the VIP to be announced, at first and again.",
+        ),
+        key(
+            "announce_after",
+            Kind::Duration,
+            Value("\"0s\""),
+            "`announce`: how long that must have been so without interruption.",
         ),
     ],
 };

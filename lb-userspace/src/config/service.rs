@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::announce::{self, AnnounceDraft};
 use super::health::Checks;
 use super::mode::{self, ModeDraft};
 use super::places::{ServicePlaces, health_key};
@@ -43,6 +44,7 @@ pub struct Draft {
     panic_exclude_refused: Option<bool>,
     drain_deadline: Option<Duration>,
     slow_start: Option<Duration>,
+    announce: AnnounceDraft,
     /// None for `probe = "none"`.
     pub checks: Option<Vec<Checks>>,
     /// As written, if it is.
@@ -121,6 +123,7 @@ pub fn read<'a>(
         slow_start: reader
             .get(errors, "slow_start", value::duration)
             .map(|at| at.value),
+        announce: announce::read(reader, errors),
         passive: reader.get(errors, "passive", passive),
         passive_http: reader.get(errors, "passive_http", passive_http),
         checks,
@@ -306,6 +309,7 @@ impl Draft {
             server_id_length,
             drain_deadline: self.drain_deadline?,
             slow_start: self.slow_start?,
+            announce: self.announce.finish()?,
             passive: PassiveRules {
                 connections: self
                     .passive

@@ -68,6 +68,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
         panic_threshold: 50,
         drain_deadline: ms(30_000),
         slow_start: Duration::ZERO,
+        announce: None,
         health: vec![policy.clone()],
         backends: (0..backends).map(backend).collect(),
     }

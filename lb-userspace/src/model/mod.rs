@@ -10,6 +10,7 @@ use std::time::Duration;
 pub use lb_common::abi::{Affinity, Forwarding};
 use serde::{Deserialize, Serialize};
 
+mod announce;
 mod class;
 mod connection_id;
 mod endpoint;
@@ -20,6 +21,7 @@ mod pattern;
 mod policy;
 mod probe;
 mod question;
+pub use announce::Announce;
 pub use class::Class;
 pub use connection_id::ConnectionId;
 pub use endpoint::{Endpoint, Ports, backend_text};
@@ -87,6 +89,8 @@ pub struct Node {
     pub dns_servers: Option<Vec<SocketAddr>>,
     /// Longest time between two questions for one name.
     pub dns_max_ttl: Duration,
+    /// Routing table that the routes of announced VIPs stand in.
+    pub announce_table: u32,
 }
 
 /// A network: the addresses that begin with the same bits.
@@ -253,6 +257,8 @@ pub struct Service {
     pub panic: PanicRules,
     pub drain_deadline: Duration,
     pub slow_start: Duration,
+    /// When its VIP is announced; `None`: this service asks for no announcement.
+    pub announce: Option<Announce>,
     pub passive: PassiveRules,
     /// Its probes, all of which a backend must pass; none for `probe = "none"`: its backends count
     /// as healthy.

@@ -78,6 +78,7 @@ impl World {
             panic_threshold,
             drain_deadline: s(30),
             slow_start: Duration::ZERO,
+            announce: None,
             health: vec![HealthPolicy {
                 interval: s(5),
                 timeout: s(2),

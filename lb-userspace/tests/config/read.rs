@@ -8,8 +8,8 @@ use std::time::Duration;
 use lb_userspace::config::check::check;
 use lb_userspace::config::{self};
 use lb_userspace::model::{
-    ActivePassive, Affinity, Backend, Class, ClientCertificate, DnsProbe, Egress, Endpoint,
-    ExecProbe, Family, Fence, Forwarding, HeaderMatch, HealthPolicy, HoldDown, HttpProbe,
+    ActivePassive, Affinity, Announce, Backend, Class, ClientCertificate, DnsProbe, Egress,
+    Endpoint, ExecProbe, Family, Fence, Forwarding, HeaderMatch, HealthPolicy, HoldDown, HttpProbe,
     LdapProbe, Match, Mode, Model, MysqlProbe, Node, OnDeath, OnExit, PanicAction, PanicRules,
     PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
     Protocol, Question, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange,
@@ -45,6 +45,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             allow_exec: false,
             dns_servers: None,
             dns_max_ttl: Duration::from_secs(60),
+            announce_table: 108,
         }
     );
     let seconds = Duration::from_secs;
@@ -65,6 +66,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             panic_threshold: 50,
             drain_deadline: seconds(30),
             slow_start: seconds(0),
+            announce: None,
             passive: PassiveRules {
                 connections: true,
                 http: PassiveHttp::Off,
@@ -529,6 +531,29 @@ fn defaults_for_other_probes_do_not_disturb_a_service() {
     let text = text.replace("[[service.backend]]", table);
     let model = config::parse(&text, "lb.toml").unwrap();
     assert_eq!(kind(&model), ProbeKind::Tcp);
+}
+
+#[test]
+fn what_is_announced_is_read() {
+    let model = config::parse(&good("announced.toml"), "lb.toml").unwrap();
+    assert_eq!(model.node.announce_table, 110);
+    let of = |name: &str| model.service(name).unwrap().announce;
+    let web = Announce {
+        quorum: 50,
+        hysteresis: 25,
+        after: Duration::from_secs(30),
+    };
+    assert_eq!((of("web"), web.regained_at()), (Some(web), 75));
+    let usual = Announce {
+        quorum: 1,
+        hysteresis: 0,
+        after: Duration::ZERO,
+    };
+    assert_eq!(of("web-tls"), Some(usual));
+    assert_eq!(of("admin"), None);
+    let report = check(&good("announced.toml"), "lb.toml").unwrap();
+    let ids: Vec<_> = report.warnings.iter().map(|found| found.id).collect();
+    assert!(!ids.contains(&Some("announce-no-spare")), "{ids:?}");
 }
 
 #[test]

@@ -59,6 +59,7 @@ fn service(policy: HealthPolicy, backends: Vec<Backend>) -> Service {
         panic_threshold: 50,
         drain_deadline: Duration::from_secs(30),
         slow_start: Duration::ZERO,
+        announce: None,
         health: vec![policy],
         backends,
     }

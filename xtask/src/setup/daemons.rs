@@ -16,10 +16,11 @@ use crate::command::{self, find};
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Packages with a daemon, and its unit.
-const DAEMONS: [(&str, &str); 3] = [
+const DAEMONS: [(&str, &str); 4] = [
     ("nginx-light", "nginx"),
     ("haproxy", "haproxy"),
     ("iperf3", "iperf3"),
+    ("bird2", "bird"),
 ];
 
 /// Runs `install`, which installs `packages`, without a daemon of theirs being started.

@@ -58,6 +58,7 @@ fn node() -> Node {
         allow_exec: false,
         dns_servers: None,
         dns_max_ttl: std::time::Duration::from_secs(60),
+        announce_table: 108,
     }
 }
 

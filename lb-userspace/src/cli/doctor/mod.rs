@@ -15,6 +15,7 @@ use crate::config;
 use crate::model::{Forwarding, Service};
 use crate::neighbor::Problem;
 
+mod announce;
 mod capabilities;
 mod checks;
 mod drivers;
@@ -94,6 +95,7 @@ pub(super) fn run(config: Option<&Path>, json: bool) -> Result<u8, Failure> {
         let means = via::gather(&probed)?;
         findings.extend(via::judge(&facts, &probed, &means));
     }
+    findings.extend(model.as_ref().map(announce::look).transpose()?.flatten());
     let ok = findings.iter().all(|finding| finding.level < Level::Fail);
     if json {
         output::print_json(&Report {

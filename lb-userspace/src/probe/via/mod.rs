@@ -35,7 +35,7 @@ mod routes;
 mod sys;
 
 use frame::Flow;
-pub use routes::{PRIORITY, RouteError, remove_rules};
+pub use routes::{PRIORITY, RouteError, TABLE, remove_rules};
 use sys::PacketSocket;
 pub use sys::try_tun;
 

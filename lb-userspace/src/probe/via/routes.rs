@@ -14,7 +14,7 @@ use thiserror::Error as ThisError;
 /// Cilium (0xf00), Calico (0xffff0000) and Tailscale (0xff0000) look at.
 pub const MARK: u32 = 0x6c;
 /// Number of the table.
-const TABLE: u32 = 27_746;
+pub const TABLE: u32 = 27_746;
 /// Before the rules by source address that hosts with several uplinks have.
 pub const PRIORITY: u32 = 108;
 

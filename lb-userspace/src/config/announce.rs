@@ -1,0 +1,116 @@
+//! `announce` of a service, and the keys that only an announced one has.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::reader::{At, Errors, Problem, Reader, Value};
+use super::schema::Key;
+use super::value;
+use crate::model::Announce;
+
+/// Keys without a meaning where nothing is announced.
+const KEYS: [&str; 3] = ["quorum", "quorum_hysteresis", "announce_after"];
+/// The kernel's table of its own addresses, which it asks first (RT_TABLE_LOCAL).
+const LOCAL: u32 = 255;
+/// That of probes by way of VIPs.
+const PROBES: u32 = 27_746;
+
+/// The keys as far as they could be read.
+#[derive(Debug)]
+pub struct AnnounceDraft {
+    is_announced: Option<bool>,
+    quorum: Option<At<u8>>,
+    hysteresis: Option<At<u8>>,
+    after: Option<Duration>,
+}
+
+/// Reads the keys of one service, and checks them against each other.
+pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> AnnounceDraft {
+    let announce = reader.get(errors, "announce", is_announced);
+    let draft = AnnounceDraft {
+        is_announced: announce.map(|at| at.value),
+        quorum: reader.get(errors, "quorum", value::integer),
+        hysteresis: reader.get(errors, "quorum_hysteresis", value::integer),
+        after: reader
+            .get(errors, "announce_after", value::duration)
+            .map(|at| at.value),
+    };
+    match draft.is_announced {
+        Some(true) => within(&draft, errors),
+        Some(false) => without(reader, errors),
+        None => {}
+    }
+    draft
+}
+
+/// Checks a service whose VIP is announced.
+fn within(draft: &AnnounceDraft, errors: &mut Errors<'_>) {
+    let (Some(quorum), Some(hysteresis)) = (&draft.quorum, &draft.hysteresis) else {
+        return;
+    };
+    let sum = u32::from(quorum.value) + u32::from(hysteresis.value);
+    if sum > 100 {
+        errors.add(
+            hysteresis.span.clone(),
+            format!(
+                "`quorum` and `quorum_hysteresis` are {sum} percent together: the VIP would never be \
+                 announced"
+            ),
+            format!("write quorum_hysteresis = {} or less", 100 - quorum.value),
+        );
+    }
+}
+
+/// Reports what means nothing where nothing is announced.
+fn without(reader: &Reader<'_>, errors: &mut Errors<'_>) {
+    for key in KEYS {
+        if let Some(value) = reader.own(key) {
+            let span: Range<usize> = value.span();
+            errors.add(
+                span,
+                format!("`{key}` has no meaning with announce = \"off\""),
+                "remove it, or write announce = \"route\"",
+            );
+        }
+    }
+}
+
+fn is_announced(key: &Key, value: &Value<'_>) -> Result<bool, Problem> {
+    Ok(value::choice(key, value)? == "route")
+}
+
+/// A routing table for the routes of announced VIPs.
+pub fn table(key: &Key, value: &Value<'_>) -> Result<u32, Problem> {
+    let table = value::integer(key, value)?;
+    let what = match table {
+        LOCAL => "the table of this host's own addresses",
+        PROBES => "the table of probes with via = \"vip\"",
+        _ => return Ok(table),
+    };
+    Err(Problem::new(
+        format!("`{}` is {table}, {what}", key.name),
+        format!("write another, for example {} = 108", key.name),
+    ))
+}
+
+impl AnnounceDraft {
+    /// Whether (`Some(None)`: no) and when the VIP is announced, if nothing in it is wrong.
+    pub fn finish(self) -> Option<Option<Announce>> {
+        if !self.is_announced? {
+            return Some(None);
+        }
+        Some(Some(Announce {
+            quorum: self.quorum?.value,
+            hysteresis: self.hysteresis?.value,
+            after: self.after?,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_table_of_the_probes_is_theirs() {
+        assert_eq!(super::PROBES, crate::probe::via::TABLE);
+    }
+}
