@@ -16,8 +16,30 @@ pub fn not_empty(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
     let text = value::text(key, value)?;
     if text.is_empty() {
         return Err(Problem::new(
-            format!("`{}` is empty, which every answer meets", key.name),
-            "write the text that must occur or remove the key",
+            format!("`{}` is empty, and every answer has that", key.name),
+            "write the text to look for or remove the key",
+        ));
+    }
+    Ok(text)
+}
+
+/// Longest body of a request, bytes: one that fits into the sockets' buffers is sent whatever the
+/// server does, so that its answer decides.
+const MAX_BODY: usize = 16 * 1024;
+
+/// The body of a request.
+pub fn body(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    if text.is_empty() {
+        return Err(Problem::new(
+            "`body` is empty",
+            "remove it: a request without a body says that it has none",
+        ));
+    }
+    if text.len() > MAX_BODY {
+        return Err(Problem::new(
+            format!("`body` has {} bytes", text.len()),
+            format!("write at most {MAX_BODY} bytes: it is sent with each probe"),
         ));
     }
     Ok(text)

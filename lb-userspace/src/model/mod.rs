@@ -29,8 +29,8 @@ pub use panic::{PanicAction, PanicRules};
 pub use pattern::Pattern;
 pub use policy::{HealthPolicy, HoldDown, Window};
 pub use probe::{
-    ClientCertificate, Egress, GRPC_CODES, HeaderMatch, HttpProbe, ProbeKind, ProbeSpec, Reuse,
-    StatusRange, TlsOptions, Via,
+    BODY_METHODS, ClientCertificate, Egress, GRPC_CODES, HeaderMatch, HttpProbe, ProbeKind,
+    ProbeSpec, Reuse, StatusRange, TlsOptions, Via,
 };
 pub use question::{
     DnsProbe, ExecProbe, LdapProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole,

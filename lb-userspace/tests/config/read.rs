@@ -332,6 +332,16 @@ fn every_kind_of_probe_is_read() {
             key: "/etc/lb/probe.key".into(),
         })
     );
+    let ProbeKind::Http(post) = kind("post") else {
+        panic!("{:?}", kind("post"));
+    };
+    assert_eq!(post.body.as_deref(), Some(r#"{"ask": "ready"}"#));
+    let shown = |rules: &[HeaderMatch]| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown(&post.expect_header), ["x-ready: yes", "x-zone"]);
+    assert_eq!(shown(&post.reject_header), ["x-error"]);
+    assert_eq!(post.reject_body.as_deref(), Some("error"));
+    let regex = post.reject_body_regex.unwrap();
+    assert_eq!(regex.as_str(), r#""lag":\s*\d{4,}"#);
     let way = |name: &str| {
         let backends = &model.service(name).unwrap().backends;
         let spec = &backends[0].probes[0];
