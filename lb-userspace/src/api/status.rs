@@ -65,6 +65,9 @@ pub struct Node {
     pub flows: FlowTable,
     #[serde(default)]
     pub prober: Prober,
+    /// A certificate with less time than this before it expires is worth a word.
+    #[serde(default)]
+    pub certificate_warning_seconds: u64,
 }
 
 /// A host name that stands for backends.
@@ -232,7 +235,8 @@ pub struct BackendStatus {
     /// Ejections not forgotten yet, by its probes or its packets.
     #[serde(default)]
     pub ejections: u32,
-    /// Each of its probes, if there are several or if this service was asked for.
+    /// Each of its probes, if there are several, if one was shown a certificate, or if this service
+    /// was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckStatus>,
     /// If this service was asked for: what each axis says of it.
@@ -258,6 +262,9 @@ pub struct CheckStatus {
     /// See [`BackendStatus::next_probe`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_probe: Option<Timestamp>,
+    /// When the certificate expires that the probe was shown last; absent without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_not_after: Option<Timestamp>,
     /// If this service was asked for: its last outcomes, the latest first, those that were not
     /// counted included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -356,6 +363,7 @@ impl Default for Node {
             capturing: false,
             flows: FlowTable::default(),
             prober: Prober::default(),
+            certificate_warning_seconds: 0,
         }
     }
 }

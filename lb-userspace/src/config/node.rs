@@ -38,6 +38,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         value::addresses(key, value, DNS_PORT)
     });
     let dns_max_ttl = reader.get(errors, "dns_max_ttl", ttl);
+    let certificate_warning = reader.get(errors, "certificate_warning", value::duration);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -56,6 +57,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         allow_exec: allow_exec?.value,
         dns_servers: dns_servers.map(|servers| servers.value),
         dns_max_ttl: dns_max_ttl?.value,
+        certificate_warning: certificate_warning?.value,
     })
 }
 

@@ -325,6 +325,12 @@ pub const NODE: Section = Section {
             Value("\"60s\""),
             "Longest time between two questions for one host name, whatever its records' TTL; at least `\"1s\"`.",
         ),
+        key(
+            "certificate_warning",
+            Kind::Duration,
+            Value("\"14d\""),
+            "`lb status` warns of certificates that probes are shown and that expire sooner than this; `\"0s\"`: of those that have expired.",
+        ),
     ],
 };
 

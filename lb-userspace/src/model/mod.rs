@@ -79,6 +79,8 @@ pub struct Node {
     pub dns_servers: Option<Vec<SocketAddr>>,
     /// Longest time between two questions for one name.
     pub dns_max_ttl: Duration,
+    /// A certificate that expires sooner than this is worth a warning.
+    pub certificate_warning: Duration,
 }
 
 /// A network: the addresses that begin with the same bits.

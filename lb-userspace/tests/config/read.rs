@@ -41,6 +41,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             allow_exec: false,
             dns_servers: None,
             dns_max_ttl: Duration::from_secs(60),
+            certificate_warning: Duration::from_secs(14 * 86_400),
         }
     );
     let seconds = Duration::from_secs;
@@ -190,6 +191,8 @@ fn every_key_of_the_contract_is_read() {
 #[test]
 fn what_decides_is_read() {
     let model = config::parse(&good("deciding.toml"), "lb.toml").unwrap();
+    let month = Duration::from_secs(30 * 86_400);
+    assert_eq!(model.node.certificate_warning, month);
     let (shop, agents) = (&model.services[0], &model.services[1]);
     let [web, db] = &shop.health[..] else {
         panic!("{shop:#?}")

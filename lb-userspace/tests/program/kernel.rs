@@ -134,6 +134,7 @@ pub fn node() -> Node {
         allow_exec: false,
         dns_servers: None,
         dns_max_ttl: std::time::Duration::from_secs(60),
+        certificate_warning: std::time::Duration::from_secs(14 * 86_400),
         gue_port: GUE_PORT,
         tunnel_source4: None,
         tunnel_source6: None,

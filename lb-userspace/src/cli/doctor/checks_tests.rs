@@ -54,6 +54,7 @@ fn node() -> Node {
         allow_exec: false,
         dns_servers: None,
         dns_max_ttl: std::time::Duration::from_secs(60),
+        certificate_warning: std::time::Duration::from_secs(14 * 86_400),
     }
 }
 

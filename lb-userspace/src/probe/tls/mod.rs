@@ -26,6 +26,7 @@ use super::outcome::Class;
 use super::trace::Trace;
 use crate::model::{ClientCertificate, ProbeSpec, TlsOptions};
 
+mod expiry;
 mod verifier;
 use verifier::{Judge, Lenient};
 
@@ -300,9 +301,19 @@ impl TlsContext {
         let stream = TlsConnector::from(self.config.clone())
             .connect(self.name.clone(), tcp)
             .await
-            .map_err(|error| Failure::tls(&error))?;
+            .map_err(|error| {
+                // Of a certificate that was refused, too: when it expires may be why.
+                if let (Some(judge), true) = (&self.judge, self.verify) {
+                    trace.certificate(judge.shown());
+                }
+                Failure::tls(&error)
+            })?;
         let (_, session) = stream.get_ref();
-        let mut seen = Vec::with_capacity(4);
+        // A resumed session has that of the one it resumes.
+        let chain = session.peer_certificates().unwrap_or_default();
+        let not_after = chain.first().and_then(|own| expiry::not_after(own));
+        trace.certificate(not_after);
+        let mut seen = Vec::with_capacity(5);
         if let Some(version) = session.protocol_version() {
             seen.push(
                 version
@@ -320,9 +331,7 @@ impl TlsContext {
         // After the handshake, because a resumed one shows the verifier no certificate: one that
         // has expired since is still found.
         let problem = match &self.judge {
-            Some(judge) => {
-                judge.problem(session.peer_certificates().unwrap_or_default(), &self.name)
-            }
+            Some(judge) => judge.problem(chain, &self.name),
             None => None,
         };
         if let (Some(problem), true) = (&problem, self.verify) {
@@ -336,6 +345,7 @@ impl TlsContext {
             (None, Some(_)) => "certificate valid".to_owned(),
             (None, None) => "certificate not judged: this host has no trusted roots".to_owned(),
         });
+        seen.extend(not_after.map(|end| format!("expires {end}")));
         trace.step("tls", seen.join(", "));
         Ok(stream)
     }
