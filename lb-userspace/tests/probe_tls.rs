@@ -11,7 +11,7 @@ use std::time::Duration;
 use lb_userspace::config;
 use lb_userspace::health::Engine;
 use lb_userspace::model::{
-    BackendKey, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
+    BackendKey, HttpProbe, ProbeKind, ProbeSpec, Reuse, StatusRange, TcpScript, TlsOptions,
 };
 use lb_userspace::probe::{Class, Outcome, Prober, Verdict};
 use support::{Connection, Server, Tls};
@@ -258,4 +258,60 @@ async fn the_certificate_seen_last_is_remembered() {
     let model = config::parse(&text, "lb.toml").unwrap();
     engine.configure(&model.services, &BTreeMap::new(), Duration::from_secs(40));
     assert_eq!(ends(&engine), [None, None]);
+}
+
+#[tokio::test]
+async fn other_protocols_can_be_offered_by_alpn() {
+    let server = |alpn: &'static [u8]| {
+        Server::start(
+            Some(Tls::new(None, false, alpn)),
+            |_, mut connection| async move {
+                connection.send(ANSWER).await;
+                connection.fin().await;
+            },
+        )
+    };
+    let offering = |names: Option<&[&str]>| TlsOptions {
+        alpn: names.map(|names| names.iter().map(|&name| name.to_owned()).collect()),
+        ..TlsOptions::default()
+    };
+    let prober = Prober::new();
+    let mail = server(b"imap").await;
+    let mut spec = spec(&mail, "hc.test", false, None);
+    for (names, chosen) in [
+        (None, Some("")),
+        (Some(&["imap"][..]), Some("imap, ")),
+        (Some(&["managesieve", "imap"]), Some("imap, ")),
+        (Some(&["managesieve"]), None),
+        (Some(&[]), Some("")),
+    ] {
+        spec.kind = ProbeKind::TcpScript(TcpScript {
+            steps: Vec::new(),
+            tls: Some(offering(names)),
+        });
+        let outcome = prober.run(&spec).await;
+        match chosen {
+            Some(chosen) => {
+                let wanted = format!("TLSv1.3, {chosen}certificate not valid");
+                assert!(
+                    tls_step(&outcome).starts_with(&wanted),
+                    "{names:?}: {outcome:?}"
+                );
+            }
+            None => assert_eq!(outcome.class, Class::Tls, "{names:?}: {outcome:?}"),
+        }
+    }
+    let web = server(b"http/1.1").await;
+    let mut spec = self::spec(&web, "hc.test", false, None);
+    for (names, class) in [
+        (None, Class::Ok),
+        (Some(&["http/1.0"][..]), Class::Tls),
+        (Some(&[]), Class::Ok),
+    ] {
+        if let ProbeKind::Http(http) = &mut spec.kind {
+            http.tls = Some(offering(names));
+        }
+        let outcome = prober.run(&spec).await;
+        assert_eq!(outcome.class, class, "{names:?}: {outcome:?}");
+    }
 }

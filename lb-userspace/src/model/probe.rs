@@ -162,6 +162,8 @@ pub struct TlsOptions {
     pub ca: Option<PathBuf>,
     /// Shown to servers that ask for a client's certificate.
     pub client: Option<ClientCertificate>,
+    /// Protocols offered by ALPN (RFC 7301) in the place of the probe's own; empty: none.
+    pub alpn: Option<Vec<String>>,
 }
 
 /// PEM files with a certificate (its chain after it) and its private key.

@@ -328,8 +328,11 @@ fn every_kind_of_probe_is_read() {
             max_uses: 100
         })
     );
+    let tls = http.tls.unwrap();
+    let alpn = tls.alpn.unwrap();
+    assert_eq!(alpn, ["http/1.0", "http/1.1"]);
     assert_eq!(
-        http.tls.unwrap().client,
+        tls.client,
         Some(ClientCertificate {
             certificate: "/etc/lb/probe.pem".into(),
             key: "/etc/lb/probe.key".into(),
@@ -372,7 +375,10 @@ fn every_kind_of_probe_is_read() {
         panic!("{:?}", kind("grpc"));
     };
     assert!(watch);
-    assert_eq!(metadata, [("x-tenant".to_owned(), "lb".to_owned())]);
+    // Binary metadata goes without padding.
+    let wanted = [("x-tenant", "lb"), ("x-trace-bin", "AAEC/w")];
+    let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(metadata, wanted);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::Settings;
 use super::question::{Question, name_in};
+use super::{Probe, Settings};
 use crate::config::reader::{At, Errors, Reader};
 use crate::model::{
     BODY_METHODS, ClientCertificate, HeaderMatch, HttpProbe, Pattern, Reuse, StatusRange,
@@ -198,7 +198,7 @@ fn drain_status(
 }
 
 /// Headers as gRPC metadata: names in lower case, none that the call sets itself. Binary values
-/// (`-bin`) would have to be in base64, which nobody checks here, so they are refused.
+/// (`-bin`) are in base64, and sent without its padding (gRPC over HTTP/2, Binary-Header).
 pub(super) fn metadata(
     headers: &At<Vec<(String, String)>>,
     errors: &mut Errors<'_>,
@@ -215,12 +215,17 @@ pub(super) fn metadata(
             return None;
         }
         if name.ends_with("-bin") {
-            errors.add(
-                headers.span.clone(),
-                format!("header `{name}` would be binary metadata, which is not offered"),
-                "use a name that does not end in -bin",
-            );
-            return None;
+            let bare = value.trim_end_matches('=');
+            if data_encoding::BASE64_NOPAD.decode(bare.as_bytes()).is_err() {
+                errors.add(
+                    headers.span.clone(),
+                    format!("the value of `{name}` is not base64"),
+                    "write the bytes in base64, as `base64 -w0 FILE` does, or use a name that does not end in -bin",
+                );
+                return None;
+            }
+            metadata.push((name, bare.to_owned()));
+            continue;
         }
         metadata.push((name, value.clone()));
     }
@@ -229,6 +234,7 @@ pub(super) fn metadata(
 
 pub(super) fn tls_options(
     settings: &Settings,
+    probe: Probe,
     authority: Option<&str>,
     errors: &mut Errors<'_>,
 ) -> Option<TlsOptions> {
@@ -253,8 +259,35 @@ pub(super) fn tls_options(
     };
     Some(TlsOptions {
         client,
+        alpn: alpn(settings, probe, errors)?,
         sni,
         verify: settings.verify.as_ref()?.value,
         ca: settings.ca.as_ref().map(|ca| ca.value.clone()),
     })
+}
+
+/// What is offered by ALPN, if that is written; a probe cannot offer what it does not speak.
+/// `None` only if there are errors.
+fn alpn(settings: &Settings, probe: Probe, errors: &mut Errors<'_>) -> Option<Option<Vec<String>>> {
+    let Some(At { value: names, span }) = &settings.alpn else {
+        return Some(None);
+    };
+    let wrong = match probe {
+        Probe::Https if names.iter().any(|name| name == "h2") => Some((
+            "`alpn` offers \"h2\", and this probe speaks HTTP/1.1",
+            "take \"h2\" out, or write [] to offer nothing",
+        )),
+        Probe::Grpc if !names.is_empty() && !names.iter().any(|name| name == "h2") => Some((
+            "`alpn` lacks \"h2\", and gRPC is HTTP/2",
+            "add \"h2\", or write [] to offer nothing",
+        )),
+        _ => None,
+    };
+    match wrong {
+        Some((message, help)) => {
+            errors.add(span.clone(), message, help);
+            None
+        }
+        None => Some(Some(names.clone())),
+    }
 }

@@ -5,7 +5,7 @@ use crate::config::reader::{Errors, Reader};
 use crate::config::schema::HEALTH;
 
 /// Keys that mean something only to a probe over TLS.
-const TLS_KEYS: [&str; 5] = ["verify", "ca", "sni", "client_cert", "client_key"];
+const TLS_KEYS: [&str; 6] = ["verify", "ca", "sni", "alpn", "client_cert", "client_key"];
 
 /// Reports keys of this very table that its kind of probe does not use. Inherited ones may be
 /// meant for other services.

@@ -149,7 +149,7 @@ pub const HEALTH: Section = Section {
             "headers",
             Kind::Headers,
             Absent("none"),
-            "`http`, `https` and `grpc`: further request headers (for `grpc`: metadata).",
+            "`http`, `https` and `grpc`: further request headers (for `grpc`: metadata, the values of names that end in `-bin` in base64).",
         ),
         key(
             "body",
@@ -276,6 +276,12 @@ pub const HEALTH: Section = Section {
             Kind::Text,
             Derived("`host` or `authority` if that is a name, else none is sent"),
             "With TLS: server name that is sent and verified.",
+        ),
+        key(
+            "alpn",
+            Kind::Texts,
+            Derived("`https`: `[\"http/1.1\"]`; `grpc`: `[\"h2\"]`; else none"),
+            "With TLS: protocols offered by ALPN, in this order; `[]`: none. `https` cannot offer `h2`, and `grpc` offers nothing without it.",
         ),
         key(
             "client_cert",

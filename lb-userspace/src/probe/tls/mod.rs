@@ -35,7 +35,7 @@ use verifier::{Judge, Lenient};
 /// least this often.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Protocol offered by ALPN.
+/// Protocol offered by ALPN unless the configuration names others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alpn {
     /// None is offered.
@@ -101,6 +101,8 @@ struct Key {
     /// Which backend it is where the target is a VIP.
     backend: Option<IpAddr>,
     alpn: Alpn,
+    /// Offered instead.
+    other_alpn: Option<Vec<String>>,
     sni: Option<String>,
     verify: bool,
     ca: Option<PathBuf>,
@@ -127,6 +129,7 @@ impl TlsContexts {
             target: spec.target,
             backend: spec.egress.via.map(|via| via.backend),
             alpn,
+            other_alpn: options.alpn.clone(),
             sni: options.sni.clone(),
             verify: options.verify,
             ca: options.ca.clone(),
@@ -185,7 +188,10 @@ impl TlsContexts {
                     })?
             }
         };
-        config.alpn_protocols = key.alpn.names();
+        config.alpn_protocols = match &key.other_alpn {
+            Some(names) => names.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            None => key.alpn.names(),
+        };
         config.resumption = Resumption::in_memory_sessions(4);
         // An IP address as a name sends no SNI and is what the certificate is checked against.
         let name = match &key.sni {
