@@ -258,6 +258,10 @@ where
         }
         let status: u8 = match message.as_slice() {
             [0, 0, 0, 0, 0] if request.headers().contains_key("x-down") => 2,
+            [0, 0, 0, 0, 0] if request.headers().contains_key("x-down-bin") => {
+                assert_eq!(request.headers()["x-down-bin"], "AAEC/w");
+                2
+            }
             [0, 0, 0, 0, 0] => 1,
             [0, 0, 0, 0, 6, 0x0a, 4, b'd', b'o', b'w', b'n'] => 2,
             other => panic!("request {other:?}"),
@@ -307,6 +311,19 @@ async fn metadata_reaches_the_server() {
         *metadata = vec![("x-down".to_owned(), "1".to_owned())];
     }
     let outcome = Prober::new().run(&spec).await;
+    assert_eq!(outcome.detail, "NOT_SERVING", "{outcome:?}");
+
+    // Binary, by way of the configuration.
+    let text = format!(
+        "[node]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"g\"\naddress = \"203.0.113.1:80\"\n\
+         [service.health]\nprobe = \"grpc\"\nauthority = \"hc.test\"\ntimeout = \"5s\"\n\
+         interval = \"6s\"\nheaders = {{ X-Down-Bin = \"AAEC/w==\" }}\n\
+         [[service.backend]]\naddress = \"{}\"\n",
+        server.address
+    );
+    let model = lb_userspace::config::parse(&text, "lb.toml").unwrap();
+    let spec = &model.services[0].backends[0].probes[0];
+    let outcome = Prober::new().run(spec).await;
     assert_eq!(outcome.detail, "NOT_SERVING", "{outcome:?}");
 }
 

@@ -110,19 +110,28 @@ async fn two_services_probe_a_server_once() {
         assert_eq!(engine.get(key).unwrap().weight, 50, "{key}");
     }
 
-    // Where they ask differently, each asks for itself.
-    let before = server.requests.load(Ordering::SeqCst);
-    let apart = services.replacen("/readyz", "/other", 1);
-    let model = config::parse(&format!("{node}{apart}"), "lb.toml").unwrap();
-    let mut engine = Engine::new(1);
-    engine.configure(&model.services, &BTreeMap::new(), Duration::ZERO);
-    engine.probe_now(&keys[0], Duration::ZERO);
-    engine.probe_now(&keys[1], Duration::ZERO);
-    let prober = Prober::new();
-    let starts = engine.start_due(Duration::ZERO);
-    assert_eq!(starts.len(), 2);
-    for start in starts {
-        prober.run(&start.spec).await;
+    // Where they ask differently, or reject other answers, each asks for itself.
+    let posted = services.replace("http\"", "http\"\nmethod = \"POST\"\nbody = \"a\"");
+    for (services, from, to) in [
+        (&services, "/readyz", "/other"),
+        (&posted, "body = \"a\"", "body = \"b\""),
+        (&services, "/readyz\"", "/readyz\"\nreject_body = \"no\""),
+    ] {
+        let before = server.requests.load(Ordering::SeqCst);
+        for (services, count) in [(services.clone(), 1), (services.replacen(from, to, 1), 2)] {
+            let model = config::parse(&format!("{node}{services}"), "lb.toml").unwrap();
+            let mut engine = Engine::new(1);
+            engine.configure(&model.services, &BTreeMap::new(), Duration::ZERO);
+            engine.probe_now(&keys[0], Duration::ZERO);
+            engine.probe_now(&keys[1], Duration::ZERO);
+            let prober = Prober::new();
+            let starts = engine.start_due(Duration::ZERO);
+            assert_eq!(starts.len(), count, "{to}");
+            for start in starts {
+                prober.run(&start.spec).await;
+            }
+        }
+        let asked = server.requests.load(Ordering::SeqCst) - before;
+        assert_eq!(asked, 1 + 2, "{to}");
     }
-    assert_eq!(server.requests.load(Ordering::SeqCst) - before, 2);
 }

@@ -322,16 +322,16 @@ fn a_whole_service_marked_down() -> Result<()> {
     })
 }
 
-/// nginx on a backend: TLS on two ports, and none on a third. Its log has a line for each request:
+/// nginx on a backend: TLS on two ports, and none on a third. Its certificate has expired. Its log has a line for each request:
 /// port, number of the connection, and `r` if its TLS session was resumed.
 fn tls_server(lab: &Lab, host: &Host, ports: [u16; 3]) -> Result<Process> {
-    let certified = rcgen::generate_simple_self_signed(vec!["lab".to_owned()])?;
+    let mut params = rcgen::CertificateParams::new(vec!["lab".to_owned()])?;
+    params.not_after = rcgen::date_time_ymd(2021, 3, 4);
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
     let folder = lab.folder().display();
-    std::fs::write(lab.folder().join("cert.pem"), certified.cert.pem())?;
-    std::fs::write(
-        lab.folder().join("key.pem"),
-        certified.signing_key.serialize_pem(),
-    )?;
+    std::fs::write(lab.folder().join("cert.pem"), certificate.pem())?;
+    std::fs::write(lab.folder().join("key.pem"), key.serialize_pem())?;
     let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {folder}/{kind};\n"))
         .concat();
@@ -381,6 +381,19 @@ fn the_cost_of_tls_probes() -> Result<()> {
             Ok(probes(&agent, &format!("{name}/b1"), "success")? >= 6)
         })?;
     }
+    // Each of them knows what it was shown, on a kept connection too.
+    let status = agent.raw_status()?;
+    let ends: Vec<_> = (0..3)
+        .map(|n| &status["services"][n]["backends"][0]["checks"][0]["certificate_not_after"])
+        .collect();
+    let end = serde_json::Value::from("2021-03-04T00:00:00Z");
+    ensure!(ends == [&end, &end, &serde_json::Value::Null], "{status:#}");
+    let text = agent.lb(&["status"])?.ok()?;
+    for name in ["fresh", "kept"] {
+        let warning = format!("!! {name}: the certificate that b1 shows expired ");
+        ensure!(text.contains(&warning), "{text}");
+    }
+    ensure!(!text.contains("!! override"), "{text}");
     agent.terminate()?;
     let log = std::fs::read_to_string(lab.folder().join("probes.log"))?;
     let of = |port: u16| {

@@ -75,6 +75,7 @@ impl Core {
                 held: self.overload.held(),
                 ..self.prober
             },
+            certificate_warning_seconds: self.model.node.certificate_warning.as_secs(),
         }
     }
 
@@ -253,7 +254,8 @@ impl Core {
             ejections: view.map_or(0, |view| view.ejections.count()),
             axes: Vec::new(),
             checks: match checks {
-                [] | [_] => Vec::new(),
+                [] => Vec::new(),
+                [one] if one.certificate_not_after.is_none() => Vec::new(),
                 several => several.iter().map(|check| self.check(check)).collect(),
             },
         }
@@ -267,6 +269,7 @@ impl Core {
             reason: check.reason.clone(),
             last_probe: check.last().map(|last| self.last_probe(last)),
             next_probe: check.next_probe.map(|next| self.clock.wall(next)),
+            certificate_not_after: check.certificate_not_after,
             history: Vec::new(),
         }
     }

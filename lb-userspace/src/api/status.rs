@@ -72,6 +72,9 @@ pub struct Node {
     pub flows: FlowTable,
     #[serde(default)]
     pub prober: Prober,
+    /// A certificate with less time than this before it expires is worth a word.
+    #[serde(default)]
+    pub certificate_warning_seconds: u64,
 }
 
 /// A host name that stands for backends.
@@ -251,7 +254,8 @@ pub struct BackendStatus {
     /// Ejections not forgotten yet, by its probes or its packets.
     #[serde(default)]
     pub ejections: u32,
-    /// Each of its probes, if there are several or if this service was asked for.
+    /// Each of its probes, if there are several, if one was shown a certificate, or if this service
+    /// was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckStatus>,
     /// If this service was asked for: what each axis says of it.
@@ -277,6 +281,9 @@ pub struct CheckStatus {
     /// See [`BackendStatus::next_probe`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_probe: Option<Timestamp>,
+    /// When the certificate expires that the probe was shown last; absent without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_not_after: Option<Timestamp>,
     /// If this service was asked for: its last outcomes, the latest first, those that were not
     /// counted included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -377,6 +384,7 @@ impl Default for Node {
             capturing: false,
             flows: FlowTable::default(),
             prober: Prober::default(),
+            certificate_warning_seconds: 0,
         }
     }
 }

@@ -12,12 +12,16 @@ use crate::api::status::{
     Status,
 };
 
+mod certificates;
 mod detail;
 
 /// The status as seen at `now`.
 pub fn render(status: &Status, now: Timestamp, palette: Palette) -> String {
     let mut lines = Vec::new();
     node(&mut lines, &status.node, now, palette);
+    for text in certificates::warnings(status, now) {
+        lines.push(palette.shout(&format!("!! {text}")));
+    }
     if status.services.is_empty() {
         lines.push(String::new());
         lines.push("no services are configured".to_owned());

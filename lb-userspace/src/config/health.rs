@@ -55,8 +55,13 @@ pub struct Settings {
     host: Option<At<String>>,
     headers: Option<At<Vec<(String, String)>>>,
     expect_status: Option<At<Vec<StatusRange>>>,
+    body: Option<At<String>>,
+    expect_header: Option<At<Vec<HeaderMatch>>>,
+    reject_header: Option<At<Vec<HeaderMatch>>>,
     expect_body: Option<At<String>>,
     expect_body_regex: Option<At<Pattern>>,
+    reject_body: Option<At<String>>,
+    reject_body_regex: Option<At<Pattern>>,
     degraded_body: Option<At<String>>,
     drain_status: Option<At<Vec<StatusRange>>>,
     drain_header: Option<At<HeaderMatch>>,
@@ -70,6 +75,7 @@ pub struct Settings {
     verify: Option<At<bool>>,
     ca: Option<At<PathBuf>>,
     sni: Option<At<String>>,
+    alpn: Option<At<Vec<String>>>,
     client_cert: Option<At<PathBuf>>,
     client_key: Option<At<PathBuf>>,
     deciding: deciding::Settings,
@@ -95,8 +101,13 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         host: reader.get(errors, "host", web::authority),
         headers: reader.get(errors, "headers", value::headers),
         expect_status: reader.get(errors, "expect_status", value::statuses),
+        body: reader.get(errors, "body", web::body),
+        expect_header: reader.get(errors, "expect_header", value::header_rules),
+        reject_header: reader.get(errors, "reject_header", value::header_rules),
         expect_body: reader.get(errors, "expect_body", web::not_empty),
         expect_body_regex: reader.get(errors, "expect_body_regex", web::pattern),
+        reject_body: reader.get(errors, "reject_body", web::not_empty),
+        reject_body_regex: reader.get(errors, "reject_body_regex", web::pattern),
         degraded_body: reader.get(errors, "degraded_body", web::not_empty),
         drain_status: reader.get(errors, "drain_status", value::statuses),
         drain_header: reader.get(errors, "drain_header", value::header),
@@ -110,6 +121,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         verify: reader.get(errors, "verify", value::boolean),
         ca: reader.get(errors, "ca", value::path),
         sni: reader.get(errors, "sni", web::server_name),
+        alpn: reader.get(errors, "alpn", web::protocols),
         client_cert: reader.get(errors, "client_cert", value::path),
         client_key: reader.get(errors, "client_key", value::path),
         deciding: deciding::read(reader, errors),
@@ -152,7 +164,7 @@ pub fn checks(
             // Inherited keys may be meant for other kinds.
             let tls = users("tls").contains(&probe?) && settings.tls.as_ref()?.value;
             let tls = match tls {
-                true => Some(tls_options(&settings, None, errors)?),
+                true => Some(tls_options(&settings, probe?, None, errors)?),
                 false => None,
             };
             let kinds = settings.kinds;
@@ -161,13 +173,13 @@ pub fn checks(
         Probe::Http => http(settings_http(&settings, None, reader, errors)?),
         Probe::Https => {
             let name = settings.host.as_ref().map(|host| host.value.as_str());
-            let tls = tls_options(&settings, name, errors)?;
+            let tls = tls_options(&settings, probe?, name, errors)?;
             http(settings_http(&settings, Some(tls), reader, errors)?)
         }
         Probe::Grpc => {
             let name = settings.authority.as_ref().map(|name| name.value.as_str());
             let tls = match settings.tls.as_ref()?.value {
-                true => Some(tls_options(&settings, name, errors)?),
+                true => Some(tls_options(&settings, probe?, name, errors)?),
                 false => None,
             };
             let metadata = match &settings.headers {

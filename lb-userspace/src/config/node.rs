@@ -61,6 +61,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     });
     let dns_max_ttl = reader.get(errors, "dns_max_ttl", ttl);
     let announce_table = reader.get(errors, "announce_table", announce::table);
+    let certificate_warning = reader.get(errors, "certificate_warning", value::duration);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -84,6 +85,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         dns_servers: dns_servers.map(|servers| servers.value),
         dns_max_ttl: dns_max_ttl?.value,
         announce_table: announce_table?.value,
+        certificate_warning: certificate_warning?.value,
     })
 }
 

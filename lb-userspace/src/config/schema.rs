@@ -61,6 +61,8 @@ pub enum Kind {
     GrpcCodes,
     /// `"name"` or `"name: value"`.
     Header,
+    /// List of such.
+    HeaderRules,
     /// Inline table of texts.
     Headers,
     /// List of inline tables: the steps of a TCP script.
@@ -113,6 +115,7 @@ impl Kind {
             Self::Classes => "list of classes of failure".into(),
             Self::GrpcCodes => "list of gRPC status codes".into(),
             Self::Header => "header, with or without its value".into(),
+            Self::HeaderRules => "list of headers, with or without their values".into(),
             Self::Headers => "table of texts".into(),
             Self::Steps => "list of tables".into(),
             Self::IpAddress => "IP address".into(),
@@ -141,6 +144,7 @@ impl Kind {
             Self::Classes => "a list of classes of failure, as texts",
             Self::GrpcCodes => "a list of gRPC status codes",
             Self::Header => "a header's name, as text",
+            Self::HeaderRules => "a list of headers, as texts",
             Self::Headers => "a table of texts",
             Self::Steps => "a list of tables",
             Self::IpAddress => "an IP address, as text",
@@ -172,6 +176,7 @@ impl Kind {
             Self::Classes => "[\"refused\"]",
             Self::GrpcCodes => "[\"UNIMPLEMENTED\"] or [12]",
             Self::Header => "\"x-draining\" or \"x-draining: yes\"",
+            Self::HeaderRules => "[\"x-ready\"] or [\"x-ready: yes\"]",
             Self::Headers => "{ \"X-Probe\" = \"lb\" }",
             Self::Steps => "[{ send = 'PING\\r\\n' }, { expect = '+PONG' }]",
             Self::IpAddress => "\"192.0.2.1\"",
@@ -349,6 +354,12 @@ pub const NODE: Section = Section {
             Kind::Integer(1, 4_294_967_295),
             Value("108"),
             "Routing table for the routes of `announce = \"route\"`; 254 is the main one, see [Announcing the VIP](#announcing-the-vip).",
+        ),
+        key(
+            "certificate_warning",
+            Kind::Duration,
+            Value("\"14d\""),
+            "`lb status` warns of certificates that probes are shown and that expire sooner than this; `\"0s\"`: of those that have expired.",
         ),
     ],
 };

@@ -15,7 +15,7 @@ mod address;
 mod protocol;
 
 pub use address::{Place, address, addresses, endpoint, port_range, prefix, server};
-pub use protocol::{grpc_codes, header, headers, statuses};
+pub use protocol::{grpc_codes, header, header_rules, headers, statuses};
 
 pub fn text(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
     match value.get_ref() {
@@ -177,6 +177,7 @@ pub fn wrong_type(key: &Key, value: &Value<'_>) -> Problem {
         (
             Kind::Texts
             | Kind::Statuses
+            | Kind::HeaderRules
             | Kind::GrpcCodes
             | Kind::IpAddresses
             | Kind::Addresses

@@ -1,6 +1,6 @@
 //! Values of keys of HTTP, gRPC and TLS.
 
-use super::reader::{Problem, Value};
+use super::reader::{At, Problem, Value};
 use super::schema::Key;
 use super::script;
 use super::value::{self, shown};
@@ -16,8 +16,30 @@ pub fn not_empty(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
     let text = value::text(key, value)?;
     if text.is_empty() {
         return Err(Problem::new(
-            format!("`{}` is empty, which every answer meets", key.name),
-            "write the text that must occur or remove the key",
+            format!("`{}` is empty, and every answer has that", key.name),
+            "write the text to look for or remove the key",
+        ));
+    }
+    Ok(text)
+}
+
+/// Longest body of a request, bytes: one that fits into the sockets' buffers is sent whatever the
+/// server does, so that its answer decides.
+const MAX_BODY: usize = 16 * 1024;
+
+/// The body of a request.
+pub fn body(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
+    let text = value::text(key, value)?;
+    if text.is_empty() {
+        return Err(Problem::new(
+            "`body` is empty",
+            "remove it: a request without a body says that it has none",
+        ));
+    }
+    if text.len() > MAX_BODY {
+        return Err(Problem::new(
+            format!("`body` has {} bytes", text.len()),
+            format!("write at most {MAX_BODY} bytes: it is sent with each probe"),
         ));
     }
     Ok(text)
@@ -58,6 +80,30 @@ pub fn authority(key: &Key, value: &Value<'_>) -> Result<String, Problem> {
             ),
         )),
     }
+}
+
+/// Protocols to offer by ALPN: names of 1 to 255 bytes (RFC 7301, 3.1), none twice.
+pub fn protocols(key: &Key, value: &Value<'_>) -> Result<Vec<String>, Problem> {
+    let mut names = Vec::new();
+    for At { value: name, span } in value::texts(key, value)? {
+        if !(1..=255).contains(&name.len()) {
+            let length = name.len();
+            return Err(Problem::new(
+                format!("a name in `{}` has {length} bytes", key.name),
+                "write names of 1 to 255 bytes, such as \"http/1.1\"; [] offers none",
+            )
+            .at(span));
+        }
+        if names.contains(&name) {
+            return Err(Problem::new(
+                format!("\"{}\" is in `{}` twice", shown(&name), key.name),
+                "remove one of the two",
+            )
+            .at(span));
+        }
+        names.push(name);
+    }
+    Ok(names)
 }
 
 /// A name that can be sent as SNI (RFC 6066, 3: no addresses).

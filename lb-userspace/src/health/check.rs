@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Health;
@@ -83,6 +84,8 @@ pub struct CheckView {
     pub weight: u8,
     /// What the agent beside the backend has said, for probes that ask one.
     pub axis: Axis,
+    /// When the certificate expires that the probe was shown last.
+    pub certificate_not_after: Option<Timestamp>,
     /// Until when it is out whatever the probe says; may be in the past.
     pub held_until: Option<Duration>,
     /// It would be healthy but for its hold-down.
@@ -124,6 +127,7 @@ impl CheckView {
             skipped: 0,
             weight: 100,
             axis: Axis::default(),
+            certificate_not_after: None,
             held_until: None,
             held: false,
             recent: 0,
@@ -156,6 +160,7 @@ impl CheckView {
     /// Keeps the verdict as an assumption, for another probe than the one that reached it.
     pub(super) fn assume(&mut self) {
         self.assumed = self.health != Health::Unknown;
+        self.certificate_not_after = None;
         self.forget_counts();
     }
 
@@ -213,6 +218,7 @@ impl CheckView {
             detail,
             latency: outcome.latency,
         });
+        self.certificate_not_after = outcome.certificate_not_after.or(self.certificate_not_after);
         if self.advisory && outcome.verdict == Verdict::Failure && outcome.agent.is_none() {
             return None;
         }

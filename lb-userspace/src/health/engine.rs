@@ -525,5 +525,6 @@ fn lost_probe(after: Duration) -> Outcome {
         latency: after,
         steps: Vec::new(),
         agent: None,
+        certificate_not_after: None,
     }
 }

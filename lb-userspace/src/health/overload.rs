@@ -110,6 +110,7 @@ mod tests {
             latency: Duration::ZERO,
             steps: Vec::new(),
             agent: None,
+            certificate_not_after: None,
         }
     }
 

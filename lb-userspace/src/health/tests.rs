@@ -86,6 +86,7 @@ pub(super) fn outcome(class: Class) -> Outcome {
         latency: ms(1),
         steps: Vec::new(),
         agent: None,
+        certificate_not_after: None,
     }
 }
 

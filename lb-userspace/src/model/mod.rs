@@ -31,8 +31,8 @@ pub use panic::{PanicAction, PanicRules};
 pub use pattern::Pattern;
 pub use policy::{HealthPolicy, HoldDown, Window};
 pub use probe::{
-    ClientCertificate, Egress, GRPC_CODES, HeaderMatch, HttpProbe, ProbeKind, ProbeSpec, Reuse,
-    StatusRange, TlsOptions, Via,
+    BODY_METHODS, ClientCertificate, Egress, GRPC_CODES, HeaderMatch, HttpProbe, ProbeKind,
+    ProbeSpec, Reuse, StatusRange, TlsOptions, Via,
 };
 pub use question::{
     DnsProbe, ExecProbe, LdapProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole,
@@ -91,6 +91,8 @@ pub struct Node {
     pub dns_max_ttl: Duration,
     /// Routing table that the routes of announced VIPs stand in.
     pub announce_table: u32,
+    /// A certificate that expires sooner than this is worth a warning.
+    pub certificate_warning: Duration,
 }
 
 /// A network: the addresses that begin with the same bits.

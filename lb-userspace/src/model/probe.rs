@@ -1,5 +1,6 @@
 //! What a probe asks and what it accepts.
 
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -97,11 +98,21 @@ pub struct HttpProbe {
     /// `Host` header.
     pub host: String,
     pub headers: Vec<(String, String)>,
+    /// Sent with the request; only with methods whose requests have one (POST, PUT, PATCH).
+    pub body: Option<String>,
     pub expect_status: Vec<StatusRange>,
+    /// Each must be in the answer.
+    pub expect_header: Vec<HeaderMatch>,
+    /// None may be in it.
+    pub reject_header: Vec<HeaderMatch>,
     /// Must occur in the first 256 KiB of the body.
     pub expect_body: Option<String>,
     /// Must match in the first 256 KiB of the body.
     pub expect_body_regex: Option<Pattern>,
+    /// Must not occur in the first 256 KiB of the body; what comes after them is not judged.
+    pub reject_body: Option<String>,
+    /// Must not match there.
+    pub reject_body_regex: Option<Pattern>,
     /// A right answer whose body has this, in its first 256 KiB, is that of a degraded backend.
     pub degraded_body: Option<String>,
     /// Status codes by which a backend asks to be drained; none of them in `expect_status`.
@@ -112,6 +123,9 @@ pub struct HttpProbe {
     pub reuse: Option<Reuse>,
     pub tls: Option<TlsOptions>,
 }
+
+/// Methods whose requests have a body, be it an empty one (RFC 9110, 9.3; RFC 5789).
+pub const BODY_METHODS: [&str; 3] = ["POST", "PUT", "PATCH"];
 
 /// A header of an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -148,6 +162,8 @@ pub struct TlsOptions {
     pub ca: Option<PathBuf>,
     /// Shown to servers that ask for a client's certificate.
     pub client: Option<ClientCertificate>,
+    /// Protocols offered by ALPN (RFC 7301) in the place of the probe's own; empty: none.
+    pub alpn: Option<Vec<String>>,
 }
 
 /// PEM files with a certificate (its chain after it) and its private key.
@@ -173,6 +189,28 @@ impl ProbeKind {
             Self::Dns(_) => "dns",
             Self::Exec(_) => "exec",
             Self::Agent => "agent",
+        }
+    }
+}
+
+impl HeaderMatch {
+    /// Whether every header that `other` means is one that this means.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.name == other.name
+            && match (&self.value, &other.value) {
+                (None, _) => true,
+                (Some(_), None) => false,
+                (Some(own), Some(other)) => own.eq_ignore_ascii_case(other),
+            }
+    }
+}
+
+/// As it is written in the configuration.
+impl fmt::Display for HeaderMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            None => f.write_str(&self.name),
+            Some(value) => write!(f, "{}: {value}", self.name),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::health::agent::Report;
@@ -41,4 +42,6 @@ pub struct Outcome {
     pub steps: Vec<Step>,
     /// What an agent has said, if one was asked and answered in an agent's words.
     pub agent: Option<Report>,
+    /// When the server's certificate expires, if one was shown: not on a kept connection.
+    pub certificate_not_after: Option<Timestamp>,
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
@@ -34,6 +35,8 @@ pub struct Trace {
     kind: Class,
     /// What an agent has said.
     agent: Option<Report>,
+    /// When the server's certificate expires.
+    certificate_not_after: Option<Timestamp>,
     /// Whether anybody reads what the steps saw. Putting that into words costs several allocations
     /// for each probe.
     told: bool,
@@ -52,6 +55,7 @@ impl Trace {
             waiting: None,
             kind: Class::Ok,
             agent: None,
+            certificate_not_after: None,
         }
     }
 
@@ -108,6 +112,11 @@ impl Trace {
     /// What an agent says beside its yes or no.
     pub fn reported(&mut self, report: Report) {
         self.agent = Some(report);
+    }
+
+    /// The server shows a certificate that expires then, if that can be read.
+    pub const fn certificate(&mut self, not_after: Option<Timestamp>) {
+        self.certificate_not_after = not_after;
     }
 
     /// What was received through [`Observed`] streams.
@@ -176,6 +185,7 @@ impl Trace {
             latency,
             steps: self.steps,
             agent: self.agent,
+            certificate_not_after: self.certificate_not_after,
         }
     }
 

@@ -132,6 +132,7 @@ impl World {
             latency: Duration::ZERO,
             steps: Vec::new(),
             agent: None,
+            certificate_not_after: None,
         };
         assert!(self.engine.probe_now(&key(n), self.now));
         let start = self.engine.start_due_up_to(self.now, usize::MAX);

@@ -231,6 +231,7 @@ fn outcome(word: Word, detail: Option<String>) -> Outcome {
         latency: Duration::ZERO,
         steps: Vec::new(),
         agent: None,
+        certificate_not_after: None,
     }
 }
 

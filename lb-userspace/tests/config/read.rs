@@ -46,6 +46,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
             dns_servers: None,
             dns_max_ttl: Duration::from_secs(60),
             announce_table: 108,
+            certificate_warning: Duration::from_secs(14 * 86_400),
         }
     );
     let seconds = Duration::from_secs;
@@ -213,6 +214,8 @@ fn every_key_of_the_contract_is_read() {
 #[test]
 fn what_decides_is_read() {
     let model = config::parse(&good("deciding.toml"), "lb.toml").unwrap();
+    let month = Duration::from_secs(30 * 86_400);
+    assert_eq!(model.node.certificate_warning, month);
     let (shop, agents) = (&model.services[0], &model.services[1]);
     let [web, db] = &shop.health[..] else {
         panic!("{shop:#?}")
@@ -349,13 +352,26 @@ fn every_kind_of_probe_is_read() {
             max_uses: 100
         })
     );
+    let tls = http.tls.unwrap();
+    let alpn = tls.alpn.unwrap();
+    assert_eq!(alpn, ["http/1.0", "http/1.1"]);
     assert_eq!(
-        http.tls.unwrap().client,
+        tls.client,
         Some(ClientCertificate {
             certificate: "/etc/lb/probe.pem".into(),
             key: "/etc/lb/probe.key".into(),
         })
     );
+    let ProbeKind::Http(post) = kind("post") else {
+        panic!("{:?}", kind("post"));
+    };
+    assert_eq!(post.body.as_deref(), Some(r#"{"ask": "ready"}"#));
+    let shown = |rules: &[HeaderMatch]| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown(&post.expect_header), ["x-ready: yes", "x-zone"]);
+    assert_eq!(shown(&post.reject_header), ["x-error"]);
+    assert_eq!(post.reject_body.as_deref(), Some("error"));
+    let regex = post.reject_body_regex.unwrap();
+    assert_eq!(regex.as_str(), r#""lag":\s*\d{4,}"#);
     let way = |name: &str| {
         let backends = &model.service(name).unwrap().backends;
         let spec = &backends[0].probes[0];
@@ -383,7 +399,10 @@ fn every_kind_of_probe_is_read() {
         panic!("{:?}", kind("grpc"));
     };
     assert!(watch);
-    assert_eq!(metadata, [("x-tenant".to_owned(), "lb".to_owned())]);
+    // Binary metadata goes without padding.
+    let wanted = [("x-tenant", "lb"), ("x-trace-bin", "AAEC/w")];
+    let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(metadata, wanted);
 }
 
 #[test]

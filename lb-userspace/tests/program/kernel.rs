@@ -139,6 +139,7 @@ pub fn node() -> Node {
         dns_servers: None,
         dns_max_ttl: std::time::Duration::from_secs(60),
         announce_table: 108,
+        certificate_warning: std::time::Duration::from_secs(14 * 86_400),
         gue_port: GUE_PORT,
         tunnel_source4: None,
         tunnel_source6: None,

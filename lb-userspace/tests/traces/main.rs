@@ -105,6 +105,7 @@ fn outcome(class: Class) -> Outcome {
         latency: Duration::from_millis(1),
         steps: Vec::new(),
         agent: None,
+        certificate_not_after: None,
     }
 }
 

@@ -59,6 +59,7 @@ fn node() -> Node {
         dns_servers: None,
         dns_max_ttl: std::time::Duration::from_secs(60),
         announce_table: 108,
+        certificate_warning: std::time::Duration::from_secs(14 * 86_400),
     }
 }
 

@@ -210,6 +210,7 @@ mod tests {
             latency: Duration::from_millis(millis),
             steps: Vec::new(),
             agent: None,
+            certificate_not_after: None,
         }
     }
 

@@ -71,7 +71,7 @@ pub fn unknown(model: &Model, name: &BackendName) -> ApiError {
 }
 
 /// `{"outcome", "class", "detail", "latency_ms", "steps": [{"name", "at_ms", "detail"}]}`; all
-/// times in milliseconds from the probe's start.
+/// times in milliseconds from the probe's start. With `certificate_not_after` if there was one.
 pub fn to_json(outcome: &Outcome) -> Value {
     let steps = outcome.steps.iter().map(|step| {
         json!({
@@ -80,13 +80,17 @@ pub fn to_json(outcome: &Outcome) -> Value {
             "detail": step.detail,
         })
     });
-    json!({
+    let mut found = json!({
         "outcome": verdict_name(outcome.verdict),
         "class": outcome.class.name(),
         "detail": outcome.detail,
         "latency_ms": millis(outcome.latency),
         "steps": steps.collect::<Vec<_>>(),
-    })
+    });
+    if let Some(end) = outcome.certificate_not_after {
+        found["certificate_not_after"] = json!(end);
+    }
+    found
 }
 
 /// The probe step by step with its times, then the verdict and what the agent makes of it.
@@ -203,7 +207,17 @@ mod tests {
                 step("headers", 1200, "HTTP/1.1 503 Service Unavailable"),
             ],
             agent: None,
+            certificate_not_after: None,
         }
+    }
+
+    #[test]
+    fn json_has_the_end_of_a_certificate() {
+        let mut outcome = outcome();
+        assert!(to_json(&outcome).get("certificate_not_after").is_none());
+        outcome.certificate_not_after = Some("2027-01-01T00:00:00Z".parse().unwrap());
+        let end = &to_json(&outcome)["certificate_not_after"];
+        assert_eq!(end, "2027-01-01T00:00:00Z");
     }
 
     #[test]
@@ -255,6 +269,7 @@ drained.
         let silent = Outcome {
             steps: Vec::new(),
             agent: None,
+            certificate_not_after: None,
             class: Class::Timeout,
             detail: "no answer within 2s (no reply to SYN)".to_owned(),
             latency: Duration::from_millis(2001),

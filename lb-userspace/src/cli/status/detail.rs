@@ -57,7 +57,11 @@ fn asked(check: &CheckStatus, now: Timestamp) -> String {
         [] => "none yet".to_owned(),
         probes => probes.join("; "),
     };
-    format!("      {}: {probes}", tame(&check.name))
+    let certificate = match check.certificate_not_after {
+        Some(end) => format!(" (certificate until {end})"),
+        None => String::new(),
+    };
+    format!("      {}{certificate}: {probes}", tame(&check.name))
 }
 
 #[cfg(test)]
@@ -104,10 +108,12 @@ mod tests {
             reason: backend.reason.clone(),
             last_probe: Some(last.clone()),
             next_probe: None,
+            certificate_not_after: Some("2026-01-09T00:01:40Z".parse().unwrap()),
             history: vec![last.clone(), last],
         };
         let silent = CheckStatus {
             name: "db".into(),
+            certificate_not_after: None,
             history: Vec::new(),
             ..check.clone()
         };
@@ -119,7 +125,7 @@ mod tests {
                 "    operator  enabled",
                 "    probes    unhealthy for 10s, 20s more (refused): 3 consecutive failures: \
                  connection refused",
-                "      http: connection refused in 0.2 ms, 1s ago; connection refused in 0.2 ms, 1s \
+                "      http (certificate until 2026-01-09T00:01:40Z): connection refused in 0.2 ms, 1s ago; connection refused in 0.2 ms, 1s \
                  ago",
                 "      db: none yet",
             ]

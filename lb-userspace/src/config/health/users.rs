@@ -5,7 +5,7 @@ use crate::config::reader::{Errors, Reader};
 use crate::config::schema::HEALTH;
 
 /// Keys that mean something only to a probe over TLS.
-const TLS_KEYS: [&str; 5] = ["verify", "ca", "sni", "client_cert", "client_key"];
+const TLS_KEYS: [&str; 6] = ["verify", "ca", "sni", "alpn", "client_cert", "client_key"];
 
 /// Reports keys of this very table that its kind of probe does not use. Inherited ones may be
 /// meant for other services.
@@ -54,9 +54,10 @@ pub(super) fn users(key: &str) -> &'static [Probe] {
             None, Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Exec, Agent,
         ],
         "headers" => &[Http, Https, Grpc],
-        "path" | "method" | "host" | "expect_status" | "expect_body" | "expect_body_regex"
-        | "degraded_body" | "drain_status" | "drain_header" | "reuse" | "reuse_limit"
-        | "degraded_weight" => &[Http, Https],
+        "path" | "method" | "host" | "body" | "expect_status" | "expect_header"
+        | "reject_header" | "expect_body" | "expect_body_regex" | "reject_body"
+        | "reject_body_regex" | "degraded_body" | "drain_status" | "drain_header" | "reuse"
+        | "reuse_limit" | "degraded_weight" => &[Http, Https],
         // The contract's own example has `service` beside an HTTP probe: it is a warning there.
         "service" => &[Grpc, Http, Https],
         "authority" | "accept_status" | "watch" => &[Grpc],

@@ -155,13 +155,31 @@ pub const HEALTH: Section = Section {
             "headers",
             Kind::Headers,
             Absent("none"),
-            "`http`, `https` and `grpc`: further request headers (for `grpc`: metadata).",
+            "`http`, `https` and `grpc`: further request headers (for `grpc`: metadata, the values of names that end in `-bin` in base64).",
+        ),
+        key(
+            "body",
+            Kind::Text,
+            Absent("none"),
+            "`http` and `https`, with method POST, PUT or PATCH: body of the request, at most 16 KiB; `text/plain; charset=utf-8` unless `headers` has a `content-type`.",
         ),
         key(
             "expect_status",
             Kind::Statuses,
             Value("[\"200\"]"),
             "`http` and `https`: status codes that count as a success; ranges are inclusive. Redirects are never followed.",
+        ),
+        key(
+            "expect_header",
+            Kind::HeaderRules,
+            Absent("not looked at"),
+            "`http` and `https`: headers that the answer must all have: `\"x-ready\"` with any value, or `\"x-ready: yes\"`.",
+        ),
+        key(
+            "reject_header",
+            Kind::HeaderRules,
+            Absent("not looked at"),
+            "`http` and `https`: headers of which the answer may have none, written in the same way.",
         ),
         key(
             "expect_body",
@@ -174,6 +192,18 @@ pub const HEALTH: Section = Section {
             Kind::Text,
             Absent("not looked at"),
             "`http` and `https`: regular expression that must match in the first 256 KiB of the body.",
+        ),
+        key(
+            "reject_body",
+            Kind::Text,
+            Absent("not looked at"),
+            "`http` and `https`: text that must not occur in the first 256 KiB of the body; what comes after is not judged.",
+        ),
+        key(
+            "reject_body_regex",
+            Kind::Text,
+            Absent("not looked at"),
+            "`http` and `https`: regular expression that must not match in the first 256 KiB of the body.",
         ),
         key(
             "degraded_body",
@@ -252,6 +282,12 @@ pub const HEALTH: Section = Section {
             Kind::Text,
             Derived("`host` or `authority` if that is a name, else none is sent"),
             "With TLS: server name that is sent and verified.",
+        ),
+        key(
+            "alpn",
+            Kind::Texts,
+            Derived("`https`: `[\"http/1.1\"]`; `grpc`: `[\"h2\"]`; else none"),
+            "With TLS: protocols offered by ALPN, in this order; `[]`: none. `https` cannot offer `h2`, and `grpc` offers nothing without it.",
         ),
         key(
             "client_cert",

@@ -113,9 +113,26 @@ fn grpc_code(item: &Value<'_>) -> Result<u32, Problem> {
 
 /// A header of an answer: its name, with or without a value.
 pub fn header(key: &Key, value: &Value<'_>) -> Result<HeaderMatch, Problem> {
-    let written = text(key, value)?;
+    header_rule(key, &text(key, value)?)
+}
+
+/// Several headers of an answer; at least one.
+pub fn header_rules(key: &Key, value: &Value<'_>) -> Result<Vec<HeaderMatch>, Problem> {
+    let list = texts(key, value)?;
+    if list.is_empty() {
+        return Err(Problem::new(
+            format!("`{}` is empty", key.name),
+            "write the headers, or leave the key out",
+        ));
+    }
+    list.into_iter()
+        .map(|item| header_rule(key, &item.value).map_err(|problem| problem.at(item.span)))
+        .collect()
+}
+
+fn header_rule(key: &Key, written: &str) -> Result<HeaderMatch, Problem> {
     let (name, wanted) = match written.split_once(':') {
-        None => (written.as_str(), None),
+        None => (written, None),
         Some((name, value)) => (name, Some(value.trim())),
     };
     let help = format!("write {} = {}", key.name, key.kind.example());

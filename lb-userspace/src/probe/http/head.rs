@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 
 use httparse::{Header, ParserConfig, Response, Status};
 
-use crate::model::HeaderMatch;
+use crate::model::{HeaderMatch, HttpProbe};
 use crate::probe::text;
 
 /// Most headers of one response.
@@ -32,6 +32,8 @@ pub struct Head {
     pub degraded: bool,
     /// It has the header by which it asks to be drained.
     pub drains: bool,
+    /// Which of the probe's rules on headers it breaks, in words, if any.
+    pub broken: Option<String>,
     /// Bytes it took.
     pub length: usize,
 }
@@ -63,14 +65,8 @@ impl HeadError {
     }
 }
 
-/// Reads a head from the start of `bytes`; `None`: it goes on.
-///
-/// `to_head_request`: the request's method was HEAD, so no body follows. `drain`: a header to look for.
-pub fn parse(
-    bytes: &[u8],
-    to_head_request: bool,
-    drain: Option<&HeaderMatch>,
-) -> Result<Option<Head>, HeadError> {
+/// Reads the head of an answer to `probe` from the start of `bytes`; `None`: it goes on.
+pub fn parse(bytes: &[u8], probe: &HttpProbe) -> Result<Option<Head>, HeadError> {
     let skipped = empty_line(bytes)?;
     // Filled by the parser as far as it needs: to clear them costs more than to parse.
     let mut headers = [MaybeUninit::uninit(); MAX_HEADERS];
@@ -103,7 +99,7 @@ pub fn parse(
         )));
     }
     let declared = declared_framing(response.headers, minor)?;
-    let bodiless = to_head_request || status < 200 || status == 204 || status == 304;
+    let bodiless = probe.method == "HEAD" || status < 200 || status == 204 || status == 304;
     let framing = if bodiless { Framing::None } else { declared };
     let closes = values(response.headers, "connection").any(|value| {
         value
@@ -123,14 +119,33 @@ pub fn parse(
         degraded: DEGRADED
             .iter()
             .any(|name| values(response.headers, name).next().is_some()),
-        drains: drain.is_some_and(|header| {
-            let wanted = header.value.as_deref();
-            let mut said = values(response.headers, &header.name);
-            said.any(|value| wanted.is_none_or(|wanted| value.eq_ignore_ascii_case(wanted)))
-        }),
+        drains: (probe.drain_header.as_ref()).is_some_and(|header| has(response.headers, header)),
+        broken: broken(response.headers, probe),
         persistent: minor > 0 && !closes && framing != Framing::UntilClose,
         length,
     }))
+}
+
+/// Whether a header is among them: one of its lines has the value, if one is asked for.
+fn has(headers: &[Header<'_>], header: &HeaderMatch) -> bool {
+    let wanted = header.value.as_deref();
+    values(headers, &header.name)
+        .any(|value| wanted.is_none_or(|wanted| value.eq_ignore_ascii_case(wanted)))
+}
+
+/// The first of the probe's rules that these headers break, with what is there instead.
+fn broken(headers: &[Header<'_>], probe: &HttpProbe) -> Option<String> {
+    let missing = (probe.expect_header.iter()).find(|header| !has(headers, header));
+    if let Some(header) = missing {
+        let instead = values(headers, &header.name).next();
+        let instead = instead.map(|value| format!(" but \"{}\"", text::excerpt(value.as_bytes())));
+        return Some(format!(
+            "no header \"{header}\"{}",
+            instead.unwrap_or_default()
+        ));
+    }
+    let rejected = (probe.reject_header.iter()).find(|header| has(headers, header))?;
+    Some(format!("the header \"{rejected}\", which is rejected"))
 }
 
 /// Length of the one empty line that may come before a status line (RFC 9112 section 2.2 allows it

@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::outcome::Class;
 use super::trace::{Observed, Seen, Trace};
 use super::{Answer, Success, text};
-use crate::model::{HttpProbe, StatusRange};
+use crate::model::{HttpProbe, Pattern, StatusRange};
 
 mod body;
 mod head;
@@ -80,11 +80,15 @@ async fn exchange<S: ProbeStream>(
         Err(error) => Err(error),
     };
     let (method, path, host) = (&probe.method, &probe.path, &probe.host);
+    let body = match &probe.body {
+        None => String::new(),
+        Some(body) => format!(", {} of body", text::bytes(body.len() as u64)),
+    };
     match &written {
-        Ok(()) => trace.step("request", format_args!("{method} {path} for {host}")),
+        Ok(()) => trace.step("request", format_args!("{method} {path} for {host}{body}")),
         Err(error) => trace.step(
             "request",
-            format_args!("{method} {path} for {host}: not all sent: {error}"),
+            format_args!("{method} {path} for {host}{body}: not all sent: {error}"),
         ),
     }
     let mut reader = Reader::new(stream);
@@ -101,22 +105,26 @@ async fn exchange<S: ProbeStream>(
             ),
         ));
     }
+    if let (Some(broken), false) = (&head.broken, drains) {
+        let detail = format!("HTTP {}, but {broken}", head.status);
+        return Err(Failure::new(Class::Content, detail));
+    }
     let body = read_body(&mut reader, &head, &rest, probe, trace).await?;
     *persistent = head.persistent && body.is_exact();
     if drains {
         trace.drains();
         return Ok(Success(format!("HTTP {}, asks to be drained", head.status)));
     }
-    if let Some(needle) = &probe.expect_body {
-        let found = has(body.content(), needle);
-        let wanted = || format!("\"{}\" is not in", text::excerpt(needle.as_bytes()));
-        check_body(&head, body.content(), found, wanted)?;
-    }
-    if let Some(pattern) = &probe.expect_body_regex {
-        let found = pattern.find_end(body.content()).is_some();
-        let text = pattern.as_str().as_bytes();
-        let wanted = || format!("no match of the regex \"{}\" in", text::excerpt(text));
-        check_body(&head, body.content(), found, wanted)?;
+    if let Some(broken) = broken(probe, body.content()) {
+        return Err(Failure::new(
+            Class::Body,
+            format!(
+                "HTTP {}, but {broken} the body: {}, \"{}\"",
+                head.status,
+                text::bytes(body.content().len() as u64),
+                text::excerpt(body.content())
+            ),
+        ));
     }
     let said = probe.degraded_body.as_ref();
     if head.degraded || said.is_some_and(|said| has(body.content(), said)) {
@@ -126,10 +134,55 @@ async fn exchange<S: ProbeStream>(
     Ok(Success(format!("HTTP {}", head.status)))
 }
 
+/// The first of the probe's rules that a body breaks, in words.
+fn broken(probe: &HttpProbe, body: &[u8]) -> Option<String> {
+    let matches = |pattern: &Pattern| pattern.find_end(body).is_some();
+    if let Some(needle) = &probe.expect_body
+        && !has(body, needle)
+    {
+        return Some(format!("{} is not in", quoted(needle)));
+    }
+    if let Some(pattern) = &probe.expect_body_regex
+        && !matches(pattern)
+    {
+        return Some(format!(
+            "no match of the regex {} in",
+            quoted(pattern.as_str())
+        ));
+    }
+    if let Some(needle) = &probe.reject_body
+        && has(body, needle)
+    {
+        return Some(format!("the rejected text {} is in", quoted(needle)));
+    }
+    if let Some(pattern) = &probe.reject_body_regex
+        && matches(pattern)
+    {
+        return Some(format!(
+            "the rejected regex {} matches in",
+            quoted(pattern.as_str())
+        ));
+    }
+    None
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text::excerpt(text.as_bytes()))
+}
+
 /// Whether a body has a text. That is text, so no replacement of invalid bytes can make or break a
 /// match, and str's search is linear.
 fn has(body: &[u8], needle: &str) -> bool {
     String::from_utf8_lossy(body).contains(needle)
+}
+
+/// Whether a rule of the probe is on what the body says.
+const fn looks_into_body(probe: &HttpProbe) -> bool {
+    probe.expect_body.is_some()
+        || probe.expect_body_regex.is_some()
+        || probe.reject_body.is_some()
+        || probe.reject_body_regex.is_some()
+        || probe.degraded_body.is_some()
 }
 
 /// `200` or `200-299, 401`.
@@ -157,8 +210,7 @@ async fn read_head<S: ProbeStream>(
         let parsed = if buffer.is_empty() {
             None
         } else {
-            head::parse(&buffer, probe.method == "HEAD", probe.drain_header.as_ref())
-                .map_err(|error| head_failure(&error, trace.seen()))?
+            head::parse(&buffer, probe).map_err(|error| head_failure(&error, trace.seen()))?
         };
         match parsed {
             Some(head) => {
@@ -244,12 +296,7 @@ async fn read_body<S: ProbeStream>(
     probe: &HttpProbe,
     trace: &mut Trace,
 ) -> Result<Body, Failure> {
-    let mut body = Body::new(
-        head.framing,
-        probe.expect_body.is_some()
-            || probe.expect_body_regex.is_some()
-            || probe.degraded_body.is_some(),
-    );
+    let mut body = Body::new(head.framing, looks_into_body(probe));
     let mut progress = body
         .push(rest)
         .map_err(|error| body_failure(head, &error))?;
@@ -284,27 +331,6 @@ fn body_failure(head: &Head, error: &BodyError) -> Failure {
         BodyError::Truncated(_) => Class::Truncated,
     };
     Failure::new(class, format!("HTTP {}, but {error}", head.status))
-}
-
-fn check_body(
-    head: &Head,
-    content: &[u8],
-    found: bool,
-    wanted: impl FnOnce() -> String,
-) -> Result<(), Failure> {
-    if found {
-        return Ok(());
-    }
-    Err(Failure::new(
-        Class::Body,
-        format!(
-            "HTTP {}, but {} the body: {}, \"{}\"",
-            head.status,
-            wanted(),
-            text::bytes(content.len() as u64),
-            text::excerpt(content)
-        ),
-    ))
 }
 
 /// Reads from the stream, and knows the ways in which it can end.

@@ -2,8 +2,11 @@
 
 use ::http::HeaderName;
 
-use crate::model::HttpProbe;
+use crate::model::{BODY_METHODS, HttpProbe};
 use crate::probe::USER_AGENT;
+
+/// Headers that say where the request and the connection end, which nobody else can.
+const OWN: [&str; 3] = ["connection", "content-length", "transfer-encoding"];
 
 /// A request that would not be one: the configuration let through what it must not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,7 +17,8 @@ pub struct RequestError {
 }
 
 /// `GET /path HTTP/1.1` with `Host`, `User-Agent` and, unless the connection is to be
-/// kept, `Connection: close`. The configured headers take the place of these, except of the last.
+/// kept, `Connection: close`; then the body. The configured headers take the place of these, except
+/// of the last. A body is text, so that is its type unless a header names another.
 ///
 /// # Errors
 /// A part would break the request's lines.
@@ -53,20 +57,24 @@ pub fn encode(probe: &HttpProbe) -> Result<Vec<u8>, RequestError> {
                 value: value.clone(),
             });
         }
-        if !name.eq_ignore_ascii_case("connection") {
+        if !OWN.iter().any(|own| name.eq_ignore_ascii_case(own)) {
             line(&mut request, name, value);
         }
     }
-    // A method that usually has a body must say that this one has none (RFC 9110 section 8.6).
-    if matches!(probe.method.as_str(), "POST" | "PUT" | "PATCH")
-        && !configured(probe, "Content-Length")
-    {
-        line(&mut request, "Content-Length", "0");
+    let body = probe.body.as_deref();
+    if body.is_some() && !configured(probe, "Content-Type") {
+        line(&mut request, "Content-Type", "text/plain; charset=utf-8");
+    }
+    // A method that usually has a body must say so if this one has none (RFC 9110 section 8.6).
+    if body.is_some() || BODY_METHODS.contains(&probe.method.as_str()) {
+        let length = body.unwrap_or_default().len().to_string();
+        line(&mut request, "Content-Length", &length);
     }
     if probe.reuse.is_none() {
         line(&mut request, "Connection", "close");
     }
     request.push_str("\r\n");
+    request.push_str(body.unwrap_or_default());
     Ok(request.into_bytes())
 }
 

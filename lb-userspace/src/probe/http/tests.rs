@@ -9,7 +9,7 @@ use crate::model::{HeaderMatch, HttpProbe};
 
 fn framing(headers: &str) -> Result<Framing, HeadError> {
     let text = format!("HTTP/1.1 200 OK\r\n{headers}\r\n");
-    let head = head::parse(text.as_bytes(), false, None)?.expect("a whole head");
+    let head = head::parse(text.as_bytes(), &HttpProbe::default())?.expect("a whole head");
     assert_eq!(head.length, text.len());
     Ok(head.framing)
 }
@@ -64,25 +64,23 @@ fn ambiguous_framings_are_refused() {
     }
     let old = b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert!(matches!(
-        head::parse(old, false, None),
+        head::parse(old, &HttpProbe::default()),
         Err(HeadError::Malformed(_))
     ));
 }
 
 #[test]
 fn answers_without_a_body() {
-    let framing = |status: u16, to_head| {
+    let framing = |status: u16, method| {
         let text = format!("HTTP/1.1 {status} X\r\nContent-Length: 7\r\n\r\n");
-        head::parse(text.as_bytes(), to_head, None)
-            .unwrap()
-            .unwrap()
-            .framing
+        let head = head::parse(text.as_bytes(), &probe(method, &[]));
+        head.unwrap().unwrap().framing
     };
     for status in [100, 103, 204, 304] {
-        assert_eq!(framing(status, false), Framing::None, "{status}");
+        assert_eq!(framing(status, "GET"), Framing::None, "{status}");
     }
-    assert_eq!(framing(200, true), Framing::None);
-    assert_eq!(framing(200, false), Framing::Length(7));
+    assert_eq!(framing(200, "HEAD"), Framing::None);
+    assert_eq!(framing(200, "GET"), Framing::Length(7));
 }
 
 #[test]
@@ -101,7 +99,7 @@ fn what_is_no_status_line() {
     ] {
         assert!(
             matches!(
-                head::parse(text.as_bytes(), false, None),
+                head::parse(text.as_bytes(), &HttpProbe::default()),
                 Err(HeadError::Malformed(_))
             ),
             "{text:?}"
@@ -212,10 +210,10 @@ fn a_body_beyond_the_cap_is_not_kept() {
 proptest! {
     #[test]
     fn no_bytes_break_the_head(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = head::parse(&bytes, false, None);
+        let _ = head::parse(&bytes, &HttpProbe::default());
         let mut text = b"HTTP/1.1 200 OK\r\n".to_vec();
         text.extend_from_slice(&bytes);
-        if let Ok(Some(head)) = head::parse(&text, false, None) {
+        if let Ok(Some(head)) = head::parse(&text, &HttpProbe::default()) {
             prop_assert!(head.length <= text.len());
         }
     }
@@ -291,6 +289,32 @@ fn requests() {
 }
 
 #[test]
+fn requests_with_a_body() {
+    let post = |headers: &[(&str, &str)], body: &str| {
+        encoded(&HttpProbe {
+            body: Some(body.to_owned()),
+            ..probe("POST", headers)
+        })
+    };
+    let plain = post(&[], "r\u{e9}ady?\r\n");
+    let end = "\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 9\r\n\
+               Connection: close\r\n\r\nr\u{e9}ady?\r\n";
+    assert!(plain.ends_with(end), "{plain}");
+    // The type may be another; the length is what it is.
+    let json = post(
+        &[
+            ("content-type", "application/json"),
+            ("Content-Length", "1"),
+        ],
+        "{}",
+    );
+    let end = "\r\ncontent-type: application/json\r\nContent-Length: 2\r\n\
+               Connection: close\r\n\r\n{}";
+    assert!(json.ends_with(end), "{json}");
+    assert!(!json.contains("text/plain"), "{json}");
+}
+
+#[test]
 fn requests_that_would_smuggle_are_refused() {
     let mut bad = probe("GET", &[]);
     bad.path = "/x HTTP/1.1\r\nX: y".to_owned();
@@ -307,9 +331,21 @@ fn a_header_to_look_for_is_found_by_name_and_value() {
             name: name.to_owned(),
             value: value.map(str::to_owned),
         };
+        let rules = HttpProbe {
+            expect_header: vec![header.clone()],
+            drain_header: Some(header.clone()),
+            ..HttpProbe::default()
+        };
         let text = format!("HTTP/1.1 200 OK\r\n{line}\r\n\r\n");
-        let head = head::parse(text.as_bytes(), false, Some(&header));
-        head.unwrap().unwrap().drains
+        let head = head::parse(text.as_bytes(), &rules).unwrap().unwrap();
+        assert_eq!(head.broken.is_none(), head.drains, "{line}");
+        let rejecting = HttpProbe {
+            reject_header: vec![header],
+            ..HttpProbe::default()
+        };
+        let rejected = head::parse(text.as_bytes(), &rejecting).unwrap().unwrap();
+        assert_eq!(rejected.broken.is_some(), head.drains, "{line}");
+        head.drains
     };
     assert!(drains("x-draining", None, "X-Draining:"));
     assert!(drains("x-draining", None, "x-draining: no"));

@@ -26,6 +26,7 @@ use super::outcome::Class;
 use super::trace::Trace;
 use crate::model::{ClientCertificate, ProbeSpec, TlsOptions};
 
+mod expiry;
 mod verifier;
 use verifier::{Judge, Lenient};
 
@@ -34,7 +35,7 @@ use verifier::{Judge, Lenient};
 /// least this often.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Protocol offered by ALPN.
+/// Protocol offered by ALPN unless the configuration names others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alpn {
     /// None is offered.
@@ -100,6 +101,8 @@ struct Key {
     /// Which backend it is where the target is a VIP.
     backend: Option<IpAddr>,
     alpn: Alpn,
+    /// Offered instead.
+    other_alpn: Option<Vec<String>>,
     sni: Option<String>,
     verify: bool,
     ca: Option<PathBuf>,
@@ -126,6 +129,7 @@ impl TlsContexts {
             target: spec.target,
             backend: spec.egress.via.map(|via| via.backend),
             alpn,
+            other_alpn: options.alpn.clone(),
             sni: options.sni.clone(),
             verify: options.verify,
             ca: options.ca.clone(),
@@ -184,7 +188,10 @@ impl TlsContexts {
                     })?
             }
         };
-        config.alpn_protocols = key.alpn.names();
+        config.alpn_protocols = match &key.other_alpn {
+            Some(names) => names.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            None => key.alpn.names(),
+        };
         config.resumption = Resumption::in_memory_sessions(4);
         // An IP address as a name sends no SNI and is what the certificate is checked against.
         let name = match &key.sni {
@@ -300,9 +307,19 @@ impl TlsContext {
         let stream = TlsConnector::from(self.config.clone())
             .connect(self.name.clone(), tcp)
             .await
-            .map_err(|error| Failure::tls(&error))?;
+            .map_err(|error| {
+                // Of a certificate that was refused, too: when it expires may be why.
+                if let (Some(judge), true) = (&self.judge, self.verify) {
+                    trace.certificate(judge.shown());
+                }
+                Failure::tls(&error)
+            })?;
         let (_, session) = stream.get_ref();
-        let mut seen = Vec::with_capacity(4);
+        // A resumed session has that of the one it resumes.
+        let chain = session.peer_certificates().unwrap_or_default();
+        let not_after = chain.first().and_then(|own| expiry::not_after(own));
+        trace.certificate(not_after);
+        let mut seen = Vec::with_capacity(5);
         if let Some(version) = session.protocol_version() {
             seen.push(
                 version
@@ -320,9 +337,7 @@ impl TlsContext {
         // After the handshake, because a resumed one shows the verifier no certificate: one that
         // has expired since is still found.
         let problem = match &self.judge {
-            Some(judge) => {
-                judge.problem(session.peer_certificates().unwrap_or_default(), &self.name)
-            }
+            Some(judge) => judge.problem(chain, &self.name),
             None => None,
         };
         if let (Some(problem), true) = (&problem, self.verify) {
@@ -336,6 +351,7 @@ impl TlsContext {
             (None, Some(_)) => "certificate valid".to_owned(),
             (None, None) => "certificate not judged: this host has no trusted roots".to_owned(),
         });
+        seen.extend(not_after.map(|end| format!("expires {end}")));
         trace.step("tls", seen.join(", "));
         Ok(stream)
     }

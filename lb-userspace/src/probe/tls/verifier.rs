@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{VerifierBuilderError, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::expiry::not_after;
 
 /// Judges by the roots trusted, and by the very certificates in the CA file: a self-signed
 /// certificate that is its own CA, as `openssl req -x509` makes it, is accepted if it is the one in
@@ -19,6 +22,8 @@ pub struct Judge {
     pinned: Vec<CertificateDer<'static>>,
     /// The chain judged last, and what was wrong with it. A judge has one target and one name.
     last: Mutex<Option<(Vec<CertificateDer<'static>>, Option<String>)>>,
+    /// When the certificate shown last expires, if that is known.
+    shown: Mutex<Option<Timestamp>>,
 }
 
 impl Judge {
@@ -31,6 +36,7 @@ impl Judge {
             roots: WebPkiServerVerifier::builder_with_provider(roots, provider).build()?,
             pinned,
             last: Mutex::default(),
+            shown: Mutex::default(),
         })
     }
 
@@ -52,6 +58,11 @@ impl Judge {
                 problem
             }
         }
+    }
+
+    /// When the certificate expires that was shown in the last handshake, be it refused.
+    pub fn shown(&self) -> Option<Timestamp> {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn judge(
@@ -76,6 +87,7 @@ impl ServerCertVerifier for Judge {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = not_after(own);
         let result = self
             .roots
             .verify_server_cert(own, intermediates, name, ocsp, now);

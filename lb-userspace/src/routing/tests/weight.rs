@@ -69,6 +69,7 @@ fn an_agents_weight_goes_in_steps() {
             latency: Duration::ZERO,
             steps: Vec::new(),
             agent: Some(parse(line.as_bytes()).unwrap()),
+            certificate_not_after: None,
         };
         let now = world.now;
         world.engine.observe(&key(0), 0, &said, now);
