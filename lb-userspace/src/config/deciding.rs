@@ -7,7 +7,7 @@ use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
 use super::suggest::nearest;
 use super::value;
-use crate::model::{Class, HoldDown, Window};
+use crate::model::{Assume, Class, HoldDown, Window};
 
 /// What the tables say, value by value.
 #[derive(Debug)]
@@ -17,6 +17,7 @@ pub struct Settings {
     hold_down: Option<At<Duration>>,
     hold_down_max: Option<At<Duration>>,
     degraded_weight: Option<At<u8>>,
+    assume: Option<At<Assume>>,
 }
 
 /// What they mean together.
@@ -25,6 +26,7 @@ pub struct Rules {
     pub immediate_on: Vec<Class>,
     pub hold_down: Option<HoldDown>,
     pub degraded_weight: u8,
+    pub assume: Assume,
 }
 
 pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
@@ -34,6 +36,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         hold_down: reader.get(errors, "hold_down", value::duration),
         hold_down_max: reader.get(errors, "hold_down_max", value::positive_duration),
         degraded_weight: reader.get(errors, "degraded_weight", value::integer),
+        assume: reader.get(errors, "assume", assume),
     }
 }
 
@@ -69,6 +72,15 @@ pub fn rules(settings: &Settings, reader: &Reader<'_>, errors: &mut Errors<'_>) 
             most: most.value,
         }),
         degraded_weight: settings.degraded_weight.as_ref()?.value,
+        assume: settings.assume.as_ref()?.value,
+    })
+}
+
+fn assume(key: &Key, value: &Value<'_>) -> Result<Assume, Problem> {
+    Ok(match value::choice(key, value)? {
+        "down" => Assume::Down,
+        "up" => Assume::Up,
+        _ => Assume::Restore,
     })
 }
 

@@ -223,6 +223,7 @@ fn policy(
     Some(HealthPolicy {
         name: name.into(),
         degraded_weight: rules.degraded_weight,
+        assume: rules.assume,
         unhealthy_window: rules.unhealthy_window,
         immediate_on: rules.immediate_on,
         hold_down: rules.hold_down,

@@ -38,6 +38,8 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         value::addresses(key, value, DNS_PORT)
     });
     let dns_max_ttl = reader.get(errors, "dns_max_ttl", ttl);
+    let probes_in_flight = reader.get(errors, "probes_in_flight", value::integer);
+    let probes_per_second = reader.get(errors, "probes_per_second", value::integer);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -56,6 +58,8 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         allow_exec: allow_exec?.value,
         dns_servers: dns_servers.map(|servers| servers.value),
         dns_max_ttl: dns_max_ttl?.value,
+        probes_in_flight: probes_in_flight.map(|at| at.value),
+        probes_per_second: probes_per_second.map(|at| at.value),
     })
 }
 

@@ -30,6 +30,20 @@ pub struct HealthPolicy {
     pub hold_down: Option<HoldDown>,
     /// Percent of its weight that a backend gets which says that it is degraded.
     pub degraded_weight: u8,
+    /// What it is taken for before its first verdict.
+    pub assume: Assume,
+}
+
+/// What a backend is taken for before the first verdict of a probe. HAProxy's `init-state` is alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Assume {
+    /// It gets no traffic, whatever an earlier agent knew of it.
+    Down,
+    /// It has the verdict of the earlier agent; one of which nothing is known gets traffic.
+    Up,
+    /// It has the verdict of the earlier agent; one of which nothing is known gets no traffic.
+    #[default]
+    Restore,
 }
 
 /// So many failures out of the last so many outcomes.
@@ -86,6 +100,7 @@ impl Default for HealthPolicy {
             immediate_on: Vec::new(),
             hold_down: None,
             degraded_weight: 50,
+            assume: Assume::default(),
         }
     }
 }

@@ -134,6 +134,8 @@ pub fn node() -> Node {
         allow_exec: false,
         dns_servers: None,
         dns_max_ttl: std::time::Duration::from_secs(60),
+        probes_in_flight: None,
+        probes_per_second: None,
         gue_port: GUE_PORT,
         tunnel_source4: None,
         tunnel_source6: None,

@@ -58,7 +58,8 @@ fn service(policy: HealthPolicy, backends: Vec<Backend>) -> Service {
         server_id_length: 0,
         panic_threshold: 50,
         drain_deadline: Duration::from_secs(30),
-        slow_start: Duration::ZERO,
+        slow_start: Default::default(),
+        pool: Default::default(),
         health: vec![policy],
         backends,
     }

@@ -281,6 +281,7 @@ impl Errors {
             } else {
                 PassiveHttp::Report
             },
+            ..PassiveRules::default()
         };
         let keys: Vec<_> = (service.backends.iter())
             .map(|backend| service.key(backend))

@@ -54,6 +54,8 @@ fn node() -> Node {
         allow_exec: false,
         dns_servers: None,
         dns_max_ttl: std::time::Duration::from_secs(60),
+        probes_in_flight: None,
+        probes_per_second: None,
     }
 }
 
