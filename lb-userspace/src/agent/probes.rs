@@ -189,12 +189,15 @@ impl Probes {
         });
     }
 
-    /// Starts all that are due, or as many as there is room for; `clock` is the one that their due
+    /// Starts all that are due, or as many as there was `room` for; `clock` is the one that their due
     /// times are of.
-    pub fn start(&mut self, starts: Vec<Start>, clock: Clock) {
-        let (crowded, now) = (self.crowded, clock.now());
-        self.crowded = starts.len() >= self.room(now);
-        self.rate.started(starts.len(), now);
+    pub fn start(&mut self, starts: Vec<Start>, room: usize, clock: Clock) {
+        let crowded = self.crowded;
+        // None though there is room: nothing is due, or it waits for others.
+        if room == 0 || !starts.is_empty() {
+            self.crowded = starts.len() >= room;
+        }
+        self.rate.started(starts.len(), clock.now());
         for start in starts {
             self.in_flight += 1;
             let task = self.idle.pop().unwrap_or_else(|| self.task());

@@ -355,7 +355,7 @@ impl Agent {
     fn act(&mut self) -> Result<(), RunError> {
         let room = self.probes.room(self.core.clock.now());
         let starts = self.core.probes_due(room);
-        self.probes.start(starts, self.core.clock);
+        self.probes.start(starts, room, self.core.clock);
         for start in self.core.fences_due() {
             self.fences.start(start);
         }
