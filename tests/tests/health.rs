@@ -263,6 +263,47 @@ fn backends_come_and_go_without_a_datagram_lost() -> Result<()> {
     })
 }
 
+/// One is out, and one more would be too many: it goes on, over a restart of the agent too, until the
+/// first one is back.
+#[test]
+fn an_ejection_too_many_waits_for_its_place() -> Result<()> {
+    with_lab(|lab, servers| {
+        let service = Service::tcp(lab, "nat", nat(HTTP), HTTP);
+        let service = service
+            .options("drain_deadline = \"1s\"\npanic_threshold = 0\nmax_ejection_percent = 0");
+        let mut agent = Agent::start(lab, &Config::new(vec![service]))?;
+        agent.settled()?;
+        let load = Load::http(&lab.client, nat(HTTP), false, Amount::steady())?;
+        servers[1].order(Order::Unready)?;
+        agent.wait_routing("nat/b2", "out")?;
+        servers[0].order(Order::Unready)?;
+        let is_kept = |status: &Status| {
+            let [b1, b2] = [status.backend("nat/b1")?, status.backend("nat/b2")?];
+            Ok(b2.routing == "out"
+                && (b1.health.as_str(), b1.routing.as_str()) == ("unhealthy", "active")
+                && b1.slots > 0
+                && b1.reason.contains("max_ejection_percent"))
+        };
+        agent.wait_status("b1 to be kept", is_kept)?;
+        let events = agent.events()?;
+        let refused = events.iter().filter(|e| e["kind"] == "ejection_refused");
+        let refused: Vec<_> = refused.map(|event| &event["backend"]).collect();
+        ensure!(refused == ["b1"], "{refused:?}");
+        agent.kill()?;
+        agent.run(&[], &[])?;
+        agent.wait_status("b1 to be kept by another agent", is_kept)?;
+        servers[1].order(Order::Ready)?;
+        agent.wait_routing("nat/b2", "active")?;
+        agent.wait_routing("nat/b1", "out")?;
+        let events = agent.events()?;
+        let readmitted = events
+            .iter()
+            .any(|e| e["kind"] == "readmitted" && e["backend"] == "b1");
+        ensure!(!readmitted, "b1 was never out before");
+        load.stop().must_not_fail()
+    })
+}
+
 #[test]
 fn a_returning_backend_is_warmed_up() -> Result<()> {
     with_lab(|lab, servers| {

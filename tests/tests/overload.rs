@@ -151,3 +151,48 @@ fn a_prober_without_ports_ejects_nobody() -> Result<()> {
         nobody_was_ejected(&mut agent)
     })
 }
+
+/// Fewer probes are allowed than are due: that is no overload, and ends with the limit.
+#[test]
+fn a_limited_prober_is_late_and_not_overloaded() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let service = Service::tcp(lab, "web", SocketAddr::new(NAT_VIP[0], 80), HTTP);
+        let mut config = Config::new(vec![service]);
+        config.node = "probes_per_second = 2\nprobes_in_flight = 1".to_owned();
+        let mut agent = Agent::start(lab, &config)?;
+        let prober = |agent: &Agent<'_>| -> Result<serde_json::Value> {
+            Ok(agent.raw_status()?["node"]["prober"].clone())
+        };
+        wait_for("probes to be left out", SOON, || {
+            Ok(prober(&agent)?["skipped"].as_u64() > Some(20))
+        })?;
+        let status = agent.raw_status()?["node"].clone();
+        let limited = &status["prober"];
+        ensure!(
+            limited["overloaded"] == false && limited["short"] == 0,
+            "{limited}"
+        );
+        let (probes, seconds) = (&limited["success"], &status["uptime_seconds"]);
+        println!("{probes} probes in {seconds} s");
+        let most = 2.0 * seconds.as_f64().context("no time")? + 2.0;
+        ensure!(
+            probes.as_f64().is_some_and(|probes| probes <= most),
+            "{status}"
+        );
+        config.node = String::new();
+        agent.configure(&config)?;
+        agent.lb(&["reload"])?.ok()?;
+        wait_for("probes to be in time", SOON, || {
+            let prober = prober(&agent)?;
+            Ok(prober["success"].as_f64() > Some(most)
+                && prober["lag_seconds"].as_f64().is_some_and(|lag| lag < 0.1))
+        })?;
+        agent.settled()?;
+        let events = agent.events()?;
+        let bad = events
+            .iter()
+            .find(|event| event["kind"] == "prober" || event["kind"] == "ejected");
+        ensure!(bad.is_none(), "{bad:?}");
+        Ok(())
+    })
+}

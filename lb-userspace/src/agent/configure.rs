@@ -8,7 +8,7 @@ use tracing::info;
 
 use super::core::Core;
 use super::primaries::known;
-use super::restore::restore;
+use super::restore::{restore, served};
 use crate::api::event::{Change, Kind, Origin};
 use crate::model::{BackendKey, Model, Service};
 
@@ -34,6 +34,7 @@ impl Core {
         // What has another name but the same address is known by what the data plane does with it.
         let contents = self.builder.contents();
         self.orders.known = known(&self.model, contents, &self.primaries);
+        self.orders.served = served(&self.model, contents);
         let known = restore(&self.model, contents, BTreeMap::new());
         self.engine
             .configure(&self.model.services, &known, self.clock.now());

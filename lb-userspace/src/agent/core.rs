@@ -20,11 +20,11 @@ use super::gap::Gap;
 use super::names::Discovery;
 use super::passive::Watched;
 use super::primaries::{SavedPrimary, known};
-use super::restore::restore;
+use super::restore::{restore, served};
 use super::saved::{Saved, Word};
 use super::saver::{Done, Saver};
 use crate::api::event::{Change, Kind, Origin};
-use crate::api::status::Prober;
+use crate::api::status::{EjectionsRefused, Prober};
 use crate::api::{Event, Journal};
 use crate::datapath::{Counters, Notice, Sweep};
 use crate::discovery::Names;
@@ -93,6 +93,8 @@ pub struct Core {
     pub(super) sweep: Sweep,
     /// For each backend its packets by previous ownership, and since when there were no more.
     pub(super) quiet: BTreeMap<BackendIndex, (u64, Duration)>,
+    /// Ejections that would have been one too many, by service.
+    pub(super) refused: BTreeMap<Arc<str>, EjectionsRefused>,
     pub(super) prober: Prober,
     pub(super) overload: Overload,
     pub(super) reload_error: Option<String>,
@@ -144,6 +146,7 @@ impl Core {
         let primaries = saved.as_ref().map(Saved::primaries).unwrap_or_default();
         let orders = Orders {
             known: known(&model, &contents, &primaries),
+            served: served(&model, &contents),
             ..Orders::default()
         };
         let mut core = Self {
@@ -180,6 +183,7 @@ impl Core {
             applied_at: clock.now(),
             sweep: Sweep::default(),
             quiet: BTreeMap::new(),
+            refused: BTreeMap::new(),
             prober: Prober::default(),
             overload: Overload::default(),
             reload_error: None,
@@ -199,8 +203,9 @@ impl Core {
         core
     }
 
-    /// When something is to be done though nothing happens; `room` is for how many probes there is.
-    pub fn wake(&self, room: usize) -> Duration {
+    /// When something is to be done though nothing happens. `ready`: when a further probe may be
+    /// started; `None`: when one in flight has ended, which wakes the loop.
+    pub fn wake(&self, ready: Option<Duration>) -> Duration {
         let decision = [
             self.next_decision,
             self.builder.next_deadline(),
@@ -209,11 +214,10 @@ impl Core {
         let decision = decision.into_iter().flatten().min();
         let save = self.save_at.max(self.save_after);
         let times = [
-            // While no probe may be started, the end of one wakes the loop.
             self.engine
                 .next_due()
-                .filter(|_| room > 0)
-                .map(|at| at.max(self.start_after)),
+                .zip(ready)
+                .map(|(at, ready)| at.max(ready).max(self.start_after)),
             decision.map(|at| at.max(self.decide_after)),
             self.announced.next_deadline(),
             Some(save),

@@ -29,6 +29,7 @@ impl Core {
             EventKind::Draining => Kind::Draining,
             EventKind::Drained => Kind::Drained,
             EventKind::Panicked => Kind::Panicked,
+            EventKind::EjectionRefused => Kind::EjectionRefused,
             EventKind::Fencing => Kind::Fencing,
             EventKind::FenceFailed => Kind::FenceFailed,
             EventKind::Promoted => Kind::Promoted,
@@ -76,6 +77,9 @@ impl Core {
         } else {
             Origin::Probe
         };
+        if event.kind == EventKind::EjectionRefused {
+            self.count_refusal(&key, &origin);
+        }
         let change = Change::backend(kind, &key, origin, event.reason)
             .states(from.unwrap_or("out"), to.unwrap_or("out"))
             .on(self.evidence(&key, kind, percent, not_by_probes));
@@ -89,6 +93,17 @@ impl Core {
             change,
             began,
         });
+    }
+
+    /// Counts an ejection that would have been one too many.
+    pub(super) fn count_refusal(&mut self, key: &BackendKey, origin: &Origin) {
+        let refused = self.refused.entry(key.service.clone()).or_default();
+        match origin {
+            Origin::Traffic => refused.packets += 1,
+            Origin::Probe | Origin::Config | Origin::Agent | Origin::Operator { .. } => {
+                refused.probes += 1;
+            }
+        }
     }
 
     fn evidence(

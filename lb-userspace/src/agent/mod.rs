@@ -25,6 +25,7 @@ mod outcomes;
 mod passive;
 mod primaries;
 mod probes;
+mod rate;
 mod restore;
 mod run;
 mod saved;

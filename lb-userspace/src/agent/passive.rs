@@ -189,11 +189,13 @@ impl Core {
         }
         for Suspicion { key, what, .. } in judged.refused {
             let what = format!(
-                "{what}; not ejected: half of the service's backends are out by their packets"
+                "{what}; not ejected, since as many as may be are out by their packets \
+                 (passive_max_ejection_percent)"
             );
             info!(backend = %key, "{what}");
+            self.count_refusal(&key, &Origin::Traffic);
             self.record(Change::backend(
-                Kind::Suspected,
+                Kind::EjectionRefused,
                 &key,
                 Origin::Traffic,
                 what,

@@ -7,9 +7,10 @@ use tokio::sync::mpsc;
 
 use super::clock::Clock;
 use super::passive::{Burst, Questions};
+use super::rate::Rate;
 use crate::health::Start;
 use crate::health::passive::Suspicion;
-use crate::model::ProbeSpec;
+use crate::model::{Node, ProbeSpec};
 use crate::probe::via::Carrier;
 use crate::probe::{Class, Outcome, Prober};
 
@@ -90,6 +91,12 @@ impl Window {
         }
     }
 
+    /// Another limit, from now on.
+    fn bound(&mut self, limit: usize) {
+        self.limit = limit;
+        self.size = self.size.min(limit);
+    }
+
     fn ended(&mut self, class: Class) {
         self.size = match class {
             Class::Shortage => self.size / 2,
@@ -107,7 +114,10 @@ pub struct Probes {
     report: mpsc::UnboundedSender<Report>,
     in_flight: usize,
     bursts: mpsc::UnboundedSender<Burst>,
+    /// For how many in flight there are descriptors.
+    descriptors: usize,
     window: Window,
+    rate: Rate,
     /// Probes are due for which there is no room: they start late for that, not for the agent's lag.
     crowded: bool,
 }
@@ -119,6 +129,7 @@ impl Probes {
     /// connections that they keep, and for the rest of the agent.
     pub fn new(
         descriptors: usize,
+        node: &Node,
         carrier: Arc<Carrier>,
     ) -> (
         Self,
@@ -129,6 +140,7 @@ impl Probes {
         let (report, finished) = mpsc::unbounded_channel();
         let (bursts, ended) = mpsc::unbounded_channel();
         let (changes, changed) = mpsc::unbounded_channel();
+        let descriptors = (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, IN_FLIGHT);
         (
             Self {
                 prober: Arc::new(Prober::with_carrier(carrier).reporting(changes)),
@@ -136,9 +148,9 @@ impl Probes {
                 idle: Vec::new(),
                 in_flight: 0,
                 bursts,
-                window: Window::new(
-                    (descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2).clamp(1, IN_FLIGHT),
-                ),
+                window: Window::new(in_flight(node, descriptors)),
+                rate: Rate::new(node.probes_per_second),
+                descriptors,
                 crowded: false,
             },
             finished,
@@ -147,9 +159,25 @@ impl Probes {
         )
     }
 
-    /// How many more may be started.
-    pub const fn room(&self) -> usize {
-        self.window.size.saturating_sub(self.in_flight)
+    /// Takes over other limits.
+    pub fn set_node(&mut self, node: &Node) {
+        self.window.bound(in_flight(node, self.descriptors));
+        self.rate.set(node.probes_per_second);
+    }
+
+    /// How many more may be started now.
+    pub fn room(&self, now: Duration) -> usize {
+        let free = self.window.size.saturating_sub(self.in_flight);
+        free.min(self.rate.room(now))
+    }
+
+    /// When one more may be started; `None`: when one has ended.
+    pub const fn ready(&self) -> Option<Duration> {
+        if self.in_flight < self.window.size {
+            Some(self.rate.ready())
+        } else {
+            None
+        }
     }
 
     /// Starts what a suspicion asks. Suspicions are few: they do not count among those in flight.
@@ -161,11 +189,15 @@ impl Probes {
         });
     }
 
-    /// Starts all that are due, or as many as there is room for; `clock` is the one that their due
+    /// Starts all that are due, or as many as there was `room` for; `clock` is the one that their due
     /// times are of.
-    pub fn start(&mut self, starts: Vec<Start>, clock: Clock) {
+    pub fn start(&mut self, starts: Vec<Start>, room: usize, clock: Clock) {
         let crowded = self.crowded;
-        self.crowded = starts.len() >= self.room();
+        // None though there is room: nothing is due, or it waits for others.
+        if room == 0 || !starts.is_empty() {
+            self.crowded = starts.len() >= room;
+        }
+        self.rate.started(starts.len(), clock.now());
         for start in starts {
             self.in_flight += 1;
             let task = self.idle.pop().unwrap_or_else(|| self.task());
@@ -210,6 +242,14 @@ impl Probes {
     }
 }
 
+/// How many may be in flight by the configuration.
+fn in_flight(node: &Node, descriptors: usize) -> usize {
+    let wanted = node
+        .probes_in_flight
+        .map_or(usize::MAX, |most| most as usize);
+    wanted.min(descriptors)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,5 +271,14 @@ mod tests {
         let mut window = Window::new(8);
         window.ended(Class::Shortage);
         assert_eq!(window.size, 8);
+        // Another configuration may allow fewer, or more again.
+        let mut window = Window::new(1_000);
+        window.bound(2);
+        window.ended(Class::Ok);
+        window.ended(Class::Shortage);
+        assert_eq!(window.size, 2);
+        window.bound(1_000);
+        window.ended(Class::Ok);
+        assert_eq!(window.size, 32);
     }
 }

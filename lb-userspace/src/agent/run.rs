@@ -184,7 +184,7 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         what: "raising the limit of descriptors",
         source,
     })?;
-    let (probes, finished, bursts, changes) = Probes::new(descriptors, carrier.clone());
+    let (probes, finished, bursts, changes) = Probes::new(descriptors, &node, carrier.clone());
     (inbox.probes, inbox.bursts, inbox.changes) = (finished, bursts, changes);
     let (fences, ended) = Fences::new();
     inbox.fences = ended;
@@ -352,7 +352,7 @@ impl Agent {
         loop {
             self.act()?;
             self.change_over().await?;
-            let wake = self.core.wake(self.probes.room());
+            let wake = self.core.wake(self.probes.ready());
             tokio::select! {
                 Some((task, finished)) = inbox.probes.recv() => {
                     self.finished(task, &finished);
@@ -440,8 +440,9 @@ impl Agent {
 
     /// Starts the probes that are due, and tells the datapath what has changed.
     fn act(&mut self) -> Result<(), RunError> {
-        let starts = self.core.probes_due(self.probes.room());
-        self.probes.start(starts, self.core.clock);
+        let room = self.probes.room(self.core.clock.now());
+        let starts = self.core.probes_due(room);
+        self.probes.start(starts, room, self.core.clock);
         for start in self.core.fences_due() {
             self.fences.start(start);
         }
@@ -523,6 +524,7 @@ impl Agent {
         }
         self.token.send_replace(token);
         self.carrier.set_node(&model.node);
+        self.probes.set_node(&model.node);
         let what = self.core.reconfigure(model);
         self.watch_ways();
         self.names.send_replace(self.core.wanted_names());

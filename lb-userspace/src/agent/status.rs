@@ -147,6 +147,7 @@ impl Core {
                 .unwrap_or(0),
             table_size: table.map_or(0, |table| table.slots.len() as u32),
             verdicts: id.map(|id| verdicts(agent, id)).unwrap_or_default(),
+            ejections_refused: (self.refused.get(&service.name).copied()).unwrap_or_default(),
             primary: self.primary_status(&service.name),
             quorum: self.quorum_status(service),
             announced,

@@ -285,11 +285,12 @@ fn standing(cause: Cause, known: Known) -> Standing {
     match cause {
         // The operator's word needs no probe.
         Cause::Disabled | Cause::Drained | Cause::Removed => Standing::Cannot,
-        Cause::Undecided | Cause::FailOpen => Standing::Unknown,
+        Cause::Undecided | Cause::Assumed | Cause::FailOpen => Standing::Unknown,
         _ if known.remembered => Standing::Unknown,
         // In panic the healthy ones get nothing by the name of panic, and those who get something
-        // by it are not healthy.
+        // by it are not healthy; nor is one whose ejection would be one too many.
         Cause::Unhealthy
+        | Cause::EjectionRefused
         | Cause::Leaving
         | Cause::Gone
         | Cause::Panic

@@ -107,6 +107,7 @@ impl World {
             latency: Duration::ZERO,
             steps: Vec::new(),
             agent: None,
+            certificate_not_after: None,
         };
         assert!(self.engine.probe_now(&key, self.now));
         for start in self.engine.start_due_up_to(self.now, usize::MAX) {

@@ -57,6 +57,8 @@ pub enum Kind {
     PanicLeft,
     /// A backend that would be out gets new flows because of panic.
     Panicked,
+    /// An unhealthy backend keeps its new flows, since as many are out as may be.
+    EjectionRefused,
     /// Another tier takes the new flows.
     Tier,
     /// A healthy backend gets another share for being degraded or at its agent's word.
@@ -110,6 +112,7 @@ impl Kind {
             Self::PanicEntered => "panic_entered",
             Self::PanicLeft => "panic_left",
             Self::Panicked => "panicked",
+            Self::EjectionRefused => "ejection_refused",
             Self::Tier => "tier",
             Self::Weight => "weight",
             Self::Fencing => "fencing",

@@ -216,6 +216,18 @@ fn services(text: &mut Encoder, services: &[ServiceStatus]) {
         );
     }
     text.family(
+        "lb_ejections_refused_total",
+        COUNTER,
+        "Ejections that did not happen, since as many backends were out as may be.",
+    );
+    for service in services {
+        let refused = service.ejections_refused;
+        for (by, count) in [("probes", refused.probes), ("packets", refused.packets)] {
+            let labels = [("service", service.name.as_str()), ("by", by)];
+            text.sample("lb_ejections_refused_total", &labels, count);
+        }
+    }
+    text.family(
         "lb_service_generation",
         GAUGE,
         "Tables published for the service.",
@@ -587,6 +599,14 @@ mod tests {
                 0.0,
             ),
             (r#"lb_service_healthy_ratio{service="web"}"#, 0.5),
+            (
+                r#"lb_ejections_refused_total{service="web",by="probes"}"#,
+                2.0,
+            ),
+            (
+                r#"lb_ejections_refused_total{service="web",by="packets"}"#,
+                1.0,
+            ),
             (
                 r#"lb_backend_packets_total{service="web",backend="web-1"}"#,
                 1234.0,

@@ -175,6 +175,9 @@ pub struct ServiceStatus {
     /// Packets that were not forwarded to a backend, by verdict.
     #[serde(default)]
     pub verdicts: BTreeMap<String, u64>,
+    /// Ejections that would have been one too many, since the agent started.
+    #[serde(default)]
+    pub ejections_refused: EjectionsRefused,
     /// `mode = "active_passive"`: the active backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub primary: Option<PrimaryStatus>,
@@ -188,6 +191,15 @@ pub struct ServiceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announced_reason: Option<String>,
     pub backends: Vec<BackendStatus>,
+}
+
+/// Ejections that did not happen, since as many backends were out as may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EjectionsRefused {
+    /// Where the probes had ejected (`max_ejection_percent`).
+    pub probes: u64,
+    /// Where the packets had (`passive_max_ejection_percent`, too).
+    pub packets: u64,
 }
 
 /// A backend of a service.
@@ -541,6 +553,10 @@ pub(crate) mod tests {
                 active_tier: 0,
                 table_size: 65537,
                 verdicts: BTreeMap::from([("reset_backend_out".to_owned(), 3)]),
+                ejections_refused: EjectionsRefused {
+                    probes: 2,
+                    packets: 1,
+                },
                 primary: None,
                 quorum: None,
                 announced: None,

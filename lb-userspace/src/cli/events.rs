@@ -37,6 +37,7 @@ fn paint(palette: Palette, kind: Kind) -> String {
         Kind::Ejected
         | Kind::PanicEntered
         | Kind::Panicked
+        | Kind::EjectionRefused
         | Kind::ReloadRefused
         | Kind::FenceFailed
         | Kind::Withdrawn

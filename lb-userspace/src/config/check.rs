@@ -82,9 +82,10 @@ pub fn check(text: &str, name: &str) -> Result<Report, ConfigError> {
     let (model, places) = parse_with_places(text, name)?;
     let shown = with_templates(&model);
     let services: Vec<ServiceReport> = shown.services.iter().map(ServiceReport::new).collect();
+    let probes_per_second = load(&shown);
     Ok(Report {
-        warnings: lint::warnings(&shown, &places, text),
-        probes_per_second: load(&shown),
+        warnings: lint::warnings(&shown, &places, probes_per_second, text),
+        probes_per_second,
         services,
         model,
     })

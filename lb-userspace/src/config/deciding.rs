@@ -7,7 +7,7 @@ use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
 use super::suggest::nearest;
 use super::value;
-use crate::model::{Class, HoldDown, Window};
+use crate::model::{Assume, Class, HoldDown, Window};
 
 /// What the tables say, value by value.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub struct Settings {
     hold_down_max: Option<At<Duration>>,
     degraded_weight: Option<At<u8>>,
     always_log_failures: Option<At<bool>>,
+    assume: Option<At<Assume>>,
 }
 
 /// What they mean together.
@@ -27,6 +28,7 @@ pub struct Rules {
     pub hold_down: Option<HoldDown>,
     pub degraded_weight: u8,
     pub always_log_failures: bool,
+    pub assume: Assume,
 }
 
 pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
@@ -37,6 +39,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         hold_down_max: reader.get(errors, "hold_down_max", value::positive_duration),
         degraded_weight: reader.get(errors, "degraded_weight", value::integer),
         always_log_failures: reader.get(errors, "always_log_failures", value::boolean),
+        assume: reader.get(errors, "assume", assume),
     }
 }
 
@@ -73,6 +76,15 @@ pub fn rules(settings: &Settings, reader: &Reader<'_>, errors: &mut Errors<'_>) 
         }),
         degraded_weight: settings.degraded_weight.as_ref()?.value,
         always_log_failures: settings.always_log_failures.as_ref()?.value,
+        assume: settings.assume.as_ref()?.value,
+    })
+}
+
+fn assume(key: &Key, value: &Value<'_>) -> Result<Assume, Problem> {
+    Ok(match value::choice(key, value)? {
+        "down" => Assume::Down,
+        "up" => Assume::Up,
+        _ => Assume::Restore,
     })
 }
 

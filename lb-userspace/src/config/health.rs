@@ -236,6 +236,7 @@ fn policy(
         name: name.into(),
         degraded_weight: rules.degraded_weight,
         always_log_failures: rules.always_log_failures,
+        assume: rules.assume,
         unhealthy_window: rules.unhealthy_window,
         immediate_on: rules.immediate_on,
         hold_down: rules.hold_down,

@@ -62,6 +62,10 @@ pub const LINTS: &[(&str, &str)] = &[
         "`panic_threshold` is 0 although backends are probed.",
     ),
     (
+        "probe-load",
+        "All services together ask for more probes than `probes_per_second` allows.",
+    ),
+    (
         "loopback-backend",
         "A backend has a loopback address: probes reach it, forwarded packets do not.",
     ),
@@ -90,8 +94,8 @@ const HTTP_PORTS: [u16; 8] = [80, 443, 8000, 8008, 8080, 8081, 8443, 8888];
 /// Paths by which orchestrators ask whether to restart a process.
 const LIVENESS_PATHS: [&str; 4] = ["/livez", "/healthz", "/live", "/liveness"];
 
-/// The warnings on `model`, in the order of the file.
-pub fn warnings(model: &Model, places: &Places, text: &str) -> Vec<Diagnostic> {
+/// The warnings on `model`, in the order of the file. `load`: the probes per second that it asks for.
+pub fn warnings(model: &Model, places: &Places, load: f64, text: &str) -> Vec<Diagnostic> {
     let mut sink = Sink {
         text,
         found: Vec::new(),
@@ -105,12 +109,28 @@ pub fn warnings(model: &Model, places: &Places, text: &str) -> Vec<Diagnostic> {
         );
     }
     let node = &model.node;
-    if node.http.is_some_and(|http| !http.ip().is_loopback()) && node.http_token_file.is_none() {
+    if node.http.is_some_and(|http| !http.ip().is_loopback())
+        && node.http_token_file.is_none()
+        && let Some(span) = places.node("http")
+    {
         sink.add(
             "http-without-token",
-            places.http(),
+            span,
             "whoever reaches this address may read names and addresses of all backends: /, /metrics, /healthz?verbose",
             "bind it to loopback, or write http_token_file = \"/etc/lb/token\"",
+        );
+    }
+    if let (Some(most), Some(span)) = (node.probes_per_second, places.node("probes_per_second"))
+        && load > f64::from(most)
+    {
+        sink.add(
+            "probe-load",
+            span,
+            format!(
+                "the services ask for {load:.1} probes/s while all is well, and {most} are allowed: \
+                 probes start late or are left out, and the times to eject do not hold"
+            ),
+            "raise it, or use longer intervals",
         );
     }
     for (index, service) in model.services.iter().enumerate() {

@@ -25,6 +25,7 @@ mod lint;
 mod mode;
 mod node;
 mod places;
+mod pool;
 mod reader;
 mod rules;
 pub mod schema;
@@ -186,12 +187,8 @@ fn read_root<'a>(table: &'a DeTable<'a>, errors: &mut Errors<'_>) -> Option<(Mod
     let root = Reader::new(&schema::ROOT, table, 0..0);
     root.refuse_unknown(errors);
 
-    let mut http = 0..0;
-    let node = match root.own("node") {
-        Some(value) => syntax::table(&schema::NODE, value, errors).and_then(|reader| {
-            http = reader.own("http").map_or(0..0, |value| value.span());
-            node::read(&reader, errors)
-        }),
+    let of_node = match root.own("node") {
+        Some(value) => syntax::table(&schema::NODE, value, errors),
         None => {
             errors.add(
                 0..0,
@@ -201,6 +198,9 @@ fn read_root<'a>(table: &'a DeTable<'a>, errors: &mut Errors<'_>) -> Option<(Mod
             None
         }
     };
+    let node = of_node
+        .as_ref()
+        .and_then(|reader| node::read(reader, errors));
 
     let defaults = root
         .own("defaults")
@@ -229,7 +229,7 @@ fn read_root<'a>(table: &'a DeTable<'a>, errors: &mut Errors<'_>) -> Option<(Mod
         rules::commands_allowed(node, &drafts, errors);
     }
 
-    let places = Places::new(http, &drafts);
+    let places = Places::new(of_node.as_ref(), &drafts);
     let mut services = Vec::new();
     let mut names = Vec::new();
     for draft in drafts {

@@ -62,6 +62,8 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
     let dns_max_ttl = reader.get(errors, "dns_max_ttl", ttl);
     let announce_table = reader.get(errors, "announce_table", announce::table);
     let certificate_warning = reader.get(errors, "certificate_warning", value::duration);
+    let probes_in_flight = reader.get(errors, "probes_in_flight", value::integer);
+    let probes_per_second = reader.get(errors, "probes_per_second", value::integer);
     Some(Node {
         interfaces: interfaces?,
         xdp_mode: xdp_mode?.value,
@@ -86,6 +88,8 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Option<Node> {
         dns_max_ttl: dns_max_ttl?.value,
         announce_table: announce_table?.value,
         certificate_warning: certificate_warning?.value,
+        probes_in_flight: probes_in_flight.map(|at| at.value),
+        probes_per_second: probes_per_second.map(|at| at.value),
     })
 }
 

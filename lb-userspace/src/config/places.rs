@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::reader::Reader;
+use super::schema::NODE;
 use super::service::Draft;
 
 /// Places of all services, in their order.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Where `node.http` stands.
-    http: Range<usize>,
     services: Vec<ServicePlaces>,
+    /// Values of `[node]` by key.
+    node: BTreeMap<&'static str, Range<usize>>,
 }
 
 /// Places of one service.
@@ -35,16 +37,20 @@ pub fn health_key(check: usize, key: &str) -> String {
 }
 
 impl Places {
-    pub fn new(http: Range<usize>, drafts: &[Draft]) -> Self {
+    pub fn new(node: Option<&Reader<'_>>, drafts: &[Draft]) -> Self {
+        let own = NODE.keys.iter().filter_map(|key| {
+            let value = node?.own(key.name)?;
+            Some((key.name, value.span()))
+        });
         Self {
-            http,
             services: drafts.iter().map(|draft| draft.places.clone()).collect(),
+            node: own.collect(),
         }
     }
 
-    /// Where `node.http` stands.
-    pub fn http(&self) -> Range<usize> {
-        self.http.clone()
+    /// Where `key` of `[node]` stands, if it is written.
+    pub fn node(&self, key: &str) -> Option<Range<usize>> {
+        self.node.get(key).cloned()
     }
 
     /// Where `key` of service number `service` stands; if it is not written, where the service

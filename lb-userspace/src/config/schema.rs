@@ -28,6 +28,8 @@ pub enum Kind {
     Boolean,
     /// Inclusive range.
     Integer(i64, i64),
+    /// Inclusive range, in thousandths.
+    Decimal(u32, u32),
     /// `500ms`, `5s`, `1m30s`.
     Duration,
     /// One of these words.
@@ -94,6 +96,10 @@ impl Kind {
             Self::Text => "text".into(),
             Self::Boolean => "`true` or `false`".into(),
             Self::Integer(min, max) => format!("integer, {min} to {max}"),
+            Self::Decimal(min, max) => {
+                let [min, max] = [min, max].map(|bound| f64::from(bound) / 1e3);
+                format!("number, {min} to {max}")
+            }
             Self::Duration => "duration".into(),
             Self::Choice(words) => words
                 .iter()
@@ -130,6 +136,7 @@ impl Kind {
             Self::Text | Self::Choice(_) => "text",
             Self::Boolean => "true or false",
             Self::Integer(..) => "a whole number",
+            Self::Decimal(..) => "a number",
             Self::Duration => "a duration",
             Self::Address | Self::Endpoint | Self::Server => "an address with a port, as text",
             Self::Addresses => "a list of addresses, as texts",
@@ -159,6 +166,7 @@ impl Kind {
             Self::Text => "\"text\"",
             Self::Boolean => "true",
             Self::Integer(..) => "a whole number without quotes",
+            Self::Decimal(..) => "a number without quotes",
             Self::Duration => "\"5s\", \"500ms\" or \"1m30s\"",
             Self::Choice(_) => "one of its words in quotes",
             Self::Address | Self::Endpoint | Self::Server => {
@@ -361,6 +369,18 @@ pub const NODE: Section = Section {
             Value("\"14d\""),
             "`lb status` warns of certificates that probes are shown and that expire sooner than this; `\"0s\"`: of those that have expired.",
         ),
+        key(
+            "probes_in_flight",
+            Kind::Integer(1, 16384),
+            Derived("half of the descriptors that the agent may have, 16384 at the most"),
+            "Probes in flight at a time at the most; what is due beyond that starts late, the longest due first.",
+        ),
+        key(
+            "probes_per_second",
+            Kind::Integer(1, 1_000_000),
+            Absent("no limit"),
+            "Probes that are started in a second at the most; what is due beyond that starts late, the longest due first.",
+        ),
     ],
 };
 
@@ -493,8 +513,49 @@ pub const SERVICE: Section = Section {
             "slow_start",
             Kind::Duration,
             Value("\"0s\""),
-            "Time over which a readmitted backend gets its full share of new flows, linearly from 10 %; \
-             `0s`: at once.",
+            "Time over which a readmitted backend gets its full share of new flows; `0s`: at once. See [Slow start](#slow-start).",
+        ),
+        key(
+            "slow_start_aggression",
+            Kind::Decimal(100, 10_000),
+            Value("1.0"),
+            "With `slow_start`: the share is (time / `slow_start`) ^ (1 / this). 1: it grows evenly; more: fast at first; less: slowly at first.",
+        ),
+        key(
+            "slow_start_min_percent",
+            Kind::Integer(5, 100),
+            Value("10"),
+            "With `slow_start`: percent of its full share that a readmitted backend begins with.",
+        ),
+        key(
+            "max_ejection_percent",
+            Kind::Integer(0, 100),
+            Value("100"),
+            "Percent of the enabled and decided backends that may be out for their health at a time; one always may. See [Limits of ejections](#limits-of-ejections).",
+        ),
+        key(
+            "passive_max_ejection_percent",
+            Kind::Integer(0, 100),
+            Value("50"),
+            "Percent of the backends that their packets may eject (`passive`, `passive_http`) at a time; of several backends one always may.",
+        ),
+        key(
+            "overprovisioning",
+            Kind::Integer(100, 10_000),
+            Value("140"),
+            "Percent of the load that a wholly healthy tier counts for: with 140 a tier carries everything alone as long as 72 % of its weight are healthy. See [Tiers](#tiers).",
+        ),
+        key(
+            "failback_after",
+            Kind::Duration,
+            Value("\"0s\""),
+            "How long a higher tier stays in service, beside the lower ones, when these could carry the load alone again.",
+        ),
+        key(
+            "fail_open_after",
+            Kind::Duration,
+            Derived("the longest `interval` + `timeout` of its probes"),
+            "How long nobody in the service has been healthy before backends without a verdict get traffic.",
         ),
         key(
             "announce",
@@ -591,6 +652,9 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("immediate", "immediate_on"),
     ("disable_on_404", "drain_status"),
     ("base_ejection_time", "hold_down"),
+    ("overprovisioning_factor", "overprovisioning"),
+    ("min_weight_percent", "slow_start_min_percent"),
+    ("init_state", "assume"),
     ("max_ejection_time", "hold_down_max"),
     ("fastinter", "fast_interval"),
     ("downinter", "down_interval"),

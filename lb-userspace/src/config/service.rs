@@ -9,6 +9,7 @@ use super::announce::{self, AnnounceDraft};
 use super::health::Checks;
 use super::mode::{self, ModeDraft};
 use super::places::{ServicePlaces, health_key};
+use super::pool::{self, PoolDraft};
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::{BACKEND, HEALTH, Key, SERVICE};
 use super::value::Place;
@@ -43,8 +44,8 @@ pub struct Draft {
     bad_panic_action: bool,
     panic_exclude_refused: Option<bool>,
     drain_deadline: Option<Duration>,
-    slow_start: Option<Duration>,
     announce: AnnounceDraft,
+    pool: PoolDraft,
     /// None for `probe = "none"`.
     pub checks: Option<Vec<Checks>>,
     /// As written, if it is.
@@ -96,7 +97,9 @@ pub fn read<'a>(
         .map(|reader| read_backend(reader, errors))
         .collect();
     let panic_action = reader.get(errors, "panic_action", panic_action);
+    let mode = mode::read(reader, errors);
     let draft = Draft {
+        pool: pool::read(reader, mode.is_active_passive(), errors),
         panic_min_healthy: reader.get(errors, "panic_min_healthy", value::integer),
         bad_panic_action: panic_action.is_none() && reader.own("panic_action").is_some(),
         panic_action,
@@ -110,7 +113,7 @@ pub fn read<'a>(
             .get(errors, "forwarding", forwarding)
             .map(|at| at.value),
         affinity: reader.get(errors, "affinity", affinity).map(|at| at.value),
-        mode: mode::read(reader, errors),
+        mode,
         on_death: reader.get(errors, "on_death", on_death),
         syn_rescue: reader.get(errors, "syn_rescue", value::boolean),
         server_id_length: reader
@@ -119,9 +122,6 @@ pub fn read<'a>(
         panic_threshold: reader.get(errors, "panic_threshold", value::integer),
         drain_deadline: reader
             .get(errors, "drain_deadline", value::duration)
-            .map(|at| at.value),
-        slow_start: reader
-            .get(errors, "slow_start", value::duration)
             .map(|at| at.value),
         announce: announce::read(reader, errors),
         passive: reader.get(errors, "passive", passive),
@@ -308,8 +308,9 @@ impl Draft {
                 .map_or(is_nat_tcp && affinity == Affinity::Flow, |at| at.value),
             server_id_length,
             drain_deadline: self.drain_deadline?,
-            slow_start: self.slow_start?,
             announce: self.announce.finish()?,
+            slow_start: self.pool.slow_start()?,
+            pool: self.pool.finish()?,
             passive: PassiveRules {
                 connections: self
                     .passive
@@ -317,6 +318,7 @@ impl Draft {
                         at.value
                     }),
                 http: self.passive_http?.value,
+                max_ejection_percent: self.pool.passive_max_ejection_percent()?,
             },
             health: checks.into_iter().map(|checks| checks.policy).collect(),
             backends,

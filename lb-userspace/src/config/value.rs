@@ -52,6 +52,28 @@ pub fn integer<T: TryFrom<i64>>(key: &Key, value: &Value<'_>) -> Result<T, Probl
         })
 }
 
+/// A number in the range of the key, with or without decimals.
+pub fn decimal(key: &Key, value: &Value<'_>) -> Result<f64, Problem> {
+    let written = match value.get_ref() {
+        DeValue::Float(written) => written.as_str(),
+        DeValue::Integer(written) if written.radix() == 10 => written.as_str(),
+        _ => return Err(wrong_type(key, value)),
+    };
+    let (min, max) = match key.kind {
+        Kind::Decimal(min, max) => (f64::from(min) / 1e3, f64::from(max) / 1e3),
+        _ => (f64::MIN, f64::MAX),
+    };
+    let number = written.parse().ok();
+    number
+        .filter(|number| (min..=max).contains(number))
+        .ok_or_else(|| {
+            Problem::new(
+                format!("`{}` is {written}, which is out of range", key.name),
+                format!("write a number from {min} to {max}"),
+            )
+        })
+}
+
 /// One of the words of the key.
 pub fn choice(key: &Key, value: &Value<'_>) -> Result<&'static str, Problem> {
     let Kind::Choice(words) = key.kind else {

@@ -51,6 +51,8 @@ pub struct CheckView {
     pub of_flows: bool,
     /// Not decided, it does not hold the backend back, and that it cannot be reached says nothing.
     pub advisory: bool,
+    /// Not decided, it does not keep traffic from the backend either (`assume = "up"`).
+    pub presumed: bool,
     pub health: Health,
     /// Unhealthy, and silent rather than answering badly: its flows are given up.
     pub gone: bool,
@@ -111,6 +113,7 @@ impl CheckView {
             name: name.clone(),
             of_flows: true,
             advisory: false,
+            presumed: false,
             health: Health::Unknown,
             gone: false,
             leaving: false,

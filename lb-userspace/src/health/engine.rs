@@ -11,7 +11,7 @@ use super::passive::Doubt;
 use super::probes::{Asker, Due, Probes, Rhythms, Start};
 use super::schedule::Rhythm;
 use super::target::{Health, Restored, TargetView};
-use crate::model::{Backend, BackendKey, HealthPolicy, ProbeKind, ProbeSpec, Service};
+use crate::model::{Assume, Backend, BackendKey, HealthPolicy, ProbeKind, ProbeSpec, Service};
 use crate::probe::{Class, Outcome, Verdict};
 
 /// A verdict changed.
@@ -173,7 +173,8 @@ impl Engine {
     ///   asks anew.
     /// - One that is new takes the backend's verdict as an assumption, so that it interrupts nothing.
     /// - A backend with another address is another backend: unknown.
-    /// - A new one takes what `restored` has for it, as an assumption, or else is unknown.
+    /// - A new one takes what `restored` has for it, as an assumption, or else is unknown; also where
+    ///   its probe is to assume that it is down.
     ///
     /// Returns the verdicts that the configuration itself changed (a backend that has lost its
     /// probe is healthy).
@@ -447,11 +448,12 @@ impl Known<'_> {
                 let advisory = is_agent(spec) && !alone;
                 let name = &policy.name;
                 let view = view
-                    .or_else(|| self.named(name, only, now))
-                    .or_else(|| self.backends(name, kept, now).filter(|_| !advisory));
+                    .or_else(|| self.named(policy, only, now))
+                    .or_else(|| self.backends(policy, kept, now).filter(|_| !advisory));
                 CheckView {
                     name: name.clone(),
                     advisory,
+                    presumed: policy.assume == Assume::Up,
                     // By way of the VIP it goes where the flows go, too.
                     of_flows: spec.target == backend.address || spec.egress.via.is_some(),
                     ..view.unwrap_or_else(|| CheckView::unknown(name, now))
@@ -485,9 +487,10 @@ impl Known<'_> {
     /// The one of the same name, which asked something else or belonged to an earlier agent; its
     /// verdict is an assumption. `only`: the backend has one probe now; if it had one before, that
     /// is it, since its name by default changes with what it asks.
-    fn named(&mut self, name: &Arc<str>, only: bool, now: Duration) -> Option<CheckView> {
+    fn named(&mut self, policy: &HealthPolicy, only: bool, now: Duration) -> Option<CheckView> {
+        let name = &policy.name;
         let Some(before) = &mut self.before else {
-            let verdict = self.restored?.check(name, only)?;
+            let verdict = self.believed(policy)?.check(name, only)?;
             return Some(CheckView::assumed(name, verdict, now));
         };
         let only = only && before.view.checks.len() == 1;
@@ -501,8 +504,8 @@ impl Known<'_> {
 
     /// The backend's own verdict as an assumption, for a probe that it did not have. Not if it is
     /// unhealthy and others of its probes go on (`kept`): they know what is wrong.
-    fn backends(&self, name: &Arc<str>, kept: bool, now: Duration) -> Option<CheckView> {
-        let (verdict, since) = match (&self.before, self.restored) {
+    fn backends(&self, policy: &HealthPolicy, kept: bool, now: Duration) -> Option<CheckView> {
+        let (verdict, since) = match (&self.before, self.believed(policy)) {
             (Some(Target { view, .. }), _) => (view.verdict_of_all(), view.since),
             (None, Some(restored)) => (restored.verdict_of_all(), now),
             (None, None) => return None,
@@ -512,8 +515,13 @@ impl Known<'_> {
         }
         Some(CheckView {
             since,
-            ..CheckView::assumed(name, &verdict, now)
+            ..CheckView::assumed(&policy.name, &verdict, now)
         })
+    }
+
+    /// What an earlier agent knew, where that is to be believed.
+    fn believed(&self, policy: &HealthPolicy) -> Option<&Restored> {
+        self.restored.filter(|_| policy.assume != Assume::Down)
     }
 }
 

@@ -30,8 +30,8 @@
 //! They count together with those by the probes ([`Ejections`](super::Ejections)): the n-th lasts n
 //! times the configured `hold_down`, or n times 30 s without one. In that case it ends early by as many
 //! successes in a row of the configured probe as readmit any backend, if that probe had failed as
-//! well. At most half of a service's backends are ejected so, but always one if there are two; of
-//! further ones it is told that they would be. Another agent takes them over ([`Passive::save`]).
+//! well. At most half of a service's backends (`passive_max_ejection_percent`) are ejected so, but
+//! always one if there are two; of further ones it is told that they would be. Another agent takes them over ([`Passive::save`]).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -186,6 +186,7 @@ struct Watched {
     both_ways: bool,
     connections: bool,
     http: PassiveHttp,
+    max_ejection_percent: u8,
     healthy_threshold: u32,
     /// When anything new was last read.
     last_news: Duration,
@@ -225,6 +226,7 @@ impl Passive {
                 both_ways: service.forwarding == Forwarding::Nat,
                 connections: settings.connections,
                 http: settings.http,
+                max_ejection_percent: settings.max_ejection_percent,
                 healthy_threshold: service.health.first().map_or(1, |p| p.healthy_threshold),
                 last_news,
                 targets: service.backends.iter().map(target).collect(),
@@ -278,21 +280,23 @@ impl Passive {
             for suspicion in suspects {
                 let keys = watched.targets.keys();
                 let out = keys.filter(|key| self.doubts.contains_key(key)).count();
-                let most = (watched.targets.len() / 2).max(usize::from(watched.targets.len() > 1));
-                let has_room = out < most && !self.doubts.contains_key(&suspicion.key);
+                let is_out = self.doubts.contains_key(&suspicion.key);
+                let has_room = out < watched.places() && !is_out;
                 let Some(target) = watched.targets.get_mut(&suspicion.key) else {
                     continue;
                 };
-                if suspicion.kind != Kind::HttpErrors {
-                    if has_room {
-                        target.asked = true;
-                        judged.suspicions.push(suspicion);
-                    } else if !self.doubts.contains_key(&suspicion.key) {
+                let ejects =
+                    suspicion.kind != Kind::HttpErrors || watched.http == PassiveHttp::Eject;
+                if ejects && !has_room {
+                    if !is_out {
                         // Shown, and not looked at again for a while, as if its probes were good.
                         target.clear(&suspicion.what, now);
                         judged.refused.push(suspicion);
                     }
-                } else if watched.http == PassiveHttp::Eject && has_room {
+                } else if suspicion.kind != Kind::HttpErrors {
+                    target.asked = true;
+                    judged.suspicions.push(suspicion);
+                } else if ejects {
                     let reason = format!("passive: {}", suspicion.what);
                     let term = ejected(&suspicion.key);
                     let doubt = target.eject(suspicion.kind, reason, false, term, now);
@@ -432,6 +436,13 @@ impl Passive {
 }
 
 impl Watched {
+    /// How many may be out at a time.
+    fn places(&self) -> usize {
+        let count = self.targets.len();
+        let places = count * usize::from(self.max_ejection_percent) / 100;
+        places.max(usize::from(count > 1))
+    }
+
     fn suspects(&self, now: Duration) -> Vec<Suspicion> {
         let mut suspects = Vec::new();
         if now >= self.last_news + WINDOW {

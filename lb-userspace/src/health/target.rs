@@ -101,6 +101,8 @@ pub struct TargetView {
     pub gone: bool,
     /// Healthy, but it asks to be drained: one of its probes says so.
     pub leaving: bool,
+    /// Not decided, and to get traffic until it is.
+    pub presumed: bool,
     /// The verdict was not reached by the present probes: it is that of an earlier agent or of
     /// another configuration, and stands until an outcome is counted.
     pub assumed: bool,
@@ -130,6 +132,7 @@ impl TargetView {
             health: Health::Healthy,
             gone: false,
             leaving: false,
+            presumed: false,
             assumed: false,
             since: now,
             reason: "no probe".to_owned(),
@@ -214,6 +217,9 @@ impl TargetView {
         self.leaving = self.health == Health::Healthy && checks().any(|check| check.leaving);
         let of_flows = checks().any(|check| check.gone && check.of_flows);
         self.gone = of_flows || checks().all(|check| check.gone);
+        let mut waited =
+            checks().filter(|check| check.health == Health::Unknown && !check.advisory);
+        self.presumed = self.health == Health::Unknown && waited.all(|check| check.presumed);
         self.assumed = checks().any(|check| check.assumed);
         self.weight = checks().map(|check| check.weight).min().unwrap_or(100);
         self.held_until = checks().filter_map(|check| check.held_until).max();

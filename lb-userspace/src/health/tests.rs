@@ -67,8 +67,9 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
         server_id_length: 0,
         panic_threshold: 50,
         drain_deadline: ms(30_000),
-        slow_start: Duration::ZERO,
         announce: None,
+        slow_start: Default::default(),
+        pool: Default::default(),
         health: vec![policy.clone()],
         backends: (0..backends).map(backend).collect(),
     }

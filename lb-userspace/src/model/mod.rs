@@ -19,6 +19,7 @@ mod named;
 mod panic;
 mod pattern;
 mod policy;
+mod pool;
 mod probe;
 mod question;
 pub use announce::Announce;
@@ -29,7 +30,8 @@ pub use mode::{ActivePassive, Fence, Mode};
 pub use named::{Family, NamedBackend, Question, server_id};
 pub use panic::{PanicAction, PanicRules};
 pub use pattern::Pattern;
-pub use policy::{HealthPolicy, HoldDown, Window};
+pub use policy::{Assume, HealthPolicy, HoldDown, Window};
+pub use pool::{PoolRules, SlowStart};
 pub use probe::{
     BODY_METHODS, ClientCertificate, Egress, GRPC_CODES, HeaderMatch, HttpProbe, ProbeKind,
     ProbeSpec, Reuse, StatusRange, TlsOptions, Via,
@@ -85,6 +87,10 @@ pub struct Node {
     pub answer_ping: bool,
     /// Whether probes may run commands of this host.
     pub allow_exec: bool,
+    /// Probes in flight at a time at the most; `None`: as many as there are descriptors for.
+    pub probes_in_flight: Option<u32>,
+    /// Probes that may be started in a second; `None`: all that are due.
+    pub probes_per_second: Option<u32>,
     /// Who is asked for host names; `None`: as the host's /etc/resolv.conf says.
     pub dns_servers: Option<Vec<SocketAddr>>,
     /// Longest time between two questions for one name.
@@ -190,12 +196,24 @@ impl OnDeath {
 }
 
 /// What the packets of a service's flows may say of its backends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassiveRules {
     /// Connections that a backend does not answer or refuses provoke probes at once, which may
     /// eject it.
     pub connections: bool,
     pub http: PassiveHttp,
+    /// Percent of the backends that may be out by it at a time; one always may, if there are two.
+    pub max_ejection_percent: u8,
+}
+
+impl Default for PassiveRules {
+    fn default() -> Self {
+        Self {
+            connections: false,
+            http: PassiveHttp::Off,
+            max_ejection_percent: 50,
+        }
+    }
 }
 
 /// What HTTP answers with a status of 500 and above lead to.
@@ -258,9 +276,10 @@ pub struct Service {
     pub panic_threshold: u8,
     pub panic: PanicRules,
     pub drain_deadline: Duration,
-    pub slow_start: Duration,
     /// When its VIP is announced; `None`: this service asks for no announcement.
     pub announce: Option<Announce>,
+    pub slow_start: SlowStart,
+    pub pool: PoolRules,
     pub passive: PassiveRules,
     /// Its probes, all of which a backend must pass; none for `probe = "none"`: its backends count
     /// as healthy.
@@ -316,6 +335,13 @@ impl Service {
             .iter()
             .map(|policy| policy.interval + policy.timeout);
         rounds.max().unwrap_or_default()
+    }
+
+    /// How long nobody is healthy before backends without a verdict get traffic.
+    pub fn fail_open_after(&self) -> Duration {
+        self.pool
+            .fail_open_after
+            .unwrap_or_else(|| self.probe_round())
     }
 
     /// The probes of one of its backends.

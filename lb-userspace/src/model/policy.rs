@@ -32,6 +32,20 @@ pub struct HealthPolicy {
     pub degraded_weight: u8,
     /// Whether failures that change nothing are events too.
     pub always_log_failures: bool,
+    /// What it is taken for before its first verdict.
+    pub assume: Assume,
+}
+
+/// What a backend is taken for before the first verdict of a probe. HAProxy's `init-state` is alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Assume {
+    /// It gets no traffic, whatever an earlier agent knew of it.
+    Down,
+    /// It has the verdict of the earlier agent; one of which nothing is known gets traffic.
+    Up,
+    /// It has the verdict of the earlier agent; one of which nothing is known gets no traffic.
+    #[default]
+    Restore,
 }
 
 /// So many failures out of the last so many outcomes.
@@ -89,6 +103,7 @@ impl Default for HealthPolicy {
             hold_down: None,
             degraded_weight: 50,
             always_log_failures: false,
+            assume: Assume::default(),
         }
     }
 }

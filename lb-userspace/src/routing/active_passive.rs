@@ -19,7 +19,7 @@
 //! the active one. Once a fence has succeeded it is not believed any more that it can, unless it is
 //! the only one left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,14 +27,14 @@ use std::time::Duration;
 use super::decide::Earliest;
 use super::{Admin, Cause, EventKind, Routing};
 use crate::health::Health;
-use crate::model::{ActivePassive, Backend};
+use crate::model::{ActivePassive, Backend, BackendKey};
 
 /// Pause after the first failure of a fence; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What the agent knows beside the verdicts, by service.
+/// What the agent knows beside the verdicts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Orders {
     /// Who was active when this agent began, or when the service came to be in this mode. Counts
@@ -45,6 +45,9 @@ pub struct Orders {
     pub fenced: BTreeMap<Arc<str>, Fenced>,
     /// Who the operator wants to be active now.
     pub promote: BTreeMap<Arc<str>, Arc<str>>,
+    /// The backends that got new flows when this agent began, or under another name. Counts only
+    /// where nothing was decided before.
+    pub served: BTreeSet<BackendKey>,
 }
 
 /// The active backend as an earlier agent left it.

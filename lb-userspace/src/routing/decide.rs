@@ -1,20 +1,21 @@
 //! The decision itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::active_passive::{self, Candidate};
+use super::active_passive;
+use super::floor::{Floor, Unhealthy};
 use super::panic::{Situation, judge};
-use super::slow_start;
-use super::tiers::{Share, in_service, one_is_whole};
+use super::slow_start::ease_in;
+use super::subject::Subject;
+use super::tiers::{Holding, Share, in_service, one_is_whole};
 use super::weight;
 use super::{Admin, Cause, Decided, Decision, Event, EventKind, Orders, Routing, RoutingState};
 use super::{RoutingState as Previous, ServiceRouting};
 use crate::health::passive::Doubt;
 use crate::health::{Health, TargetView};
-use crate::model::{Backend, BackendKey, PanicAction, Service};
-use crate::probe::{Class, Verdict};
+use crate::model::{BackendKey, PanicAction, Service};
 
 /// What a decision rests on.
 pub struct Input<'a> {
@@ -28,7 +29,7 @@ pub struct Input<'a> {
     /// Backends no longer in the configuration, and until when their established flows may stay.
     /// Once out, an entry may be dropped.
     pub removed: &'a BTreeMap<BackendKey, Duration>,
-    /// For services with one active backend.
+    /// What the agent knows beside that.
     pub orders: &'a Orders,
 }
 
@@ -96,90 +97,6 @@ impl Earliest {
     }
 }
 
-/// A configured backend with all that is said of it.
-struct Subject<'a> {
-    key: BackendKey,
-    backend: &'a Backend,
-    view: Option<&'a TargetView>,
-    /// Only of one that the probes call healthy.
-    doubt: Option<&'a Doubt>,
-    admin: Admin,
-}
-
-impl Subject<'_> {
-    fn health(&self) -> Health {
-        match (self.doubt, self.view) {
-            (Some(_), _) => Health::Unhealthy,
-            (None, view) => view.map_or(Health::Unknown, |view| view.health),
-        }
-    }
-
-    fn reason(&self) -> &str {
-        match (self.doubt, self.view) {
-            (Some(doubt), _) => &doubt.reason,
-            (None, view) => view.map_or("not yet probed", |view| &view.reason),
-        }
-    }
-
-    fn gone(&self) -> bool {
-        match (self.doubt, self.view) {
-            (Some(doubt), _) => doubt.gone,
-            (None, view) => view.is_some_and(|view| view.gone),
-        }
-    }
-
-    /// Whether it is well, but asks to be drained.
-    fn leaves(&self) -> bool {
-        self.health() == Health::Healthy && self.view.is_some_and(|view| view.leaving)
-    }
-
-    fn candidate(&self) -> Candidate<'_> {
-        Candidate {
-            backend: self.backend,
-            admin: self.admin,
-            health: if self.leaves() {
-                Health::Unhealthy
-            } else {
-                self.health()
-            },
-            gone: self.gone(),
-            remembered: self.doubt.is_none() && self.view.is_some_and(|view| view.assumed),
-            said: self.reason(),
-        }
-    }
-
-    /// Whether it is there for ordinary times, and the operator has nothing against it.
-    fn is_regular(&self) -> bool {
-        self.admin == Admin::Enabled && !self.backend.fallback
-    }
-
-    /// Whether it is decided, and nobody has anything against it but its health.
-    fn counts(&self) -> bool {
-        self.is_regular() && self.health() != Health::Unknown
-    }
-
-    /// Whether it is a fallback that can serve.
-    fn can_fall_back(&self) -> bool {
-        self.backend.fallback
-            && self.admin == Admin::Enabled
-            && self.health() == Health::Healthy
-            && !self.leaves()
-            && self.backend.weight > 0
-    }
-
-    /// Whether a last probe was refused at the very port that packets go to.
-    fn is_refused(&self) -> bool {
-        let checks = self.view.map_or(&[][..], |view| &view.checks);
-        let mut asked = self.backend.probes.iter().zip(checks);
-        asked.any(|(probe, check)| {
-            let mut outcomes = check.history.iter().rev();
-            let counted = outcomes.find(|outcome| outcome.verdict != Verdict::Internal);
-            probe.target == self.backend.address
-                && counted.is_some_and(|last| last.class == Class::Refused)
-        })
-    }
-}
-
 fn decide_service(
     input: &Input<'_>,
     service: &Service,
@@ -215,6 +132,9 @@ fn decide_service(
             let healthy = subject.health() == Health::Healthy && !subject.leaves();
             tier.add(subject.backend.weight, healthy);
             all.add(subject.backend.weight, healthy);
+        } else if subject.is_presumed() {
+            // It carries load, and says nothing about the service's health.
+            tier.add(subject.backend.weight, true);
         }
     }
 
@@ -230,17 +150,23 @@ fn decide_service(
     let undecided = subjects
         .iter()
         .any(|s| s.is_regular() && s.health() == Health::Unknown);
-    let fail_open = !decided && now >= round_ends;
-    if !decided && undecided && !fail_open {
-        next.consider(round_ends);
+    let nobody_since = match regular().any(|subject| subject.health() == Health::Healthy) {
+        true => None,
+        false => Some(before.and_then(|b| b.nobody_since).unwrap_or(now)),
+    };
+    let opens = nobody_since.map(|since| since + service.fail_open_after());
+    let waited = opens.is_some_and(|opens| now >= opens);
+    if let Some(opens) = opens.filter(|_| undecided && !waited) {
+        next.consider(opens);
     }
 
+    let overprovisioning = service.pool.overprovisioning.into();
     let situation = Situation {
         threshold: service.panic_threshold,
         min_healthy: service.panic.min_healthy,
         interval,
         share: all,
-        spared: one_is_whole(&tiers),
+        spared: one_is_whole(&tiers, overprovisioning),
         not_before: undecided.then_some(round_ends),
     };
     let mood = judge(
@@ -278,6 +204,14 @@ fn decide_service(
         }));
         primary
     });
+    let action = match service.panic.action {
+        PanicAction::Fallback if !subjects.iter().any(Subject::can_fall_back) => PanicAction::All,
+        action => action,
+    };
+    let panic = mood.panic.then_some(action);
+    let waiting = regular().any(|s| s.health() == Health::Unknown && !s.is_presumed());
+    let fail_open = waited && waiting && matches!(panic, None | Some(PanicAction::All));
+    let mut released_since = None;
     let tiers = if let Some(primary) = &primary {
         let active = subjects
             .iter()
@@ -287,14 +221,41 @@ fn decide_service(
     } else if mood.panic || fail_open {
         tiers.keys().copied().collect()
     } else {
-        in_service(&tiers)
+        let wanted = in_service(&tiers, overprovisioning);
+        // In the first round all tiers wait, which is no service.
+        let before = before.filter(|_| now >= round_ends);
+        let holding = Holding {
+            before: before.map_or(&[], |before| &before.tiers),
+            since: before.and_then(|before| before.released_since),
+            longest: service.pool.failback_after,
+        };
+        let (tiers, since) = holding.hold(wanted, tiers.keys().copied(), now);
+        released_since = since;
+        if let Some(since) = since {
+            next.consider(since + service.pool.failback_after);
+        }
+        tiers
     };
-    let action = match service.panic.action {
-        PanicAction::Fallback if !subjects.iter().any(Subject::can_fall_back) => PanicAction::All,
-        action => action,
+    let floor = Floor {
+        most: service.pool.max_ejection_percent,
+        count: regular().filter(|s| s.holds_load()).count() as u32,
+    };
+    let refused = match panic {
+        None if floor.is_any() => {
+            let unhealthy = regular().filter(|s| s.holds_load());
+            let unhealthy = unhealthy.filter(|s| s.health() == Health::Unhealthy);
+            let unhealthy = unhealthy.map(|subject| Unhealthy {
+                key: &subject.key,
+                out: subject.is_out(before, input.orders),
+                since: subject.unhealthy_since(),
+            });
+            floor.refused(unhealthy.collect())
+        }
+        None | Some(_) => BTreeSet::new(),
     };
     let rules = Rules {
-        panic: mood.panic.then_some(action),
+        panic,
+        refused: &refused,
         exclude_refused: service.panic.exclude_refused,
         fail_open,
         tiers: &tiers,
@@ -325,6 +286,8 @@ fn decide_service(
         backends,
         primary,
         enough_since: mood.enough_since,
+        released_since,
+        nobody_since,
         round_started,
         decided,
     }
@@ -335,9 +298,23 @@ struct Rules<'a> {
     /// Who gets the new flows, in panic.
     panic: Option<PanicAction>,
     exclude_refused: bool,
+    /// Those for whose ejection there is no place.
+    refused: &'a BTreeSet<&'a BackendKey>,
     fail_open: bool,
     tiers: &'a [u8],
     drain_deadline: Duration,
+}
+
+impl Rules<'_> {
+    /// What a backend gets of which it is not known that it is healthy, and which yet is to serve.
+    fn as_if_healthy(&self, subject: &Subject<'_>) -> Routing {
+        let open = matches!(self.panic, None | Some(PanicAction::All));
+        if open && self.tiers.contains(&subject.backend.tier) {
+            Routing::Active
+        } else {
+            Routing::Standby
+        }
+    }
 }
 
 /// The precedence, from the top.
@@ -368,10 +345,15 @@ fn decide_backend(
             };
             (routing, Cause::Drained, reason.to_owned())
         }
+        (Admin::Enabled, Health::Unknown) if subject.is_presumed() => (
+            rules.as_if_healthy(subject),
+            Cause::Assumed,
+            format!("taken for healthy until its first verdict: {said}"),
+        ),
         (Admin::Enabled, Health::Unknown) if fail_open && !subject.backend.fallback => (
             Routing::Active,
             Cause::FailOpen,
-            format!("no verdict on any backend after a probe round: {said}"),
+            format!("nobody has been healthy for too long: {said}"),
         ),
         (Admin::Enabled, Health::Unknown) => (
             Routing::Out,
@@ -388,6 +370,11 @@ fn decide_backend(
                 format!("panic, too few are healthy: {said}"),
             )
         }
+        (Admin::Enabled, Health::Unhealthy) if rules.refused.contains(&subject.key) => (
+            rules.as_if_healthy(subject),
+            Cause::EjectionRefused,
+            format!("not ejected, since as many as may be are out (max_ejection_percent): {said}"),
+        ),
         (Admin::Enabled, Health::Unhealthy) if gone => {
             (Routing::Out, Cause::Gone, format!("unhealthy: {said}"))
         }
@@ -491,37 +478,6 @@ fn decision(
     }
 }
 
-/// Gives the shares of those that come back, if others are there to carry the load.
-fn ease_in(
-    backends: &mut BTreeMap<BackendKey, Decision>,
-    before: Option<&ServiceRouting>,
-    service: &Service,
-    now: Duration,
-    next: &mut Earliest,
-) {
-    let window = service.slow_start;
-    for (key, decision) in backends.iter_mut() {
-        if decision.routing == Routing::Active {
-            let before = before.and_then(|before| before.backends.get(key));
-            decision.eased_since = slow_start::began(before, window, now);
-        }
-    }
-    let others = service.backends.iter().any(|backend| {
-        let decision = backends.get(&service.key(backend));
-        let full = decision.is_some_and(|d| d.routing.takes_new_flows() && d.eased_since.is_none());
-        full && backend.weight > 0
-    });
-    for decision in backends.values_mut() {
-        if let Some(began) = decision.eased_since {
-            let (share, until) = slow_start::share(began, window, now);
-            next.consider(until);
-            if others {
-                decision.share = share;
-            }
-        }
-    }
-}
-
 fn service_events(
     name: &Arc<str>,
     before: &ServiceRouting,
@@ -556,6 +512,12 @@ fn service_events(
 /// What happened to a backend, if anything that is worth telling.
 fn backend_event(before: &Decision, after: &Decision) -> Option<EventKind> {
     use Routing::{Active, Draining, Out, Panic, Standby};
+    match (before.cause, after.cause) {
+        (Cause::EjectionRefused, Cause::EjectionRefused) => {}
+        (_, Cause::EjectionRefused) => return Some(EventKind::EjectionRefused),
+        (Cause::EjectionRefused, Cause::Healthy) => return Some(EventKind::Readmitted),
+        _ => {}
+    }
     match (before.routing, after.routing) {
         (Active, Active)
         | (Panic, Panic)

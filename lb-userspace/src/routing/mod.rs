@@ -5,22 +5,24 @@
 //! precedence: disabled > drained by the operator > unhealthy > tier not needed > active. Only panic
 //! overrides the probes, and nothing overrides the operator.
 //!
-//! - *Unknown* backends get no new flows and do not count in any percentage. If no backend of a
-//!   service has a verdict, the service waits for one probe round (interval + timeout); if then
-//!   there still is none (the prober itself is broken) the unknown ones get traffic.
+//! - *Unknown* backends get no new flows and do not count in any percentage, unless they are assumed
+//!   to be up. If nobody in a service is healthy for one probe round (interval + timeout, or
+//!   `fail_open_after`), the unknown ones get traffic: the prober itself may be broken.
 //! - *Unhealthy* ones that answered badly drain: established flows only, until `drain_deadline`.
 //!   Those that are gone are out at once. One that was out is not drained again: its flows are
-//!   given up already.
+//!   given up already. How many may be out at a time, see `floor`.
 //! - Healthy ones that ask to be drained drain likewise. They count in no percentage, so a rolling
 //!   restart is no reason to panic; but if all ask for it they count as unhealthy. In panic they get
 //!   traffic like any other.
-//! - *Panic*, see [`panic`](mod@panic); *tiers*, see [`tiers`]; *slow start*, see [`slow_start`].
+//! - *Panic*, see [`panic`](mod@panic); *tiers*, see [`tiers`]; *slow start*, see `slow_start`.
 //! - Of a service with one *active* backend only that one gets anything, see [`active_passive`].
 
 pub mod active_passive;
 mod decide;
+mod floor;
 pub mod panic;
-pub mod slow_start;
+mod slow_start;
+mod subject;
 pub mod tiers;
 mod weight;
 
@@ -125,8 +127,12 @@ pub enum Cause {
     Removed,
     /// Not yet probed.
     Undecided,
-    /// Not yet probed, and nobody could be for a whole probe round.
+    /// Not yet decided, and taken for healthy until then.
+    Assumed,
+    /// Not yet decided, and nobody has been healthy for too long.
     FailOpen,
+    /// Unhealthy, and as many are out as may be.
+    EjectionRefused,
     /// It answers badly.
     Unhealthy,
     /// It asks to be drained.
@@ -154,7 +160,9 @@ impl Cause {
             Self::Drained => "drained",
             Self::Removed => "removed",
             Self::Undecided => "undecided",
+            Self::Assumed => "assumed",
             Self::FailOpen => "fail_open",
+            Self::EjectionRefused => "ejection_refused",
             Self::Unhealthy => "unhealthy",
             Self::Leaving => "leaving",
             Self::Gone => "gone",
@@ -199,6 +207,10 @@ pub struct ServiceRouting {
     pub primary: Option<Primary>,
     /// In panic: since when enough have been healthy again.
     enough_since: Option<Duration>,
+    /// Since when lower tiers could carry the load alone, while higher ones stay in service.
+    released_since: Option<Duration>,
+    /// Since when nobody has been healthy, while that is so.
+    nobody_since: Option<Duration>,
     /// When the service was last without any verdict: the start of its first probe round.
     round_started: Duration,
     /// Whether any enabled backend has a verdict.
@@ -249,6 +261,8 @@ pub enum EventKind {
     Drained,
     /// Gets traffic only because its service is in panic.
     Panicked,
+    /// Unhealthy, and not ejected, since as many are out as may be.
+    EjectionRefused,
     /// The active backend is cut off and fenced, so that another can take over.
     Fencing,
     /// That failed, and nobody is promoted.
@@ -270,6 +284,7 @@ impl EventKind {
             Self::Draining => "draining",
             Self::Drained => "drained",
             Self::Panicked => "panicked",
+            Self::EjectionRefused => "ejection_refused",
             Self::Fencing => "fencing",
             Self::FenceFailed => "fence_failed",
             Self::Promoted => "promoted",

@@ -19,6 +19,7 @@ use crate::probe::{Class, Outcome, Verdict};
 
 mod active_passive;
 mod panic;
+mod pool;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -77,8 +78,9 @@ impl World {
             server_id_length: 0,
             panic_threshold,
             drain_deadline: s(30),
-            slow_start: Duration::ZERO,
             announce: None,
+            slow_start: Default::default(),
+            pool: Default::default(),
             health: vec![HealthPolicy {
                 interval: s(5),
                 timeout: s(2),
@@ -345,7 +347,8 @@ fn the_first_failures_of_a_start_are_no_panic() {
     );
     let mut world = World::new(50, &[(100, 0); 3]);
     world.probe(0, Class::Refused);
-    assert_eq!(world.wait(s(7)).picture(), "POO");
+    // Those of which nothing is known get traffic too, since nobody is healthy.
+    assert_eq!(world.wait(s(7)).picture(), "PAA");
 }
 
 #[test]
@@ -412,7 +415,7 @@ fn events_tell_every_change_of_panic() {
 #[test]
 fn a_returning_backend_is_eased_in() {
     let mut world = World::healthy(0, &[(100, 0); 3]);
-    world.service.slow_start = s(100);
+    world.service.slow_start.window = s(100);
     let share = |world: &World, n: usize| world.state.get(&key(n)).unwrap().share;
     world
         .probe(0, Class::Refused)
@@ -440,7 +443,7 @@ fn a_returning_backend_is_eased_in() {
     );
     // Neither a start nor a panic makes one.
     let mut world = World::new(50, &[(100, 0); 2]);
-    world.service.slow_start = s(100);
+    world.service.slow_start.window = s(100);
     world.probe(0, Class::Ok).probe(1, Class::Ok);
     assert_eq!((share(&world, 0), share(&world, 1)), (100, 100));
     world
@@ -537,7 +540,7 @@ proptest! {
         ops in prop::collection::vec(op(), 1..60),
     ) {
         let mut world = World::new(threshold, &backends);
-        world.service.slow_start = s(slow_start);
+        world.service.slow_start.window = s(slow_start);
         world.decide();
         check(&world)?;
         for op in &ops {

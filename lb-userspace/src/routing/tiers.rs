@@ -1,14 +1,13 @@
 //! Which tiers of a service take traffic.
 //!
 //! Tiers join from the lowest up until together they can carry the load. A tier's capacity is its
-//! healthy weight in percent of the weight of its enabled and decided backends, times Envoy's
-//! overprovisioning factor of 1.4, at most 100: so a tier carries everything alone as long as 72 %
-//! of it are healthy. Backends of the tiers beyond stand by.
+//! healthy weight in percent of the weight of its enabled and decided backends, times
+//! `overprovisioning` (Envoy's factor, 140 %), at most 100: so a tier carries everything alone as long
+//! as 72 % of it are healthy. Backends of the tiers beyond stand by. With `failback_after` a tier that
+//! is needed no more stays in service for so long.
 
 use std::collections::BTreeMap;
-
-/// Overprovisioning: percent of capacity that a wholly healthy tier counts for.
-const OVERPROVISIONING: u64 = 140;
+use std::time::Duration;
 
 /// Weights of the enabled and decided backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,28 +43,29 @@ impl Share {
     }
 
     /// Whether it can carry the service's load alone.
-    pub const fn suffices(self) -> bool {
-        self.healthy > 0 && self.healthy * OVERPROVISIONING >= self.total * 100
+    const fn suffices(self, overprovisioning: u64) -> bool {
+        self.healthy > 0 && self.healthy * overprovisioning >= self.total * 100
     }
 
     /// Capacity in millionths of the load.
-    fn capacity(self) -> u64 {
+    fn capacity(self, overprovisioning: u64) -> u64 {
         if self.total == 0 {
             return 0;
         }
-        (self.healthy * OVERPROVISIONING * 10_000 / self.total).min(1_000_000)
+        (self.healthy * overprovisioning * 10_000 / self.total).min(1_000_000)
     }
 }
 
 /// The tiers that take traffic. Those with nobody healthy are among them while no lower ones
-/// suffice, so that they are in service as soon as someone is.
-pub(super) fn in_service(tiers: &BTreeMap<u8, Share>) -> Vec<u8> {
+/// suffice, so that they are in service as soon as someone is. `overprovisioning`: percent of the load
+/// that a wholly healthy tier counts for.
+pub(super) fn in_service(tiers: &BTreeMap<u8, Share>, overprovisioning: u64) -> Vec<u8> {
     let mut capacity = 0;
     let mut joined = Vec::new();
     for (&tier, share) in tiers {
         joined.push(tier);
-        capacity += share.capacity();
-        if share.suffices() || capacity >= 1_000_000 {
+        capacity += share.capacity(overprovisioning);
+        if share.suffices(overprovisioning) || capacity >= 1_000_000 {
             break;
         }
     }
@@ -73,6 +73,36 @@ pub(super) fn in_service(tiers: &BTreeMap<u8, Share>) -> Vec<u8> {
 }
 
 /// Whether, of several tiers, one can carry the load alone.
-pub(super) fn one_is_whole(tiers: &BTreeMap<u8, Share>) -> bool {
-    tiers.len() > 1 && tiers.values().any(|share| share.suffices())
+pub(super) fn one_is_whole(tiers: &BTreeMap<u8, Share>, overprovisioning: u64) -> bool {
+    let mut shares = tiers.values();
+    tiers.len() > 1 && shares.any(|share| share.suffices(overprovisioning))
+}
+
+/// How long higher tiers stay in service.
+pub(super) struct Holding<'a> {
+    /// Those in service until now.
+    pub before: &'a [u8],
+    /// Since when fewer would do, if that is so.
+    pub since: Option<Duration>,
+    pub longest: Duration,
+}
+
+impl Holding<'_> {
+    /// The tiers that serve where these are wanted, and since when fewer would do.
+    pub fn hold(
+        &self,
+        wanted: Vec<u8>,
+        all: impl Iterator<Item = u8>,
+        now: Duration,
+    ) -> (Vec<u8>, Option<Duration>) {
+        let Some(highest) = self.before.last().filter(|tier| wanted.last() < Some(tier)) else {
+            return (wanted, None);
+        };
+        let held: Vec<u8> = all.filter(|tier| tier <= highest).collect();
+        let since = self.since.unwrap_or(now);
+        if held == wanted || now >= since + self.longest {
+            return (wanted, None);
+        }
+        (held, Some(since))
+    }
 }

@@ -258,6 +258,65 @@ fn slow_start_comes_to_an_end_and_is_no_change() {
     );
 }
 
+/// Three at a time fail for good, one after the other; the first one recovers.
+#[test]
+fn an_ejection_too_many_waits_for_a_place() {
+    let service = "panic_threshold = 0\nmax_ejection_percent = 40";
+    let model = model(service, &["", "", "", "", ""]);
+    let mut outcomes = at(0, &[OK; 5]);
+    for seconds in [5, 10, 15] {
+        outcomes.extend(at(seconds, &[DEAD, DEAD, BAD]));
+    }
+    outcomes.extend(at(20, &[OK]));
+    outcomes.extend(at(25, &[OK]));
+    assert_eq!(
+        changes(&model, &outcomes)[5..],
+        [
+            "15 web/b0 unhealthy out",
+            "15 web/b1 unhealthy out",
+            "15 web/b2 unhealthy active",
+            "25 web/b0 healthy active",
+            "25 web/b2 unhealthy draining",
+            "55 web/b2 unhealthy out",
+        ]
+    );
+}
+
+#[test]
+fn a_higher_tier_is_given_back_late() {
+    let model = model("failback_after = \"1m\"", &["", "tier = 1"]);
+    let mut outcomes = at(0, &[OK, OK]);
+    for (seconds, outcome) in [(5, DEAD), (10, DEAD), (15, DEAD), (20, OK), (25, OK)] {
+        outcomes.extend(at(seconds, &[outcome]));
+    }
+    assert_eq!(
+        changes(&model, &outcomes)[2..],
+        [
+            "15 web/b0 unhealthy out",
+            "15 web/b1 healthy active",
+            "25 web/b0 healthy active",
+            "85 web/b1 healthy standby",
+        ]
+    );
+}
+
+#[test]
+fn assumed_to_be_up_the_first_outcome_decides() {
+    let text = "panic_threshold = 0\n[service.health]\nprobe = \"tcp\"\nassume = \"up\"\n";
+    let text = format!(
+        "[node]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\n\
+         address = \"203.0.113.10:80\"\n{text}\
+         [[service.backend]]\nname = \"b0\"\naddress = \"10.0.0.1:80\"\n\
+         [[service.backend]]\nname = \"b1\"\naddress = \"10.0.0.2:80\"\n"
+    );
+    let model = check(&text, "test").unwrap().model;
+    // Both had traffic before: that is no change.
+    assert_eq!(
+        changes(&model, &at(1, &[OK, DEAD])),
+        ["1 web/b0 healthy active", "1 web/b1 unhealthy out"]
+    );
+}
+
 #[test]
 fn a_line_is_the_contract() {
     let model = model("", &[""]);

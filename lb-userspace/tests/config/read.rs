@@ -8,12 +8,12 @@ use std::time::Duration;
 use lb_userspace::config::check::check;
 use lb_userspace::config::{self};
 use lb_userspace::model::{
-    ActivePassive, Affinity, Announce, Backend, Class, ClientCertificate, DnsProbe, Egress,
+    ActivePassive, Affinity, Announce, Assume, Backend, Class, ClientCertificate, DnsProbe, Egress,
     Endpoint, ExecProbe, Family, Fence, Forwarding, HeaderMatch, HealthPolicy, HoldDown, HttpProbe,
     LdapProbe, Match, Mode, Model, MysqlProbe, Node, OnDeath, OnExit, PanicAction, PanicRules,
-    PassiveHttp, PassiveRules, Pattern, Ports, PostgresProbe, Prefix, ProbeKind, ProbeSpec,
-    Protocol, Question, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SmtpProbe, StatusRange,
-    TcpScript, TlsOptions, Via, Window, XdpMode,
+    PassiveHttp, PassiveRules, Pattern, PoolRules, Ports, PostgresProbe, Prefix, ProbeKind,
+    ProbeSpec, Protocol, Question, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SlowStart,
+    SmtpProbe, StatusRange, TcpScript, TlsOptions, Via, Window, XdpMode,
 };
 
 use super::good;
@@ -47,6 +47,8 @@ fn the_smallest_file_gets_the_documented_defaults() {
             dns_max_ttl: Duration::from_secs(60),
             announce_table: 108,
             certificate_warning: Duration::from_secs(14 * 86_400),
+            probes_in_flight: None,
+            probes_per_second: None,
         }
     );
     let seconds = Duration::from_secs;
@@ -66,11 +68,13 @@ fn the_smallest_file_gets_the_documented_defaults() {
             server_id_length: 0,
             panic_threshold: 50,
             drain_deadline: seconds(30),
-            slow_start: seconds(0),
             announce: None,
+            slow_start: Default::default(),
+            pool: Default::default(),
             passive: PassiveRules {
                 connections: true,
                 http: PassiveHttp::Off,
+                max_ejection_percent: 50,
             },
             health: vec![HealthPolicy::default()],
             backends: vec![Backend {
@@ -606,4 +610,46 @@ fn ports_and_server_ids_are_read() {
         .collect();
     assert_eq!(ids, [Some(0x010b), Some(0x0a1b)]);
     assert_eq!(ftp.backends[0].server_id, None);
+}
+
+#[test]
+fn how_much_of_a_pool_serves_is_read() {
+    let model = config::parse(&good("pool.toml"), "lb.toml").unwrap();
+    let node = &model.node;
+    assert_eq!(
+        (node.probes_in_flight, node.probes_per_second),
+        (Some(200), Some(50))
+    );
+    let [web, api] = &model.services[..] else {
+        panic!("{model:#?}")
+    };
+    let seconds = Duration::from_secs;
+    let pool = PoolRules {
+        max_ejection_percent: 40,
+        overprovisioning: 120,
+        failback_after: seconds(120),
+        fail_open_after: Some(seconds(20)),
+    };
+    assert_eq!((web.pool, api.pool), (pool, PoolRules::default()));
+    assert_eq!(web.passive.max_ejection_percent, 25);
+    assert_eq!(api.passive.max_ejection_percent, 50);
+    let slow_start = |aggression, least| SlowStart {
+        window: seconds(30),
+        aggression,
+        least,
+    };
+    assert_eq!(web.slow_start, slow_start(1.5, 5));
+    assert_eq!(api.slow_start, slow_start(2.0, 10));
+    assert_eq!(web.fail_open_after(), seconds(20));
+    // The longest interval and timeout of its probes.
+    assert_eq!(api.fail_open_after(), seconds(7));
+    let assume = |service: &Service| service.health[0].assume;
+    assert_eq!((assume(web), assume(api)), (Assume::Up, Assume::Down));
+    let report = check(&good("pool.toml"), "lb.toml").unwrap();
+    assert!(
+        report
+            .warnings
+            .iter()
+            .all(|warning| warning.id != Some("probe-load"))
+    );
 }

@@ -10,13 +10,13 @@ use lb_userspace::model::{
     Backend, BackendKey, Forwarding, PanicAction, PassiveHttp, PassiveRules, Service,
 };
 use lb_userspace::probe::Class;
-use lb_userspace::routing::{Admin, Input, Orders, Routing, RoutingState, decide};
+use lb_userspace::routing::{Admin, Cause, Input, Orders, Routing, RoutingState, decide};
 use serde_json::Value;
 
 use super::{backend, outcome, policy, restored, service, traces};
 
 /// The traces that this module replays beside those of Envoy's priorities.
-pub const REPLAYED: [&str; 11] = [
+pub const REPLAYED: [&str; 12] = [
     "aws-fail-open-1",
     "aws-fail-open-2",
     "haproxy-all-down",
@@ -28,6 +28,7 @@ pub const REPLAYED: [&str; 11] = [
     "envoy-outlier-22",
     "envoy-outlier-23",
     "envoy-outlier-24",
+    "nginx-single_server_never_ejected",
 ];
 
 fn trace(id: &str) -> Value {
@@ -229,9 +230,8 @@ fn passive_ejections_as_envoy_limits_them() {
     let ids = REPLAYED.iter().filter(|id| id.starts_with("envoy-outlier"));
     for id in ids {
         let trace = trace(id);
-        let hosts = number(&trace["config"]["hosts"]);
+        let mut errors = Errors::of(&trace);
         let enforced = trace["config"]["enforcing_consecutive_5xx"] == 100;
-        let mut errors = Errors::new(hosts, enforced);
         for step in trace["steps"].as_array().unwrap() {
             let (host, expect) = (step["host"].as_u64(), &step["expect"]);
             match host {
@@ -261,6 +261,46 @@ fn passive_ejections_as_envoy_limits_them() {
     }
 }
 
+/// nginx never takes the only server of an upstream out; packets eject no lone backend here.
+#[test]
+fn the_only_server_stays_as_nginx_has_it() {
+    let trace = trace("nginx-single_server_never_ejected");
+    let mut errors = Errors::new(1, true, 50);
+    for request in trace["requests"].as_array().unwrap() {
+        assert!(request["log"].as_str().unwrap().ends_with("500 [A] [500]"));
+        errors.error_of(0);
+        assert!(!errors.ejected(0), "{request}");
+    }
+}
+
+/// The same limit for the probes: three failures in a row in the place of five errors. That one may
+/// always be ejected is an option there.
+#[test]
+fn ejections_by_probes_as_envoy_limits_them() {
+    for id in ["envoy-outlier-18", "envoy-outlier-22", "envoy-outlier-23"] {
+        let trace = trace(id);
+        let config = &trace["config"];
+        let mut pool = Pool::new(&vec![0; usize::from(number(&config["hosts"]))]);
+        pool.service.panic_threshold = 0;
+        pool.service.pool.max_ejection_percent =
+            u8::try_from(number(&config["max_ejection_percent"])).unwrap();
+        pool.with_down(0);
+        for (n, step) in trace["steps"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(
+                usize::from(number(&step["host"])),
+                n,
+                "they fail in their order"
+            );
+            let takes = pool.with_down(n + 1);
+            let ejected = step["expect"]["ejected"] == true;
+            assert_eq!(takes[n], !ejected, "{id}: {step}");
+            let cause = pool.state.get(&pool.key(n)).unwrap().cause;
+            let refused = cause == Cause::EjectionRefused;
+            assert_eq!(refused, !ejected, "{id}: {step}");
+        }
+    }
+}
+
 /// A pool that is asked over HTTP.
 struct Errors {
     passive: Passive,
@@ -271,7 +311,15 @@ struct Errors {
 }
 
 impl Errors {
-    fn new(hosts: u16, enforced: bool) -> Self {
+    /// As a trace of Envoy's has it.
+    fn of(trace: &Value) -> Self {
+        let config = &trace["config"];
+        let percent = u8::try_from(number(&config["max_ejection_percent"])).unwrap();
+        let enforced = config["enforcing_consecutive_5xx"] == 100;
+        Self::new(number(&config["hosts"]), enforced, percent)
+    }
+
+    fn new(hosts: u16, enforced: bool, max_ejection_percent: u8) -> Self {
         let mut service = service(policy(3, 2), (1..=hosts).map(|n| backend(n, 0)).collect());
         service.forwarding = Forwarding::Nat;
         service.passive = PassiveRules {
@@ -281,6 +329,7 @@ impl Errors {
             } else {
                 PassiveHttp::Report
             },
+            max_ejection_percent,
         };
         let keys: Vec<_> = (service.backends.iter())
             .map(|backend| service.key(backend))

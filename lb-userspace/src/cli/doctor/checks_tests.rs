@@ -60,6 +60,8 @@ fn node() -> Node {
         dns_max_ttl: std::time::Duration::from_secs(60),
         announce_table: 108,
         certificate_warning: std::time::Duration::from_secs(14 * 86_400),
+        probes_in_flight: None,
+        probes_per_second: None,
     }
 }
 

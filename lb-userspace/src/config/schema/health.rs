@@ -84,6 +84,12 @@ pub const HEALTH: Section = Section {
             "`http` and `https`: percent of its weight that a healthy backend gets whose answer says that it is degraded, by the header `x-lb-degraded` or `x-envoy-degraded` or by `degraded_body`.",
         ),
         key(
+            "assume",
+            Kind::Choice(&["down", "up", "restore"]),
+            Value("\"restore\""),
+            "What a backend is taken for before its first verdict, see [New backends](#new-backends).",
+        ),
+        key(
             "fast_interval",
             Kind::Duration,
             Derived("`interval`"),

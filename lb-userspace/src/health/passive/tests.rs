@@ -59,6 +59,7 @@ impl Pool {
         service.passive = Settings {
             connections: true,
             http,
+            ..Settings::default()
         };
         let mut passive = Passive::default();
         let mut engine = Engine::new(1);
@@ -480,9 +481,29 @@ fn the_probe_that_failed_too_ends_an_ejection() {
 }
 
 #[test]
-fn at_most_half_are_ejected_but_one_of_two() {
-    for (backends, most) in [(2, 1), (3, 1), (4, 2), (5, 2)] {
+fn at_most_so_many_are_ejected_but_one_of_two() {
+    for (percent, backends, most) in [
+        (50, 2, 1),
+        (50, 3, 1),
+        (50, 4, 2),
+        (50, 5, 2),
+        (0, 4, 1),
+        (75, 4, 3),
+        (100, 3, 3),
+    ] {
         let mut pool = Pool::nat(backends);
+        let mut service = service(backends, &policy());
+        service.forwarding = Forwarding::Nat;
+        service.passive = Settings {
+            connections: true,
+            max_ejection_percent: percent,
+            ..Settings::default()
+        };
+        pool.passive.configure(&[service]);
+        assert_eq!(pool.passive.services["web"].places(), most);
+        if most == backends {
+            continue;
+        }
         for n in 0..most {
             eject(&mut pool, n, None);
         }
@@ -543,6 +564,21 @@ fn http_errors_are_shown_or_eject() {
         let doubt = &pool.passive.doubts()[&key(1)];
         assert!(!doubt.gone, "its flows end by themselves");
     }
+    // One too many is told, once for a while.
+    let mut pool = Pool::new(4, Forwarding::Nat, PassiveHttp::Eject);
+    let mut told = Vec::new();
+    for n in 0..3 {
+        pool.ways[n] = Way::Fails(100);
+        for _ in 0..20 {
+            told.extend(pool.turn().refused);
+        }
+        // So that the next one's errors are its own.
+        pool.ways[n] = Way::Answers;
+        pool.run(2 * WINDOW);
+    }
+    assert_eq!(pool.ejected(), [&key(0), &key(1)]);
+    let told: Vec<_> = told.iter().map(|told| (&told.key, told.kind)).collect();
+    assert_eq!(told, [(&key(2), Kind::HttpErrors)]);
     // Few errors, or as many by all, eject nobody.
     for ways in [[5, 30, 5], [60, 50, 60], [100, 100, 100]] {
         let mut pool = Pool::new(3, Forwarding::Nat, PassiveHttp::Eject);

@@ -1,7 +1,7 @@
 //! What becomes of a verdict at a reload and at a restart: from every state, for every difference.
 
 use super::*;
-use crate::model::{HoldDown, Window};
+use crate::model::{Assume, HoldDown, Window};
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -290,4 +290,77 @@ fn probes_come_and_go() {
             (old.health, &old.checks[0].name)
         );
     }
+}
+
+/// What an earlier agent knew is believed unless the probe is to assume the worst; what a probe is to
+/// assume is no verdict.
+#[test]
+fn what_is_assumed_before_the_first_verdict() {
+    let assuming = |assume| {
+        let mut service = before();
+        service.health[0].assume = assume;
+        service
+    };
+    for (outcomes, assume, health, presumed) in [
+        (&[Pass][..], Assume::Restore, Health::Healthy, false),
+        (&[Pass], Assume::Up, Health::Healthy, false),
+        (&[Pass], Assume::Down, Health::Unknown, false),
+        (&[Status], Assume::Restore, Health::Unhealthy, false),
+        (&[Status], Assume::Up, Health::Unhealthy, false),
+        (&[Status], Assume::Down, Health::Unknown, false),
+        (&[], Assume::Restore, Health::Unknown, false),
+        (&[], Assume::Up, Health::Unknown, true),
+        (&[], Assume::Down, Health::Unknown, false),
+    ] {
+        let engine = in_state(outcomes);
+        let mut saved = engine.snapshot(engine.next_due().unwrap());
+        saved.retain(|_, restored| restored.health != Health::Unknown);
+        let mut next = Engine::new(7);
+        next.configure(&[assuming(assume)], &saved, ms(0));
+        let view = only(&next);
+        let place = format!("{outcomes:?}, {assume:?}");
+        assert_eq!((view.health, view.presumed), (health, presumed), "{place}");
+        if health == Health::Unknown {
+            let due = next.next_due().unwrap();
+            let start = next.start_due(due).pop().unwrap();
+            next.finish(start.seq, &outcome(Status), due);
+            let view = only(&next);
+            let decided = (view.health, view.presumed);
+            assert_eq!(decided, (Health::Unhealthy, false), "one decides: {place}");
+        }
+        // A reload is no start.
+        let mut same = in_state(outcomes);
+        let old = only(&same);
+        let now = same.next_due().unwrap();
+        same.configure(&[assuming(assume)], &BTreeMap::new(), now);
+        assert_eq!(only(&same).health, old.health, "{place}");
+    }
+}
+
+/// Of several probes each has its own; one that is not decided and assumes nothing keeps the backend
+/// back.
+#[test]
+fn all_undecided_probes_must_assume_it() {
+    let probes = |first, second| {
+        let mut service = before();
+        let mut asked = ProbeSpec::clone(&service.backends[0].probes[0]);
+        asked.target.set_port(5432);
+        service.backends[0].probes.push(Arc::new(asked));
+        service.health[0].assume = first;
+        service.health.push(HealthPolicy {
+            name: "db".into(),
+            assume: second,
+            ..policy()
+        });
+        let mut engine = Engine::new(7);
+        engine.configure(&[service], &BTreeMap::new(), ms(0));
+        engine
+    };
+    let presumed = |engine: &Engine| only(engine).presumed;
+    assert!(presumed(&probes(Assume::Up, Assume::Up)));
+    let mut mixed = probes(Assume::Up, Assume::Restore);
+    assert!(!presumed(&mixed));
+    mixed.observe(&key(0), 1, &outcome(Pass), ms(1));
+    assert!(presumed(&mixed));
+    assert_eq!(only(&mixed).health, Health::Unknown);
 }

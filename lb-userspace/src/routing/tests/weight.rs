@@ -89,7 +89,7 @@ fn an_agents_weight_goes_in_steps() {
 #[test]
 fn a_degraded_backend_is_eased_in_too() {
     let mut world = World::healthy(0, &[(100, 0); 2]);
-    world.service.slow_start = s(100);
+    world.service.slow_start.window = s(100);
     world
         .probe(0, Class::Refused)
         .wait(s(7))
