@@ -461,6 +461,21 @@ enum Op {
     Wait(u64),
 }
 
+impl Op {
+    fn happen(&self, world: &mut World) {
+        match *self {
+            Self::Probe(n, class) => world.probe(n, class),
+            Self::Admin(n, 0) => world.admin(n, Admin::Disabled),
+            Self::Admin(n, 1) => {
+                let until = world.now + s(20);
+                world.admin(n, Admin::Drain { until })
+            }
+            Self::Admin(n, _) => world.admin(n, Admin::Enabled),
+            Self::Wait(seconds) => world.wait(s(seconds)),
+        };
+    }
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let class = prop_oneof![
         3 => Just(Class::Ok),
@@ -544,16 +559,7 @@ proptest! {
         world.decide();
         check(&world)?;
         for op in &ops {
-            match *op {
-                Op::Probe(n, class) => world.probe(n, class),
-                Op::Admin(n, 0) => world.admin(n, Admin::Disabled),
-                Op::Admin(n, 1) => {
-                    let until = world.now + s(20);
-                    world.admin(n, Admin::Drain { until })
-                }
-                Op::Admin(n, _) => world.admin(n, Admin::Enabled),
-                Op::Wait(seconds) => world.wait(s(seconds)),
-            };
+            op.happen(&mut world);
             check(&world)?;
             prop_assert!(threshold > 0 || !world.panic());
         }

@@ -285,16 +285,7 @@ proptest! {
         for op in &ops {
             let before = world.state.clone();
             world.events.clear();
-            match *op {
-                Op::Probe(n, class) => world.probe(n, class),
-                Op::Admin(n, 0) => world.admin(n, Admin::Disabled),
-                Op::Admin(n, 1) => {
-                    let until = world.now + s(20);
-                    world.admin(n, Admin::Drain { until })
-                }
-                Op::Admin(n, _) => world.admin(n, Admin::Enabled),
-                Op::Wait(seconds) => world.wait(s(seconds)),
-            };
+            op.happen(&mut world);
             let counted = (0..6).filter(|n| {
                 let enabled = world.admin.get(&key(*n)).is_none_or(|a| *a == Admin::Enabled);
                 enabled && world.engine.get(&key(*n)).unwrap().health != Health::Unknown
