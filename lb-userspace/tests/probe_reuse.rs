@@ -1,15 +1,18 @@
-//! HTTP probes on kept connections, with client certificates and regular expressions.
+//! HTTP probes on kept connections, with client certificates, with bodies, and with rules on what
+//! answers say.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lb_userspace::model::{
-    ClientCertificate, HttpProbe, Pattern, ProbeKind, ProbeSpec, Reuse, StatusRange, TlsOptions,
+    ClientCertificate, HeaderMatch, HttpProbe, Pattern, ProbeKind, ProbeSpec, Reuse, StatusRange,
+    TlsOptions,
 };
 use lb_userspace::probe::{Class, Outcome, Prober, Verdict};
 use support::{Certificate, Connection, Server, Tls};
@@ -288,4 +291,173 @@ async fn a_body_may_have_to_match_a_regex() {
         outcome.detail,
         r#"HTTP 200, but no match of the regex "'lag': \\d{1,3}\\b" in the body: 15 bytes, "{'lag': 12345 }""#
     );
+}
+
+/// `hyper`'s server, by TLS if asked: it takes requests apart, bodies included, and answers with the
+/// body that it got, or with what the path says.
+async fn echo(tls: Option<Tls>) -> Server {
+    use http_body_util::{BodyExt, Full};
+    use hyper::body::Incoming;
+    use hyper::service::service_fn;
+    use hyper::{Request, Response};
+
+    Server::start(tls, |_, connection| async move {
+        let answer = async |request: Request<Incoming>| {
+            let header = |name: &str| {
+                let value = request.headers().get(name);
+                value
+                    .map_or("none", |value| value.to_str().unwrap())
+                    .to_owned()
+            };
+            let what = format!("{} of {}", header("content-length"), header("content-type"));
+            let path = request.uri().path().to_owned();
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let body = match path.as_str() {
+                "/long" => vec![b'.'; 300_000],
+                "/long-bad" => {
+                    [vec![b'.'; 200_000], b"error".to_vec(), vec![b'.'; 100_000]].concat()
+                }
+                "/bad-at-the-end" => [vec![b'.'; 300_000], b"error".to_vec()].concat(),
+                _ => format!("{what}: {}", String::from_utf8_lossy(&body)).into_bytes(),
+            };
+            let answer = Response::builder().header("X-Ready", "Yes");
+            let answer = match path.as_str() {
+                "/drain" => answer.header("X-Draining", "1").header("X-Error", "disk"),
+                "/broken" => answer.header("X-Error", "disk"),
+                _ => answer,
+            };
+            Ok::<_, Infallible>(answer.body(Full::new(bytes::Bytes::from(body))).unwrap())
+        };
+        let service = service_fn(answer);
+        let http = hyper::server::conn::http1::Builder::new();
+        // The probe's RST may come first.
+        let _ = match connection {
+            Connection::Plain(tcp) => {
+                let stream = hyper_util::rt::TokioIo::new(tcp);
+                http.serve_connection(stream, service).await
+            }
+            Connection::Tls(tls) => {
+                let stream = hyper_util::rt::TokioIo::new(*tls);
+                http.serve_connection(stream, service).await
+            }
+        };
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_request_may_have_a_body() {
+    for tls in [false, true] {
+        let server = echo(tls.then(|| Tls::new(None, false, b"http/1.1"))).await;
+        let prober = Prober::new();
+        for (method, reuse) in [("POST", false), ("PUT", true), ("PATCH", true)] {
+            let mut spec = spec(&server);
+            let probe = http(&mut spec);
+            probe.method = method.to_owned();
+            probe.tls = tls.then(TlsOptions::default);
+            probe.reuse = probe.reuse.filter(|_| reuse);
+            let ask = async |spec: &mut ProbeSpec, body: &str, echoed: &str| {
+                http(spec).body = Some(body.to_owned());
+                http(spec).expect_body_regex =
+                    Some(Pattern::new(&format!("^{}$", regex_of(echoed))).unwrap());
+                let outcome = support::judged(async || prober.run(spec).await).await;
+                assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
+                outcome.steps.iter().any(|step| step.name == "reuse")
+            };
+            let text = "text/plain; charset=utf-8";
+            for kept in [false, reuse] {
+                let found = ask(&mut spec, "a b", &format!("3 of {text}: a b")).await;
+                assert_eq!(found, kept, "{method}, over TLS: {tls}");
+            }
+            http(&mut spec).headers = vec![("Content-Type".into(), "application/json".into())];
+            ask(&mut spec, "{}", "2 of application/json: {}").await;
+            // As long as the configuration lets it be.
+            let long = "x".repeat(16 * 1024);
+            ask(
+                &mut spec,
+                &long,
+                &format!("16384 of application/json: {long}"),
+            )
+            .await;
+        }
+    }
+}
+
+fn regex_of(text: &str) -> String {
+    text.replace('{', r"\{").replace('}', r"\}")
+}
+
+/// Each rule on what an answer may not say, or must say in its head.
+#[tokio::test]
+async fn an_answer_may_be_rejected_for_what_it_says() {
+    let server = echo(None).await;
+    let prober = Prober::new();
+    let header = |text: &str| {
+        let (name, value) = text.split_once(": ").unwrap_or((text, ""));
+        vec![HeaderMatch {
+            name: name.to_owned(),
+            value: (!value.is_empty()).then(|| value.to_owned()),
+        }]
+    };
+    let run = async |path: &str, change: &dyn Fn(&mut HttpProbe)| {
+        let mut spec = spec(&server);
+        let probe = http(&mut spec);
+        (probe.path, probe.reuse) = (path.to_owned(), None);
+        change(probe);
+        let outcome = support::judged(async || prober.run(&spec).await).await;
+        let body = outcome.steps.iter().any(|step| step.name == "body");
+        (outcome.class, outcome.detail, body)
+    };
+
+    let ready = run("/", &|probe| probe.expect_header = header("x-ready: yes")).await;
+    assert_eq!(ready, (Class::Ok, "HTTP 200".to_owned(), true));
+    // The body of an answer that has failed by its head is not waited for.
+    for (rule, detail) in [
+        ("x-zone", "HTTP 200, but no header \"x-zone\""),
+        (
+            "x-ready: no",
+            "HTTP 200, but no header \"x-ready: no\" but \"Yes\"",
+        ),
+    ] {
+        let found = run("/", &|probe| probe.expect_header = header(rule)).await;
+        assert_eq!(found, (Class::Content, detail.to_owned(), false));
+    }
+    let reject = |probe: &mut HttpProbe| probe.reject_header = header("x-error");
+    assert_eq!(run("/", &reject).await.0, Class::Ok);
+    let detail = "HTTP 200, but the header \"x-error\", which is rejected";
+    let found = run("/broken", &reject).await;
+    assert_eq!(found, (Class::Content, detail.to_owned(), false));
+    // One that asks to be drained says that first.
+    let found = run("/drain", &|probe| {
+        reject(probe);
+        probe.drain_header = header("x-draining").pop();
+        probe.reject_body = Some("none".to_owned());
+    })
+    .await;
+    assert_eq!(found.0, Class::Drain, "{}", found.1);
+
+    let text = |probe: &mut HttpProbe| probe.reject_body = Some("error".to_owned());
+    let regex =
+        |probe: &mut HttpProbe| probe.reject_body_regex = Some(Pattern::new("e(r+)or").unwrap());
+    for rule in [&text as &dyn Fn(&mut HttpProbe), &regex] {
+        for (path, class) in [
+            ("/", Class::Ok),
+            // The first 256 KiB decide, whatever follows.
+            ("/long", Class::Ok),
+            ("/long-bad", Class::Body),
+            ("/bad-at-the-end", Class::Ok),
+        ] {
+            let found = run(path, rule).await;
+            assert_eq!(found.0, class, "{path}: {}", found.1);
+        }
+        // Rejected is rejected, whatever else the body says.
+        let found = run("/long-bad", &|probe| {
+            rule(probe);
+            probe.degraded_body = Some("error".to_owned());
+            probe.expect_body = Some("error".to_owned());
+        })
+        .await;
+        assert_eq!(found.0, Class::Body, "{}", found.1);
+        assert!(found.1.contains("rejected"), "{}", found.1);
+    }
 }

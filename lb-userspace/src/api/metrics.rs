@@ -8,6 +8,7 @@ use super::lateness::Lateness;
 use super::status::{BackendStatus, Health, PrimaryState, Routing, ServiceStatus, Status};
 
 mod announced;
+mod certificates;
 
 /// Media type of the answer.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -449,39 +450,7 @@ fn backends(text: &mut Encoder, services: &[ServiceStatus]) {
             text.sample("lb_backend_probe_latency_seconds", &labels, seconds);
         }
     }
-    certificates(text, all());
-}
-
-/// Only of those that were shown.
-fn certificates<'a>(
-    text: &mut Encoder,
-    backends: impl Iterator<Item = (&'a str, &'a BackendStatus)>,
-) {
-    const NAME: &str = "lb_probe_certificate_not_after_seconds";
-    let mut shown = backends
-        .flat_map(|(service, backend)| {
-            let checks = backend.checks.iter();
-            checks.map(move |check| (service, backend, check))
-        })
-        .filter_map(|(service, backend, check)| {
-            let labels = [
-                ("service", service),
-                ("backend", &*backend.name),
-                ("probe", &*check.name),
-            ];
-            Some((labels, check.certificate_not_after?))
-        })
-        .peekable();
-    if shown.peek().is_some() {
-        text.family(
-            NAME,
-            GAUGE,
-            "When the certificate that the probe was shown last expires, Unix time.",
-        );
-    }
-    for (labels, end) in shown {
-        text.sample(NAME, &labels, end.as_second());
-    }
+    certificates::encode(text, all());
 }
 
 const GAUGE: &str = "gauge";
@@ -657,35 +626,6 @@ mod tests {
             ))
         };
         assert!(is("fence_failed", 1) && is("serving", 0) && is("fencing", 0));
-    }
-
-    #[test]
-    fn certificates_are_told_of_probes_that_were_shown_one() {
-        let mut status = sample();
-        assert!(!encode(&status).contains("lb_probe_certificate"));
-        let check = crate::api::status::CheckStatus {
-            name: "https".into(),
-            health: Health::Healthy,
-            since: status.node.at,
-            reason: String::new(),
-            last_probe: None,
-            next_probe: None,
-            certificate_not_after: Some("2027-01-01T00:00:00Z".parse().unwrap()),
-            history: Vec::new(),
-        };
-        let plain = crate::api::status::CheckStatus {
-            name: "tcp".into(),
-            certificate_not_after: None,
-            ..check.clone()
-        };
-        status.services[0].backends[0].checks = vec![check, plain];
-        let samples = parse(&encode(&status));
-        let told: Vec<_> = (samples.iter())
-            .filter(|(name, _)| name.starts_with("lb_probe_certificate"))
-            .collect();
-        let series = "lb_probe_certificate_not_after_seconds\
-                      {service=\"web\",backend=\"web-1\",probe=\"https\"}";
-        assert_eq!(told, [(&series.to_owned(), &1_798_761_600.0)]);
     }
 
     #[test]

@@ -55,6 +55,10 @@ impl Hash for Via {
 }
 
 /// Kinds of probe.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "specs stand behind an Arc and are not moved, and most of them are of HTTP"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ProbeKind {
     /// Connection established (and then reset, so that no TIME_WAIT is left).
