@@ -535,7 +535,8 @@ pub struct Traffic {
     pub refused: u64,
     /// NAT: SYNs that came again before the backend had answered.
     pub repeated: u64,
-    /// NAT: ICMP errors from the backend's side that say that it, or its port, cannot be reached.
+    /// ICMP errors that say that the backend, or its port, cannot be reached: NAT from its side,
+    /// tunnels about their outer headers.
     pub unreachable: u64,
     /// NAT with [`Backend::watches_http`]: answers of HTTP/1 with a status below 500.
     pub http_ok: u64,

@@ -318,7 +318,7 @@ const BACKEND_METRICS: &[BackendMetric] = &[
     (
         "lb_backend_unreachable_total",
         COUNTER,
-        "ICMP errors that say that it cannot be reached (NAT).",
+        "ICMP errors that say that it cannot be reached (NAT; tunnels: about outer headers).",
         |b| count(b.signs.unreachable),
     ),
     (

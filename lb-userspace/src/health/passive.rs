@@ -9,7 +9,8 @@
 //! # Suspicions
 //!
 //! - *Silent* (NAT): [`RUN`] new connections in a row were not answered.
-//! - *Refused*, *unreachable* (NAT): [`FEW`] in a row were answered by a RST or an ICMP error.
+//! - *Refused*, *unreachable* (NAT): [`FEW`] in a row were answered by a RST or an ICMP error. By a
+//!   tunnel, *unreachable*: within [`WINDOW`] as many ICMP errors about its outer headers.
 //! - *Failing* (NAT): within [`WINDOW`], half of at least [`VOLUME`] new connections were not
 //!   answered, while four fifths were by the others.
 //! - *One-sided* (the other modes, where answers do not come by this host): SYNs without the packets
@@ -456,7 +457,8 @@ impl Watched {
                         .or_else(|| target.failing(others(), now))
                 } else {
                     target
-                        .one_sided(others(), now)
+                        .refused_on_the_way(now)
+                        .or_else(|| target.one_sided(others(), now))
                         .or_else(|| target.collapsed(others(), now))
                 }
             });
@@ -472,8 +474,10 @@ impl Watched {
             let found = connections.flatten().or_else(|| http().flatten());
             if let Some((kind, what)) = found {
                 let since = match kind {
-                    Kind::Silent | Kind::Refused | Kind::Unreachable => target.since,
-                    Kind::Failing | Kind::OneSided | Kind::Mute | Kind::HttpErrors => now,
+                    Kind::Silent | Kind::Refused | Kind::Unreachable if self.both_ways => {
+                        target.since
+                    }
+                    _ => now,
                 };
                 suspects.push(Suspicion {
                     key: key.clone(),

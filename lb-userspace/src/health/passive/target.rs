@@ -165,6 +165,16 @@ impl Target {
         None
     }
 
+    /// ICMP errors about packets in its tunnel. Whether others get through is not seen, so they need
+    /// not come in a row.
+    pub(super) fn refused_on_the_way(&self, now: Duration) -> Option<(Kind, String)> {
+        let errors = self.window(now).unreachable;
+        (errors >= FEW).then(|| {
+            let what = format!("{errors} ICMP errors about its tunnel: it cannot be reached");
+            (Kind::Unreachable, what)
+        })
+    }
+
     /// Connections that should have been answered by now, and those that were.
     pub(super) fn answers(&self, now: Duration) -> (u64, u64) {
         (

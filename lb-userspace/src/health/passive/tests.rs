@@ -214,6 +214,31 @@ fn without_the_replies_what_follows_is_missed() {
     }
 }
 
+/// By a tunnel nothing tells whether others get through, so it is the number that counts.
+#[test]
+fn errors_about_a_tunnel_are_a_sign() {
+    let mut pool = Pool::new(3, Forwarding::Gue, PassiveHttp::Off);
+    for _ in 0..20 {
+        pool.readings[1].unreachable += 2;
+        assert_eq!(pool.run(ms(3000)), []);
+    }
+    pool.readings[1].unreachable += 3;
+    let (suspicion, took) = pool.suspicion();
+    assert_eq!(
+        (&suspicion.key, suspicion.kind),
+        (&key(1), Kind::Unreachable)
+    );
+    assert!(took <= PERIOD, "{took:?}");
+    assert_eq!(suspicion.since, pool.now);
+    // Its probes succeed: they are shown, and it is left alone for a while.
+    pool.probed(&suspicion, true, Some(true), "connected");
+    pool.readings[1].unreachable += 30;
+    pool.turn();
+    let shown = pool.passive.disagreement(&key(1), pool.now);
+    assert_eq!(shown, Some(suspicion.what.as_str()));
+    assert_eq!(pool.run(ms(1500)), []);
+}
+
 /// Old connections that repeat their packets do not hide a death, but a pause of theirs is none.
 #[test]
 fn busy_old_connections_hide_no_death() {
