@@ -50,14 +50,7 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
         return action;
     }
     let mut captured = fate.is_captured();
-    if fate.opens() {
-        fate = forward::open(ctx.ctx, ours);
-        if fate.opens() {
-            fate = process(ctx.ctx, ours, Look::Opened);
-        } else if fate.keeps() {
-            fate = process(ctx.ctx, ours, Look::Kept);
-        }
-    }
+    let mut begun = None;
     match fate.refusal() {
         Some(Verdict::PassOtherProtocol) => {
             captured = capture::hold(ctx.ctx);
@@ -66,8 +59,26 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
         Some(Verdict::DropFragment) => {
             captured = capture::hold(ctx.ctx);
             fate = fragment::serve(ctx.ctx);
+            begun = fate.begun();
+            if begun.is_some() {
+                capture::fix(true);
+                fate = process(ctx.ctx, ours, Look::First);
+            }
         }
         _ => {}
+    }
+    if fate.opens() {
+        fate = forward::open(ctx.ctx, ours);
+        if fate.opens() {
+            fate = process(ctx.ctx, ours, Look::Opened);
+        } else if fate.keeps() {
+            fate = process(ctx.ctx, ours, Look::Kept);
+        }
+    }
+    if let Some(what) = begun {
+        // Before anything is answered: no fragment is.
+        fragment::unmask(ctx.ctx, what);
+        capture::fix(false);
     }
     if let Some(what) = fate.directly() {
         fate = Fate::from_bits(forward::direct::lb_direct(ctx.ctx, what));
@@ -235,7 +246,6 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::EchoReply => xdp_action::XDP_TX,
         Verdict::DropMalformed
         | Verdict::DropFragment
-        | Verdict::DropFragmentNat
         | Verdict::DropExtensionHeaders
         | Verdict::DropNoBackend
         | Verdict::DropBackendOut

@@ -6,8 +6,8 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Backend, DEFAULT_FLOW_ENTRIES, FRAGMENT_ENTRIES, Filter, FlowKey, Fragment, FragmentKey,
-    Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES, MAX_SOURCES, Params, RangeKey, Ranges,
+    Addr, Backend, DEFAULT_FLOW_ENTRIES, FRAGMENT_ENTRIES, FRAGMENT_IDS as ID_COUNTERS, Filter,
+    FlowKey, Fragment, FragmentKey, Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES, MAX_SOURCES, Params, RangeKey, Ranges,
     SERVICE_PLACES, ServerIdKey, ServiceEntry, Traffic,
 };
 use lb_common::capture::{Captured, MAX_KEPT, RING_BYTES};
@@ -72,6 +72,10 @@ pub static REPLIES: Array<Replies, { reply_lines(BUCKETS) as usize }, MMAPABLE> 
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { FRAGMENT_ENTRIES as usize }> =
     LruHashMap::new();
+
+/// How many identifications were drawn for fragments, by [`lb_common::hash::fragment_counter`].
+#[btf_map]
+pub static FRAGMENT_IDS: Array<u32, { ID_COUNTERS as usize }> = Array::new();
 
 #[btf_map]
 pub static TRAFFIC: PerCpuArray<Traffic, { MAX_BACKENDS as usize }> = PerCpuArray::new();
@@ -156,6 +160,8 @@ pub struct Held {
     /// `kept` is 0 if none is held.
     pub head: Captured,
     pub bytes: [u64; MAX_KEPT as usize / 8],
+    /// Whether it stays held, whatever else is asked to be: 1 or 0.
+    pub fixed: u64,
 }
 
 #[btf_map]

@@ -116,7 +116,7 @@ fn refusals(kernel: &mut Kernel) -> Vec<(&'static str, Vec<u8>, Verdict, u16, u3
     let dead_id = kernel.serve(dead, Protocol::Tcp, Dsr, Slot::settled(0), &[]);
     let syn = Frame::tcp(CLIENT, VIP4, "S").bytes();
     let mut fragment = syn.clone();
-    fragment[20] = 0x20;
+    fragment[21] = 0x10;
     let short = syn[..14 + 20 + 19].to_vec();
     let reset = Frame::tcp(CLIENT, VIP4, "A").bytes();
     let ttl = Frame::tcp(CLIENT, VIP4, "S").ttl(1).bytes();
@@ -124,7 +124,7 @@ fn refusals(kernel: &mut Kernel) -> Vec<(&'static str, Vec<u8>, Verdict, u16, u3
     let port = Frame::tcp(CLIENT, "203.0.113.10:81", "S").bytes();
     let ping = echo([198, 51, 100, 1], [203, 0, 113, 10]);
     vec![
-        ("fragment", fragment, Verdict::DropFragmentNat, web, DROP),
+        ("fragment", fragment, Verdict::DropFragment, 0, DROP),
         ("cut short", short, Verdict::DropMalformed, 0, DROP),
         ("no flow", reset, Verdict::ResetNoFlow, web, TX),
         ("TTL", ttl, Verdict::DropTtl, web, DROP),

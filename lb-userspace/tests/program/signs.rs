@@ -228,7 +228,10 @@ fn errors_about_tunnels_count_for_the_backend_of_the_packet_inside() {
             ("sent by another host", altered(outer - 5, 9)),
             ("not to the flow's backend", altered(outer - 1, 0x12)),
             ("the port is no service's", altered(ports + 3, 81)),
-            ("neither TCP nor UDP", altered(inner + if vip == VIP4 { 9 } else { 6 }, 1)),
+            (
+                "neither TCP nor UDP",
+                altered(inner + if vip == VIP4 { 9 } else { 6 }, 1),
+            ),
             ("no IP packet inside", altered(inner, 0x70)),
         ];
         if forwarding == Gue {
