@@ -120,13 +120,13 @@ impl Fate {
         Self(Self::BEGUN | what as u64)
     }
 
-    /// What [`Self::begin`] was given.
+    /// What [`Self::begin`] was given; 0 if it is another fate.
     #[inline(always)]
-    pub const fn begun(self) -> Option<u32> {
+    pub const fn begun(self) -> u32 {
         if self.0 & Self::BEGUN == 0 {
-            None
+            0
         } else {
-            Some(self.0 as u32)
+            self.0 as u32
         }
     }
 

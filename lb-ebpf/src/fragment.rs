@@ -25,9 +25,9 @@ use network_types::udp::UdpHdr;
 
 use crate::fate::Fate;
 use crate::forward::{self, nat, nat_fragment};
-use crate::maps::{FRAGMENTS, PARAMS};
+use crate::maps::{FRAGMENTS, PARAMS, PIECE};
 use crate::packet::Packet;
-use crate::parse::{self, FRAGMENT, FRAGMENTED_IPV6, Headers, Located, TCP, UDP};
+use crate::parse::{self, FRAGMENT, FRAGMENTED_IPV6, Headers, Located, Ours, TCP, UDP};
 use crate::{clock, flows, select};
 
 /// "More fragments", in the word of flags and fragment offset of IPv4.
@@ -49,11 +49,12 @@ struct Part {
     length: u32,
 }
 
-/// Serves a packet that was refused as a fragment for a VIP. A function of its own: rare, and large.
+/// Serves a packet that was refused as a fragment. A function of its own, and one for each family: rare,
+/// large, and the kernel adds up the stacks of what is nested.
 #[inline(never)]
-pub fn serve(ctx: *mut xdp_md) -> Fate {
+pub fn serve<const V6: bool>(ctx: *mut xdp_md, ours: Ours) -> Fate {
     let packet = &Packet::new(&XdpContext::new(ctx));
-    read(packet).unwrap_or_else(|verdict| Fate::refused(0, verdict))
+    read::<V6>(packet, ours).unwrap_or_else(|verdict| Fate::refused(0, verdict))
 }
 
 /// Makes the first fragment of a datagram, which was made to look like a whole packet, what it was; with
@@ -75,21 +76,15 @@ pub fn unmask(ctx: *mut xdp_md, what: u32) {
 }
 
 #[inline(always)]
-fn read(packet: &Packet) -> Result<Fate, Verdict> {
-    let (ethertype, l3) = parse::ethernet(packet)?;
-    match ethertype {
-        parse::IPV4 => {
-            let (at, part) = ipv4(packet, l3)?;
-            let dst = at.dst;
-            balance::<false>(packet, l3, at, &part).map_err(|verdict| refuse(&dst, verdict))
-        }
-        parse::IPV6 => {
-            let (at, part) = ipv6(packet, l3)?;
-            let dst = at.dst;
-            balance::<true>(packet, l3, at, &part).map_err(|verdict| refuse(&dst, verdict))
-        }
-        _ => Err(Verdict::PassNotIp),
-    }
+fn read<const V6: bool>(packet: &Packet, ours: Ours) -> Result<Fate, Verdict> {
+    let l3 = ours.l3(packet)?;
+    let (at, part) = if V6 {
+        ipv6(packet, l3)
+    } else {
+        ipv4(packet, l3)
+    }?;
+    let dst = at.dst;
+    balance::<V6>(packet, l3, at, &part).map_err(|verdict| refuse(&dst, verdict))
 }
 
 /// What comes to the host's own addresses is left to it.
@@ -145,6 +140,44 @@ fn ipv6(packet: &Packet, l3: usize) -> Result<(Located, Part), Verdict> {
     Ok((at, part))
 }
 
+/// What was noted of a datagram: ports and identification; all zeros if nothing was.
+#[derive(Clone, Copy)]
+struct Noted(u64);
+
+impl Noted {
+    #[inline(always)]
+    fn sport(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    fn dport(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    #[inline(always)]
+    fn id(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// What [`Noted`] has. A global function, because the verifier goes through what follows it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_fragment_noted(key: *const FragmentKey) -> u64 {
+    if key.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller's key; entries are preallocated, and a racing eviction leaves readable memory
+    // of this type.
+    match unsafe { FRAGMENTS.get(&*key) } {
+        Some(noted) if clock::seconds().wrapping_sub(noted.seen) <= FRAGMENT_LIFETIME => {
+            noted.sport as u64 | (noted.dport as u64) << 16 | (noted.id as u64) << 32
+        }
+        _ => 0,
+    }
+}
+
 #[inline(always)]
 fn balance<const V6: bool>(
     packet: &Packet,
@@ -152,65 +185,66 @@ fn balance<const V6: bool>(
     at: Located,
     part: &Part,
 ) -> Result<Fate, Verdict> {
-    let key = FragmentKey {
+    let piece = PIECE.get_ptr_mut(0).ok_or(Verdict::DropFragment)?;
+    // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+    let piece = unsafe { &mut *piece };
+    piece.key = FragmentKey {
         src: at.src,
         dst: at.dst,
         id: part.id,
         protocol: at.protocol as u32,
     };
-    let now = clock::seconds();
-    // SAFETY: entries are preallocated; a racing eviction leaves readable memory of this type.
-    let noted = unsafe { FRAGMENTS.get(&key) }
-        .filter(|noted| now.wrapping_sub(noted.seen) <= FRAGMENT_LIFETIME);
-    let headers = &headers::<V6>(packet, l3, at, part, noted)?;
-    let flow = &headers.flow;
+    let noted = Noted(lb_fragment_noted(&piece.key));
+    piece.flow = flow::<V6>(packet, l3, at, part, noted)?;
+    let flow = &piece.flow;
     let is_reply = PARAMS
         .get(0)
         .is_some_and(|params| nat::may_be_reply(flow, params))
         && flows::find_reply(flow).is_some();
+    // All zeros for none: of an `Option` parts would be left undefined, which the verifier refuses.
     let service = if is_reply {
-        None
+        Service::default()
     } else {
-        select::service(flow)
+        select::service(flow).unwrap_or_default()
     };
-    let by_nat = is_reply || service.is_some_and(|service| is_nat(&service));
+    let by_nat = is_reply || service.forwarding == Forwarding::Nat as u8;
     if !part.is_first {
         if !by_nat {
-            return otherwise::<V6>(packet, headers, service);
+            return otherwise::<V6>(packet, l3, flow, service);
         }
-        identify::<V6>(packet, part, noted.ok_or(Verdict::DropFragment)?.id)?;
+        identify::<V6>(packet, part, noted.id())?;
         let l3 = (l3 - packet.start()) as u32;
-        let service = service.map_or(0, |service| service.id);
-        return Ok(nat_fragment::later::<V6>(packet.context(), l3, flow, service));
+        let ctx = packet.context();
+        return Ok(nat_fragment::later::<V6>(ctx, l3, flow, service.id));
     }
     // The host's own needs no note.
     if !by_nat && !parse::is_vip(&flow.dst) {
         return Err(Verdict::PassNotVip);
     }
     let mut id = part.id;
-    if by_nat && let Some(service) = service {
+    if by_nat && !is_reply {
         // Once more: what came behind it has that identification already.
-        let again = noted.filter(|noted| (noted.sport, noted.dport) == (flow.sport, flow.dport));
-        id = match again {
-            Some(again) => again.id,
-            None => match nat_fragment::identification(flow) {
+        id = if (noted.sport(), noted.dport()) == (flow.sport, flow.dport) {
+            noted.id()
+        } else {
+            match nat_fragment::identification(flow) {
                 Some(id) if V6 => id.to_be(),
                 Some(id) => (id as u16).to_be() as u32,
                 None => return Ok(Fate::refused(service.id, Verdict::DropNoBackend)),
-            },
+            }
         };
     }
-    let note = Fragment {
+    piece.note = Fragment {
         sport: flow.sport,
         dport: flow.dport,
-        seen: now,
+        seen: clock::seconds(),
         id,
     };
     FRAGMENTS
-        .insert(&key, &note, BPF_ANY as u64)
+        .insert(&piece.key, &piece.note, BPF_ANY as u64)
         .map_err(|_| Verdict::DropFragment)?;
     if !by_nat {
-        return otherwise::<V6>(packet, headers, service);
+        return otherwise::<V6>(packet, l3, flow, service);
     }
     identify::<V6>(packet, part, id)?;
     set_more::<V6>(packet, part.header, false).ok_or(Verdict::DropMalformed)?;
@@ -218,21 +252,19 @@ fn balance<const V6: bool>(
     Ok(Fate::begin(place | if V6 { V6_BIT } else { 0 }))
 }
 
-#[inline(always)]
-fn is_nat(service: &Service) -> bool {
-    service.forwarding == Forwarding::Nat as u8
-}
-
 /// Sends a fragment to a backend that owns the VIP.
 #[inline(always)]
 fn otherwise<const V6: bool>(
     packet: &Packet,
-    headers: &Headers<V6>,
-    service: Option<Service>,
+    l3: usize,
+    flow: &FlowKey,
+    service: Service,
 ) -> Result<Fate, Verdict> {
-    service.ok_or(Verdict::PassNoService)?;
-    forward::keep(&headers.flow)?;
-    let l3 = (headers.l3 - packet.start()) as u32;
+    if service.id == 0 {
+        return Err(Verdict::PassNoService);
+    }
+    forward::keep(flow)?;
+    let l3 = (l3 - packet.start()) as u32;
     Ok(Fate::direct(l3, V6, false))
 }
 
@@ -279,15 +311,15 @@ fn identify<const V6: bool>(packet: &Packet, part: &Part, id: u32) -> Result<(),
     Ok(())
 }
 
-/// The headers of a first fragment; of a later one by what was noted of the first.
+/// The flow of a first fragment; of a later one by what was noted of the first.
 #[inline(always)]
-fn headers<const V6: bool>(
+fn flow<const V6: bool>(
     packet: &Packet,
     l3: usize,
     at: Located,
     part: &Part,
-    noted: Option<&Fragment>,
-) -> Result<Headers<V6>, Verdict> {
+    noted: Noted,
+) -> Result<FlowKey, Verdict> {
     let least = match at.protocol {
         TCP => TcpHdr::LEN,
         UDP => UdpHdr::LEN,
@@ -302,22 +334,20 @@ fn headers<const V6: bool>(
         if (part.length as usize) < least {
             return Err(Verdict::DropMalformed);
         }
-        return parse::transport(packet, l3, at);
+        let headers: Headers<V6> = parse::transport(packet, l3, at)?;
+        return Ok(headers.flow);
     }
     if part.length == 0 || packet.window::<1>(at.l4).is_none() {
         return Err(Verdict::DropMalformed);
     }
-    let noted = noted.ok_or(Verdict::DropFragment)?;
-    Ok(Headers {
-        l3,
-        l4: at.l4,
-        flow: FlowKey {
-            src: at.src,
-            dst: at.dst,
-            sport: noted.sport,
-            dport: noted.dport,
-            protocol: at.protocol as u32,
-        },
-        flags: 0,
+    if noted.0 == 0 {
+        return Err(Verdict::DropFragment);
+    }
+    Ok(FlowKey {
+        src: at.src,
+        dst: at.dst,
+        sport: noted.sport(),
+        dport: noted.dport(),
+        protocol: at.protocol as u32,
     })
 }

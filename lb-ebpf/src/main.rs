@@ -50,7 +50,7 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
         return action;
     }
     let mut captured = fate.is_captured();
-    let mut begun = None;
+    let mut begun = 0;
     match fate.refusal() {
         Some(Verdict::PassOtherProtocol) => {
             captured = capture::hold(ctx.ctx);
@@ -58,9 +58,13 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
         }
         Some(Verdict::DropFragment) => {
             captured = capture::hold(ctx.ctx);
-            fate = fragment::serve(ctx.ctx);
+            fate = if ours.is_v6() {
+                fragment::serve::<true>(ctx.ctx, ours)
+            } else {
+                fragment::serve::<false>(ctx.ctx, ours)
+            };
             begun = fate.begun();
-            if begun.is_some() {
+            if begun != 0 {
                 capture::fix(true);
                 fate = process(ctx.ctx, ours, Look::First);
             }
@@ -75,9 +79,9 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
             fate = process(ctx.ctx, ours, Look::Kept);
         }
     }
-    if let Some(what) = begun {
+    if begun != 0 {
         // Before anything is answered: no fragment is.
-        fragment::unmask(ctx.ctx, what);
+        fragment::unmask(ctx.ctx, begun);
         capture::fix(false);
     }
     if let Some(what) = fate.directly() {

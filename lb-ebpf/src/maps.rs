@@ -7,8 +7,8 @@ use aya_ebpf::btf_maps::{
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Addr, Backend, DEFAULT_FLOW_ENTRIES, FRAGMENT_ENTRIES, FRAGMENT_IDS as ID_COUNTERS, Filter,
-    FlowKey, Fragment, FragmentKey, Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES, MAX_SOURCES, Params, RangeKey, Ranges,
-    SERVICE_PLACES, ServerIdKey, ServiceEntry, Traffic,
+    FlowKey, Fragment, FragmentKey, Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES,
+    MAX_SOURCES, Params, RangeKey, Ranges, SERVICE_PLACES, ServerIdKey, ServiceEntry, Traffic,
 };
 use lb_common::capture::{Captured, MAX_KEPT, RING_BYTES};
 use lb_common::flow_table::{Bucket, Replies, buckets_for, reply_lines};
@@ -72,6 +72,18 @@ pub static REPLIES: Array<Replies, { reply_lines(BUCKETS) as usize }, MMAPABLE> 
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { FRAGMENT_ENTRIES as usize }> =
     LruHashMap::new();
+
+/// A fragment that is being looked at: too large for the stack.
+#[repr(C)]
+pub struct Piece {
+    pub key: FragmentKey,
+    pub flow: FlowKey,
+    pub note: Fragment,
+    pub pad: u32,
+}
+
+#[btf_map]
+pub static PIECE: PerCpuArray<Piece, 1> = PerCpuArray::new();
 
 /// How many identifications were drawn for fragments, by [`lb_common::hash::fragment_counter`].
 #[btf_map]

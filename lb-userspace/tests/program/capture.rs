@@ -10,7 +10,7 @@ use lb_userspace::datapath::tap::Packet;
 use lb_userspace::model::Protocol;
 
 use crate::kernel::{DROP, INGRESS, Kernel, PASS, TX, VIP4, VIP6, kernel};
-use crate::packets::{CLIENT_MAC, Frame, echo, parse};
+use crate::packets::{CLIENT_MAC, Frame, echo, parse, sum_header};
 
 const CLIENT: &str = "198.51.100.1:4000";
 
@@ -70,6 +70,32 @@ fn a_nat_flow_is_captured_in_both_directions_as_it_came_in() {
         }
     }
     assert_eq!(tap.lost().unwrap(), 0);
+}
+
+/// It is changed before the way of whole packets sees it.
+#[test]
+fn a_fragment_by_nat_is_captured_as_it_came_in() {
+    let Some(mut kernel) = kernel("a_fragment_by_nat_is_captured_as_it_came_in") else {
+        return;
+    };
+    let dns = kernel.serve_one(VIP4, Protocol::Udp, Nat, (1, "10.0.0.11:53"));
+    let mut tap = kernel.datapath.tap().unwrap();
+    tap.start(Some(dns), 4096).unwrap();
+    let whole = Frame::udp(CLIENT, VIP4).bytes();
+    let mut first = whole.clone();
+    first[20] |= 0x20;
+    sum_header(&mut first[14..]);
+    for frame in [&first, &whole, &first, &whole] {
+        let sent = kernel.forwards(frame, 1);
+        assert_eq!(sent[20..22], frame[20..22], "a fragment or not, as before");
+        let packet = one(&mut tap);
+        assert_eq!((packet.backend, packet.verdict), (1, None));
+        assert_eq!(&packet.data, frame);
+        assert_eq!(packet.sent, sent[..packet.sent.len()]);
+    }
+    tap.stop();
+    kernel.forwards(&first, 1);
+    none(&mut tap);
 }
 
 #[test]
