@@ -537,7 +537,7 @@ pub struct Traffic {
     pub answered: u64,
     /// NAT: flows whose first answer was a RST.
     pub refused: u64,
-    /// NAT: SYNs that came again before the backend had answered.
+    /// SYNs that came again, in NAT before the backend had answered.
     pub repeated: u64,
     /// ICMP errors that say that the backend, or its port, cannot be reached: NAT from its side,
     /// tunnels about their outer headers.

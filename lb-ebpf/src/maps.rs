@@ -92,6 +92,13 @@ pub static FRAGMENT_IDS: Array<u32, { ID_COUNTERS as usize }> = Array::new();
 #[btf_map]
 pub static TRAFFIC: PerCpuArray<Traffic, { MAX_BACKENDS as usize }> = PerCpuArray::new();
 
+/// A power of two.
+pub const SYN_PLACES: u32 = 4096;
+
+/// SYNs of flows that are not recorded, the latest of each place; see [`crate::count::syn`].
+#[btf_map]
+pub static SYNS: PerCpuArray<u32, { SYN_PLACES as usize }> = PerCpuArray::new();
+
 /// Verdicts by service: index is service × stride + verdict.
 #[btf_map]
 pub static VERDICTS: PerCpuArray<u64, { (MAX_SERVICES * VERDICT_STRIDE) as usize }> =

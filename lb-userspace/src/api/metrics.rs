@@ -312,7 +312,7 @@ const BACKEND_METRICS: &[BackendMetric] = &[
     (
         "lb_backend_repeated_syns_total",
         COUNTER,
-        "SYNs that came again before it had answered (NAT).",
+        "SYNs that came again (NAT: before it had answered).",
         |b| count(b.signs.repeated),
     ),
     (

@@ -11,6 +11,8 @@
 //! - *Silent* (NAT): [`RUN`] new connections in a row were not answered.
 //! - *Refused*, *unreachable* (NAT): [`FEW`] in a row were answered by a RST or an ICMP error. By a
 //!   tunnel, *unreachable*: within [`WINDOW`] as many ICMP errors about its outer headers.
+//!   In the other modes, *silent*: within [`WINDOW`] a third of its SYNs came again, and a tenth of the
+//!   others' at the most.
 //! - *Failing* (NAT): within [`WINDOW`], half of at least [`VOLUME`] new connections were not
 //!   answered, while four fifths were by the others.
 //! - *One-sided* (the other modes, where answers do not come by this host): SYNs without the packets
@@ -60,6 +62,7 @@ pub struct Reading {
     pub opened: u64,
     pub answered: u64,
     pub refused: u64,
+    pub repeated: u64,
     pub unreachable: u64,
     pub http_ok: u64,
     pub http_errors: u64,
@@ -73,6 +76,7 @@ impl Reading {
             opened: self.opened.checked_sub(before.opened)?,
             answered: self.answered.checked_sub(before.answered)?,
             refused: self.refused.checked_sub(before.refused)?,
+            repeated: self.repeated.checked_sub(before.repeated)?,
             unreachable: self.unreachable.checked_sub(before.unreachable)?,
             http_ok: self.http_ok.checked_sub(before.http_ok)?,
             http_errors: self.http_errors.checked_sub(before.http_errors)?,
@@ -459,6 +463,7 @@ impl Watched {
                     target
                         .refused_on_the_way(now)
                         .or_else(|| target.one_sided(others(), now))
+                        .or_else(|| target.repeating(others(), now))
                         .or_else(|| target.collapsed(others(), now))
                 }
             });

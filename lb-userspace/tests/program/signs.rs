@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::Forwarding::{Gue, Ipip, Nat};
+use lb_common::abi::Forwarding::{Dsr, Gue, Ipip, Nat};
 use lb_common::abi::Traffic;
 use lb_common::slot::Slot;
 use lb_common::verdict::Verdict;
@@ -139,6 +139,60 @@ fn only_what_cannot_be_reached_counts_as_unreachable() {
         };
         kernel.expect(&client_error.bytes(), Verdict::IcmpError);
         assert_eq!(signs(&kernel).unreachable, unreachable.len() as u64);
+    }
+}
+
+/// Nothing is recorded of them, and yet those that come again are seen.
+#[test]
+fn repeated_syns_are_counted_without_records() {
+    let name = "repeated_syns_are_counted_without_records";
+    for (vip, client, forwarding, server) in [
+        (VIP4, CLIENTS[0].1, Dsr, "10.0.0.11:80"),
+        (VIP6, CLIENTS[1].1, Gue, "[fd00::11]:80"),
+        (VIP4, CLIENTS[0].1, Ipip, "[fd00::11]:80"),
+    ] {
+        let Some(mut kernel) = kernel(name) else {
+            return;
+        };
+        kernel.serve_one(vip, Protocol::Tcp, forwarding, (1, server));
+        let send = |kernel: &mut Kernel, port: u16, sequence, flags| {
+            let client = client.replace("4000", &port.to_string());
+            let frame = Frame {
+                sequence,
+                ..Frame::tcp(&client, vip, flags)
+            };
+            kernel.forwards(&frame.bytes(), 1);
+            kernel.datapath.traffic(1).unwrap().repeated
+        };
+        // A flood, connections that use a port again, and packets that are no SYNs.
+        for n in 0..2000 {
+            assert_eq!(send(&mut kernel, 5000 + n as u16, n, "S"), 0);
+        }
+        for n in 0..100 {
+            assert_eq!(send(&mut kernel, 4000, 100_000 + n, "S"), 0);
+        }
+        for _ in 0..5 {
+            assert_eq!(send(&mut kernel, 4000, 100_099, "A"), 0);
+        }
+        // All but those of whose place another has been meanwhile, or that another CPU runs: until
+        // both are run by the same.
+        let mut rounds = 0;
+        loop {
+            for n in 0..50 {
+                send(&mut kernel, 4000, 200_000 + rounds * 50 + n, "S");
+            }
+            let before = kernel.datapath.traffic(1).unwrap().repeated;
+            for n in 0..50 {
+                send(&mut kernel, 4000, 200_000 + rounds * 50 + n, "S");
+            }
+            let counted = kernel.datapath.traffic(1).unwrap().repeated - before;
+            assert!(counted <= 50);
+            if counted >= 45 {
+                break;
+            }
+            rounds += 1;
+            assert!(rounds < 100, "never counted");
+        }
     }
 }
 
