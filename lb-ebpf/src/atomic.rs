@@ -1,6 +1,7 @@
-//! Compare-and-swap, exchange and addition on memory that CPUs share (Linux 5.12). The compiler's BPF target
-//! does not offer them in `core::sync::atomic`, so they are written out. They order all accesses before
-//! and after them, as the kernel's own (Documentation/bpf/standardization/instruction-set.rst).
+//! Compare-and-swap, exchange and addition on memory that CPUs share (Linux 5.12). The compiler's BPF
+//! target does not offer them in `core::sync::atomic`, so they are written out. They order all accesses
+//! before and after them, as the kernel's own
+//! (Documentation/bpf/standardization/instruction-set.rst).
 
 use core::arch::asm;
 

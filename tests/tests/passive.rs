@@ -346,7 +346,10 @@ fn errors_about_a_tunnel_are_heeded() -> Result<()> {
             filter(b1, &format!("tcp dport {HTTP} reject"))?;
             agent.wait_routing("web/b1", "out")?;
             let text = agent.lb(&["status", "web"])?.ok()?;
-            ensure!(text.contains("passive: ") && text.contains(errors), "{text}");
+            ensure!(
+                text.contains("passive: ") && text.contains(errors),
+                "{text}"
+            );
             b1.namespace.run("nft", &["delete table inet lost"])?;
             drop(load);
             agent.lb(&["detach"])?.ok()?;

@@ -264,7 +264,8 @@ pub struct CheckStatus {
     pub history: Vec<LastProbe>,
 }
 
-/// Signs of how a backend does, counted in the packet path; but for `repeated` and `unreachable` by NAT only.
+/// Signs of how a backend does, counted in the packet path; by NAT only, but for `repeated` and
+/// `unreachable`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Signs {
     /// Flows that it has answered.

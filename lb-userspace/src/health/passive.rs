@@ -11,7 +11,7 @@
 //! - *Silent* (NAT): [`RUN`] new connections in a row were not answered.
 //! - *Refused*, *unreachable* (NAT): [`FEW`] in a row were answered by a RST or an ICMP error. By a
 //!   tunnel, *unreachable*: within [`WINDOW`] as many ICMP errors about its outer headers.
-//!   In the other modes, *silent*: within [`WINDOW`] a third of its SYNs came again, and a tenth of the
+//! - *Silent* (the other modes): within [`WINDOW`] a third of its SYNs came again, and a tenth of the
 //!   others' at the most.
 //! - *Failing* (NAT): within [`WINDOW`], half of at least [`VOLUME`] new connections were not
 //!   answered, while four fifths were by the others.
@@ -482,7 +482,13 @@ impl Watched {
                     Kind::Silent | Kind::Refused | Kind::Unreachable if self.both_ways => {
                         target.since
                     }
-                    _ => now,
+                    Kind::Silent
+                    | Kind::Refused
+                    | Kind::Unreachable
+                    | Kind::Failing
+                    | Kind::OneSided
+                    | Kind::Mute
+                    | Kind::HttpErrors => now,
                 };
                 suspects.push(Suspicion {
                     key: key.clone(),
