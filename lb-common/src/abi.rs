@@ -3,7 +3,7 @@
 
 /// Changes whenever a map's key, value, size class or meaning changes. An agent refuses to adopt
 /// pinned maps of another layout.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Capacity of the service table, service number 0 included (it means "none").
 pub const MAX_SERVICES: u32 = 1024;
@@ -13,6 +13,8 @@ pub const MAX_BACKENDS: u32 = 16_384;
 pub const DEFAULT_FLOW_ENTRIES: u32 = 262_144;
 /// Datagrams whose fragments can be under way at the same time.
 pub const FRAGMENT_ENTRIES: u32 = 16_384;
+/// Counters that identifications for the fragments of NAT are drawn from, a power of two.
+pub const FRAGMENT_IDS: u32 = 16_384;
 /// Seconds that the ports of a datagram's first fragment are believed: the least time that a
 /// receiver waits for the rest (RFC 791, section 3.2), after which its id may be used again.
 pub const FRAGMENT_LIFETIME: u32 = 15;
@@ -503,6 +505,8 @@ pub struct Fragment {
     pub dport: u16,
     /// Seconds of the kernel's monotonic clock when it came.
     pub seen: u32,
+    /// Identification that the fragments leave with, as [`FragmentKey::id`].
+    pub id: u32,
 }
 
 /// RSTs that each CPU may send in a second unless the configuration says otherwise.
@@ -533,9 +537,10 @@ pub struct Traffic {
     pub answered: u64,
     /// NAT: flows whose first answer was a RST.
     pub refused: u64,
-    /// NAT: SYNs that came again before the backend had answered.
+    /// SYNs that came again, in NAT before the backend had answered.
     pub repeated: u64,
-    /// NAT: ICMP errors from the backend's side that say that it, or its port, cannot be reached.
+    /// ICMP errors that say that the backend, or its port, cannot be reached: NAT from its side,
+    /// tunnels about their outer headers.
     pub unreachable: u64,
     /// NAT with [`Backend::watches_http`]: answers of HTTP/1 with a status below 500.
     pub http_ok: u64,
@@ -584,7 +589,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Flow, client_port) == 32);
     assert!(size_of::<Params>() == 40);
     assert!(size_of::<FragmentKey>() == 40);
-    assert!(size_of::<Fragment>() == 8);
+    assert!(size_of::<Fragment>() == 12);
 };
 
 #[cfg(all(test, feature = "std"))]

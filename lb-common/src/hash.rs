@@ -4,7 +4,7 @@
 //! BPF lacks, so each round is murmur3's finaliser, whose avalanche is complete). Keyed by nothing
 //! but the addresses, so that several balancers agree.
 
-use crate::abi::{Addr, SERVICE_PLACES};
+use crate::abi::{Addr, FRAGMENT_IDS, SERVICE_PLACES};
 
 /// murmur3's 64-bit finaliser.
 #[inline(always)]
@@ -67,6 +67,12 @@ pub const fn slot(hash: u32, size: u32) -> u32 {
 #[inline(always)]
 pub const fn filter_bit(addr: &Addr) -> u32 {
     (fold(addr).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32
+}
+
+/// The counter that identifications of fragments for this address are drawn from.
+#[inline(always)]
+pub const fn fragment_counter(addr: &Addr) -> u32 {
+    filter_bit(addr) & (FRAGMENT_IDS - 1)
 }
 
 #[cfg(all(test, feature = "std"))]

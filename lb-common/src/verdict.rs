@@ -59,10 +59,8 @@ verdicts! {
     TooBig = "too_big",
     /// For a VIP, but its length or its TCP or UDP header is cut short or impossible.
     DropMalformed = "drop_malformed",
-    /// Fragment for a VIP whose flow cannot be known: no first fragment of its datagram came before it.
+    /// Fragment for a VIP whose flow is not known: no first fragment of its datagram came before it.
     DropFragment = "drop_fragment",
-    /// Fragment of a datagram for a `nat` service: ports cannot be rewritten in all of its fragments.
-    DropFragmentNat = "drop_fragment_nat",
     /// For a VIP, with more IPv6 extension headers than are followed.
     DropExtensionHeaders = "drop_extension_headers",
     /// The service has no backend that takes the flow.

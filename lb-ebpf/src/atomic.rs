@@ -1,6 +1,7 @@
-//! Compare-and-swap and exchange on memory that CPUs share (Linux 5.12). The compiler's BPF target
-//! does not offer them in `core::sync::atomic`, so they are written out. Both order all accesses before
-//! and after them, as the kernel's own (Documentation/bpf/standardization/instruction-set.rst).
+//! Compare-and-swap, exchange and addition on memory that CPUs share (Linux 5.12). The compiler's BPF
+//! target does not offer them in `core::sync::atomic`, so they are written out. They order all accesses
+//! before and after them, as the kernel's own
+//! (Documentation/bpf/standardization/instruction-set.rst).
 
 use core::arch::asm;
 
@@ -44,6 +45,21 @@ pub fn put64(place: *mut u64, new: u64) {
             new = inout(reg) new => _,
         );
     }
+}
+
+/// Adds one; gives what was there before.
+#[inline(always)]
+pub fn add_one(place: *mut u32) -> u32 {
+    let found: u32;
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "{n} = atomic_fetch_add((u32 *)({place} + 0), {n})",
+            place = in(reg) place,
+            n = inout(wreg) 1u32 => found,
+        );
+    }
+    found
 }
 
 /// Reads a word that others may write.

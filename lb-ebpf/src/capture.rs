@@ -28,6 +28,16 @@ pub fn hold(ctx: *mut xdp_md) -> bool {
     lb_capture_hold(ctx) != 0
 }
 
+/// From here on what is held stays held, or may be replaced again: a packet that is changed before it
+/// is looked at once more.
+#[inline(always)]
+pub fn fix(fixed: bool) {
+    if let Some(held) = HELD.get_ptr_mut(0) {
+        // SAFETY: per-CPU, and programs do not preempt each other on a CPU.
+        unsafe { (*held).fixed = fixed as u64 };
+    }
+}
+
 /// Writes the record of a packet, if it is one that was asked for.
 #[inline(always)]
 pub fn tell(ctx: *mut xdp_md, fate: Fate) {
@@ -45,6 +55,9 @@ pub extern "C" fn lb_capture_hold(ctx: *mut xdp_md) -> u32 {
     // SAFETY: `HELD` is per-CPU, and programs do not preempt each other on a CPU; of the parameters
     // whole words are read and written.
     let (params, held) = unsafe { (&mut *params, &mut *held) };
+    if held.fixed != 0 {
+        return (held.head.kept != 0) as u32;
+    }
     held.head.kept = 0;
     if params.capture == 0 {
         return 0;

@@ -1,10 +1,11 @@
 //! Counters: per CPU, so plain additions.
 
+use lb_common::hash::mix;
 use lb_common::slot::BackendIndex;
 use lb_common::verdict::{VERDICT_STRIDE, Verdict};
 
 use crate::clock;
-use crate::maps::{PARAMS, TRAFFIC, VERDICTS};
+use crate::maps::{PARAMS, SYN_PLACES, SYNS, TRAFFIC, VERDICTS};
 
 /// Counts a verdict for a service (0: none).
 #[inline(always)]
@@ -124,6 +125,32 @@ pub extern "C" fn lb_count_time(backend: u32, nat_port: u32) -> u32 {
         traffic.timing_tick = params.tick;
         traffic.timing_since = clock::precisely();
     }
+    0
+}
+
+/// Notes a SYN of which nothing is recorded, by its flow's hash and its sequence number, and counts it
+/// if it came before. Of many SYNs some are forgotten, never is one taken for another's repetition but
+/// by one chance in 2^32: a flood of them looks like no repetition.
+#[inline(always)]
+pub fn syn(backend: BackendIndex, hash: u32, sequence: u32) {
+    lb_count_syn(backend as u32, hash, sequence);
+}
+
+/// Does what [`syn`] says. A global function, which the verifier goes through once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_count_syn(backend: u32, hash: u32, sequence: u32) -> u32 {
+    let mixed = mix((hash as u64) << 32 | sequence as u64);
+    let (place, tag) = (mixed as u32 & (SYN_PLACES - 1), (mixed >> 32) as u32);
+    let Some(known) = SYNS.get_ptr_mut(place) else {
+        return 0;
+    };
+    // SAFETY: as above.
+    let known = unsafe { &mut *known };
+    if *known == tag {
+        sign(backend as BackendIndex, Sign::Repeated);
+    }
+    *known = tag;
     0
 }
 

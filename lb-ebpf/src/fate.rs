@@ -32,6 +32,7 @@ pub struct Refusal {
 impl Fate {
     const REFUSED: u64 = 1 << 63;
     const DIRECT: u64 = 1 << 60;
+    const BEGUN: u64 = 1 << 57;
     const CAPTURED: u64 = 1 << 59;
     const REPLY: u64 = 1 << 24;
 
@@ -110,6 +111,22 @@ impl Fate {
             None
         } else {
             Some(self.0 as u32)
+        }
+    }
+
+    /// Made to look like a whole packet, to be taken for one; see [`crate::fragment::unmask`].
+    #[inline(always)]
+    pub const fn begin(what: u32) -> Self {
+        Self(Self::BEGUN | what as u64)
+    }
+
+    /// What [`Self::begin`] was given; 0 if it is another fate.
+    #[inline(always)]
+    pub const fn begun(self) -> u32 {
+        if self.0 & Self::BEGUN == 0 {
+            0
+        } else {
+            self.0 as u32
         }
     }
 

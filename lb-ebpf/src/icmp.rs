@@ -18,6 +18,7 @@ use crate::parse;
 
 mod echo;
 mod error;
+mod outer;
 
 pub use error::Quote;
 
@@ -45,8 +46,20 @@ pub fn serve(ctx: *mut xdp_md) -> Fate {
     let found = find(ctx);
     let l3 = found & 0xff;
     match found & !0xff {
-        kind if kind == Kind::Error as u32 => error::serve::<false>(ctx, l3),
-        kind if kind == Kind::ErrorV6 as u32 => error::serve::<true>(ctx, l3),
+        kind if kind == Kind::Error as u32 => {
+            let fate = error::serve::<false>(ctx, l3);
+            if fate.bits() == LEFT.bits() {
+                outer::note::<false>(ctx, l3);
+            }
+            fate
+        }
+        kind if kind == Kind::ErrorV6 as u32 => {
+            let fate = error::serve::<true>(ctx, l3);
+            if fate.bits() == LEFT.bits() {
+                outer::note::<true>(ctx, l3);
+            }
+            fate
+        }
         kind if kind == Kind::Echo as u32 => echo::serve::<false>(ctx, l3),
         kind if kind == Kind::EchoV6 as u32 => echo::serve::<true>(ctx, l3),
         _ => LEFT,

@@ -50,6 +50,27 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
         return action;
     }
     let mut captured = fate.is_captured();
+    let mut begun = 0;
+    match fate.refusal() {
+        Some(Verdict::PassOtherProtocol) => {
+            captured = capture::hold(ctx.ctx);
+            fate = icmp::serve(ctx.ctx);
+        }
+        Some(Verdict::DropFragment) => {
+            captured = capture::hold(ctx.ctx);
+            fate = if ours.is_v6() {
+                fragment::serve::<true>(ctx.ctx, ours)
+            } else {
+                fragment::serve::<false>(ctx.ctx, ours)
+            };
+            begun = fate.begun();
+            if begun != 0 {
+                capture::fix(true);
+                fate = process(ctx.ctx, ours, Look::First);
+            }
+        }
+        _ => {}
+    }
     if fate.opens() {
         fate = forward::open(ctx.ctx, ours);
         if fate.opens() {
@@ -58,16 +79,10 @@ pub fn lb_xdp(ctx: XdpContext) -> u32 {
             fate = process(ctx.ctx, ours, Look::Kept);
         }
     }
-    match fate.refusal() {
-        Some(Verdict::PassOtherProtocol) => {
-            captured = capture::hold(ctx.ctx);
-            fate = icmp::serve(ctx.ctx);
-        }
-        Some(Verdict::DropFragment) => {
-            captured = capture::hold(ctx.ctx);
-            fate = fragment::serve(ctx.ctx);
-        }
-        _ => {}
+    if begun != 0 {
+        // Before anything is answered: no fragment is.
+        fragment::unmask(ctx.ctx, begun);
+        capture::fix(false);
     }
     if let Some(what) = fate.directly() {
         fate = Fate::from_bits(forward::direct::lb_direct(ctx.ctx, what));
@@ -235,7 +250,6 @@ fn action(verdict: Verdict) -> u32 {
         | Verdict::EchoReply => xdp_action::XDP_TX,
         Verdict::DropMalformed
         | Verdict::DropFragment
-        | Verdict::DropFragmentNat
         | Verdict::DropExtensionHeaders
         | Verdict::DropNoBackend
         | Verdict::DropBackendOut

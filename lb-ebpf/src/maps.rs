@@ -6,9 +6,9 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Addr, Backend, DEFAULT_FLOW_ENTRIES, FRAGMENT_ENTRIES, Filter, FlowKey, Fragment, FragmentKey,
-    Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES, MAX_SOURCES, Params, RangeKey, Ranges,
-    SERVICE_PLACES, ServerIdKey, ServiceEntry, Traffic,
+    Addr, Backend, DEFAULT_FLOW_ENTRIES, FRAGMENT_ENTRIES, FRAGMENT_IDS as ID_COUNTERS, Filter,
+    FlowKey, Fragment, FragmentKey, Hop, MAX_BACKENDS, MAX_DECAP_ADDRESSES, MAX_SERVICES,
+    MAX_SOURCES, Params, RangeKey, Ranges, SERVICE_PLACES, ServerIdKey, ServiceEntry, Traffic,
 };
 use lb_common::capture::{Captured, MAX_KEPT, RING_BYTES};
 use lb_common::flow_table::{Bucket, Replies, buckets_for, reply_lines};
@@ -73,8 +73,31 @@ pub static REPLIES: Array<Replies, { reply_lines(BUCKETS) as usize }, MMAPABLE> 
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { FRAGMENT_ENTRIES as usize }> =
     LruHashMap::new();
 
+/// A fragment that is being looked at: too large for the stack.
+#[repr(C)]
+pub struct Piece {
+    pub key: FragmentKey,
+    pub flow: FlowKey,
+    pub note: Fragment,
+    pub pad: u32,
+}
+
+#[btf_map]
+pub static PIECE: PerCpuArray<Piece, 1> = PerCpuArray::new();
+
+/// How many identifications were drawn for fragments, by [`lb_common::hash::fragment_counter`].
+#[btf_map]
+pub static FRAGMENT_IDS: Array<u32, { ID_COUNTERS as usize }> = Array::new();
+
 #[btf_map]
 pub static TRAFFIC: PerCpuArray<Traffic, { MAX_BACKENDS as usize }> = PerCpuArray::new();
+
+/// A power of two.
+pub const SYN_PLACES: u32 = 4096;
+
+/// SYNs of flows that are not recorded, the latest of each place; see [`crate::count::syn`].
+#[btf_map]
+pub static SYNS: PerCpuArray<u32, { SYN_PLACES as usize }> = PerCpuArray::new();
 
 /// Verdicts by service: index is service × stride + verdict.
 #[btf_map]
@@ -158,6 +181,8 @@ pub struct Held {
     /// `kept` is 0 if none is held.
     pub head: Captured,
     pub bytes: [u64; MAX_KEPT as usize / 8],
+    /// Whether it stays held, whatever else is asked to be: 1 or 0.
+    pub fixed: u64,
 }
 
 #[btf_map]

@@ -214,12 +214,13 @@ fn is_ours(addr: &Addr) -> bool {
 }
 
 /// What becomes of a packet that cannot be read: the host's own, for an address that NAT sends from
-/// or that only looks like one of ours in the filter, is left to the host.
+/// or that only looks like one of ours in the filter, is left to the host. Fragments are looked at
+/// again first.
 #[inline(always)]
 fn refuse(dst: Addr, verdict: Verdict) -> Verdict {
     let unreadable = matches!(
         verdict,
-        Verdict::DropMalformed | Verdict::DropFragment | Verdict::DropExtensionHeaders
+        Verdict::DropMalformed | Verdict::DropExtensionHeaders
     );
     if unreadable && !is_vip(&dst) {
         Verdict::PassNotVip

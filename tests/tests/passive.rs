@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_tests::agent::SOON;
+use lb_tests::decap::Decap;
 use lb_tests::lab::{DSR_VIP, Host, NAT_VIP};
 use lb_tests::load::arrivals::Arrivals;
 use lb_tests::server::Order;
@@ -316,6 +317,44 @@ fn an_ejection_by_the_packets_outlives_the_agent() -> Result<()> {
         let events = agent.events()?;
         let back = events.iter().find(|event| event["kind"] == "readmitted");
         ensure!(back.is_none(), "{back:?}");
+        Ok(())
+    })
+}
+
+/// The host at the end of a tunnel takes nothing apart and says so, to the balancer's kernel; its own
+/// address answers, until that does not either.
+#[test]
+fn errors_about_a_tunnel_are_heeded() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let b1 = lab.backend(1);
+        // Else it would tell only once a second.
+        b1.namespace.sysctl(&[("ipv4/icmp_ratelimit", "0")])?;
+        let probes = PROBES.replace("unhealthy_threshold = 3", "unhealthy_threshold = 60");
+        for forwarding in ["gue", "ipip"] {
+            let service = service(lab, forwarding).health(&probes);
+            let mut agent = Agent::start(lab, &Config::new(vec![service.clone()]))?;
+            agent.settled()?;
+            let others = &lab.backends[1..];
+            let ends = others.iter().map(|host| Decap::start(host, "native"));
+            let ends = ends.collect::<Result<Vec<_>>>()?;
+            let load = Arrivals::start(&lab.client, service.address, LOAD)?;
+            let errors = "ICMP errors about its tunnel: it cannot be reached";
+            wait_for("the errors to be shown", SOON, || {
+                Ok(agent.lb(&["status", "web"])?.ok()?.contains(errors))
+            })?;
+            ensure!(agent.status()?.backend("web/b1")?.routing == "active");
+            filter(b1, &format!("tcp dport {HTTP} reject"))?;
+            agent.wait_routing("web/b1", "out")?;
+            let text = agent.lb(&["status", "web"])?.ok()?;
+            ensure!(
+                text.contains("passive: ") && text.contains(errors),
+                "{text}"
+            );
+            b1.namespace.run("nft", &["delete table inet lost"])?;
+            drop(load);
+            agent.lb(&["detach"])?.ok()?;
+            drop(ends);
+        }
         Ok(())
     })
 }

@@ -68,22 +68,27 @@ fn exchange(to: SocketAddr, datagram: &[u8]) -> Result<String> {
 }
 
 #[test]
-fn large_datagrams_arrive_whole_by_dsr() -> Result<()> {
+fn large_datagrams_arrive_whole_both_ways() -> Result<()> {
     with_lab(|lab, _servers| {
         let udp = |name, vip| {
             let service = Service::tcp(lab, name, at(vip, UDP_ECHO), UDP_ECHO);
             service.udp().dsr().patient()
         };
-        let nat = Service::tcp(lab, "nat4", at(NAT_VIP[0], 53), UDP_ECHO);
+        let nat = |name, vip| {
+            Service::tcp(lab, name, at(vip, 53), UDP_ECHO)
+                .udp()
+                .patient()
+        };
         let services = vec![
             udp("dsr4", DSR_VIP[0]),
             udp("dsr6", DSR_VIP[1]),
-            nat.udp().patient(),
+            nat("nat4", NAT_VIP[0]),
+            nat("nat6", NAT_VIP[1]),
         ];
         let agent = Agent::start(lab, &Config::new(services.clone()))?;
         // In three fragments, the last with less than a header's worth of what the first has.
         let datagram: Vec<u8> = (0..4000u32).map(|n| (n % 251) as u8).collect();
-        for service in &services[..2] {
+        for service in &services {
             for _ in 0..20 {
                 lab.client
                     .namespace
@@ -91,17 +96,26 @@ fn large_datagrams_arrive_whole_by_dsr() -> Result<()> {
                     .with_context(|| service.name.clone())?;
             }
         }
-        // By NAT they are dropped, which is told.
-        lab.client.namespace.within(|| -> Result<()> {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            socket.send_to(&datagram, services[2].address)?;
-            Ok(())
-        })??;
-        wait_for("the fragments to be counted", SOON, || {
-            let services = agent.status()?.services;
-            let counted = services[2].verdicts.get("drop_fragment_nat").copied();
-            Ok(counted == Some(3))
-        })
+        // From several sockets at once.
+        let to = services[2].address;
+        let clients = (0..8u8).map(|n| {
+            let datagram: Vec<u8> = datagram.iter().map(|byte| byte ^ n).collect();
+            let exchanges = move || (0..50).try_for_each(|_| exchange(to, &datagram).map(drop));
+            lab.client.namespace.spawn(exchanges)
+        });
+        let clients = clients.collect::<Result<Vec<_>>>()?;
+        for client in clients {
+            match client.join() {
+                Ok(result) => result?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        let status = agent.status()?;
+        for service in &status.services {
+            let dropped = service.verdicts.get("drop_fragment");
+            ensure!(dropped.is_none(), "{}: {dropped:?}", service.name);
+        }
+        Ok(())
     })
 }
 

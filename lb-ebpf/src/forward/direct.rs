@@ -56,7 +56,7 @@ fn send_on<const V6: bool>(
     }
     let (index, backend, kind) = match known {
         Some(known) => known,
-        None => settled(headers, service, slot)?,
+        None => settled(packet, headers, service, slot, hash)?,
     };
     let bytes = packet.len() as u64;
     let hop = hop(backend);
@@ -127,9 +127,11 @@ fn rarely<const V6: bool>(packet: &Packet, flow: &FlowKey, l3: usize, is_error: 
 
 #[inline(always)]
 fn settled<const V6: bool>(
+    packet: &Packet,
     headers: &Headers<V6>,
     service: &Service,
     slot: Slot,
+    hash: u32,
 ) -> Result<(BackendIndex, &'static Backend, Kind), Verdict> {
     let index = slot.current();
     let backend = select::backend(index).ok_or(Verdict::DropNoBackend)?;
@@ -139,6 +141,11 @@ fn settled<const V6: bool>(
         } else {
             Verdict::DropBackendOut
         });
+    }
+    if headers.is_syn()
+        && let Some(tcp) = packet.window::<8>(headers.l4)
+    {
+        count::syn(index, hash, tcp.u32::<4>());
     }
     Ok((index, backend, Kind::of(headers.is_syn())))
 }

@@ -19,6 +19,7 @@ use crate::parse::Ours;
 mod budget;
 pub mod direct;
 pub mod nat;
+pub mod nat_fragment;
 pub mod nat_icmp;
 mod open;
 mod reset;

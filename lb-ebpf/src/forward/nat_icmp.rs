@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use lb_common::abi::{Addr, Backend, Flow, FlowKey};
+use lb_common::abi::{Addr, Backend, Flow, FlowKey, Hop};
 use lb_common::checksum::{apply, replace16, replace32};
 use lb_common::verdict::Verdict;
 use network_types::ip::Ipv4Hdr;
@@ -33,6 +33,39 @@ impl Known {
     #[inline(always)]
     pub fn service(&self) -> u16 {
         self.backend.service
+    }
+
+    /// Whether it is the backend that sends such packets.
+    #[inline(always)]
+    pub fn to_client(&self) -> bool {
+        self.to_client
+    }
+
+    /// Where its packets leave from and go to.
+    #[inline(always)]
+    pub fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
+    /// The way there.
+    #[inline(always)]
+    pub fn hop(&self) -> Result<&'static Hop, Verdict> {
+        if self.to_client {
+            return Ok(&self.record.way_back);
+        }
+        let backend = select::for_established(self.record.backend);
+        backend.map(hop).ok_or(Verdict::DropBackendOut)
+    }
+
+    /// Counts a packet of so many bytes that was sent.
+    #[inline(always)]
+    pub fn sent(&self, bytes: u64, action: u32) -> Fate {
+        let index = self.record.backend;
+        if self.to_client {
+            return Fate::replied(index, action);
+        }
+        count::forwarded(index, bytes, Kind::Ordinary);
+        Fate::sent(index, action)
     }
 
     /// Notes that the other end of the flow cannot be reached, if it is the backend.
@@ -82,24 +115,11 @@ pub fn error<const V6: bool>(
     known: &Known,
 ) -> Result<Fate, Verdict> {
     let bytes = packet.len() as u64;
-    let index = known.record.backend;
-    let hop = if known.to_client {
-        &known.record.way_back
-    } else {
-        hop(select::for_established(index).ok_or(Verdict::DropBackendOut)?)
-    };
+    let hop = known.hop()?;
     decrement_ttl::<V6>(packet, headers.l3)?;
     translate(packet, headers, quote, &known.ends, known.to_client)
         .ok_or(Verdict::DropMalformed)?;
-    let action = send(packet, hop)?;
-    if !known.to_client {
-        count::forwarded(index, bytes, Kind::Ordinary);
-    }
-    Ok(if known.to_client {
-        Fate::replied(index, action)
-    } else {
-        Fate::sent(index, action)
-    })
+    Ok(known.sent(bytes, send(packet, hop)?))
 }
 
 /// Every sum is changed by what was changed, so a wrong one stays wrong. That goes for the quoted

@@ -315,6 +315,7 @@ const fn reading(traffic: &Traffic) -> Reading {
         opened: traffic.flows,
         answered: traffic.answered,
         refused: traffic.refused,
+        repeated: traffic.repeated,
         unreachable: traffic.unreachable,
         http_ok: traffic.http_ok,
         http_errors: traffic.http_errors,

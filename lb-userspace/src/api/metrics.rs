@@ -338,13 +338,13 @@ const BACKEND_METRICS: &[BackendMetric] = &[
     (
         "lb_backend_repeated_syns_total",
         COUNTER,
-        "SYNs that came again before it had answered (NAT).",
+        "SYNs that came again (NAT: before it had answered).",
         |b| count(b.signs.repeated),
     ),
     (
         "lb_backend_unreachable_total",
         COUNTER,
-        "ICMP errors that say that it cannot be reached (NAT).",
+        "ICMP errors that say that it cannot be reached (NAT; tunnels: about outer headers).",
         |b| count(b.signs.unreachable),
     ),
     (

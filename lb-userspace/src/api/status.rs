@@ -302,7 +302,8 @@ pub struct CheckStatus {
     pub history: Vec<LastProbe>,
 }
 
-/// Signs of how a backend does, counted in the packet path; by NAT only.
+/// Signs of how a backend does, counted in the packet path; by NAT only, but for `repeated` and
+/// `unreachable`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Signs {
     /// Flows that it has answered.

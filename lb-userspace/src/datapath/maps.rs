@@ -30,7 +30,7 @@ use crate::model::{Endpoint, OnDeath, Protocol};
 use crate::plan::{self, ServiceId, SnatPorts};
 
 /// Names of the maps, which are also their pins' names.
-pub const NAMES: [&str; 22] = [
+pub const NAMES: [&str; 23] = [
     "PARAMS",
     "FILTER",
     "VIPS",
@@ -45,6 +45,7 @@ pub const NAMES: [&str; 22] = [
     "FLOWS",
     "REPLIES",
     "FRAGMENTS",
+    "FRAGMENT_IDS",
     "TRAFFIC",
     "VERDICTS",
     "OPENING",

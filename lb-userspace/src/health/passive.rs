@@ -9,7 +9,10 @@
 //! # Suspicions
 //!
 //! - *Silent* (NAT): [`RUN`] new connections in a row were not answered.
-//! - *Refused*, *unreachable* (NAT): [`FEW`] in a row were answered by a RST or an ICMP error.
+//! - *Refused*, *unreachable* (NAT): [`FEW`] in a row were answered by a RST or an ICMP error. By a
+//!   tunnel, *unreachable*: within [`WINDOW`] as many ICMP errors about its outer headers.
+//! - *Silent* (the other modes): within [`WINDOW`] a third of its SYNs came again, and a tenth of the
+//!   others' at the most.
 //! - *Failing* (NAT): within [`WINDOW`], half of at least [`VOLUME`] new connections were not
 //!   answered, while four fifths were by the others.
 //! - *One-sided* (the other modes, where answers do not come by this host): SYNs without the packets
@@ -59,6 +62,7 @@ pub struct Reading {
     pub opened: u64,
     pub answered: u64,
     pub refused: u64,
+    pub repeated: u64,
     pub unreachable: u64,
     pub http_ok: u64,
     pub http_errors: u64,
@@ -72,6 +76,7 @@ impl Reading {
             opened: self.opened.checked_sub(before.opened)?,
             answered: self.answered.checked_sub(before.answered)?,
             refused: self.refused.checked_sub(before.refused)?,
+            repeated: self.repeated.checked_sub(before.repeated)?,
             unreachable: self.unreachable.checked_sub(before.unreachable)?,
             http_ok: self.http_ok.checked_sub(before.http_ok)?,
             http_errors: self.http_errors.checked_sub(before.http_errors)?,
@@ -467,7 +472,9 @@ impl Watched {
                         .or_else(|| target.failing(others(), now))
                 } else {
                     target
-                        .one_sided(others(), now)
+                        .refused_on_the_way(now)
+                        .or_else(|| target.one_sided(others(), now))
+                        .or_else(|| target.repeating(others(), now))
                         .or_else(|| target.collapsed(others(), now))
                 }
             });
@@ -483,8 +490,16 @@ impl Watched {
             let found = connections.flatten().or_else(|| http().flatten());
             if let Some((kind, what)) = found {
                 let since = match kind {
-                    Kind::Silent | Kind::Refused | Kind::Unreachable => target.since,
-                    Kind::Failing | Kind::OneSided | Kind::Mute | Kind::HttpErrors => now,
+                    Kind::Silent | Kind::Refused | Kind::Unreachable if self.both_ways => {
+                        target.since
+                    }
+                    Kind::Silent
+                    | Kind::Refused
+                    | Kind::Unreachable
+                    | Kind::Failing
+                    | Kind::OneSided
+                    | Kind::Mute
+                    | Kind::HttpErrors => now,
                 };
                 suspects.push(Suspicion {
                     key: key.clone(),

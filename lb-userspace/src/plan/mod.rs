@@ -188,9 +188,21 @@ impl Contents {
         backends.filter_map(|backend| Some(backend.path?.source))
     }
 
+    /// Addresses of this host that tunnels begin at: errors about their outer headers come there. Not
+    /// those of a prefix that outer sources vary in.
+    fn tunnel_ends(&self) -> impl Iterator<Item = IpAddr> {
+        self.backends.values().filter_map(|backend| {
+            let (service, path) = (self.services.get(&backend.service)?, backend.path?);
+            let in_tunnel = matches!(service.forwarding, Forwarding::Ipip | Forwarding::Gue);
+            let own = !path.is_local() && path.tunnel.source_bits == 0;
+            (in_tunnel && own).then_some(path.source)
+        })
+    }
+
     /// Addresses whose packets the program must look at, and whether each is a service's.
     pub fn addresses(&self) -> BTreeMap<IpAddr, bool> {
-        let sources = self.sources.iter().map(|source| (*source, false));
+        let own = self.sources.iter().copied().chain(self.tunnel_ends());
+        let sources = own.map(|source| (source, false));
         let vips = self
             .services
             .values()

@@ -10,7 +10,7 @@ use lb_userspace::datapath::tap::Packet;
 use lb_userspace::model::Protocol;
 
 use crate::kernel::{DROP, INGRESS, Kernel, PASS, TX, VIP4, VIP6, kernel};
-use crate::packets::{CLIENT_MAC, Frame, echo, parse};
+use crate::packets::{CLIENT_MAC, Frame, echo, parse, sum_header};
 
 const CLIENT: &str = "198.51.100.1:4000";
 
@@ -72,6 +72,32 @@ fn a_nat_flow_is_captured_in_both_directions_as_it_came_in() {
     assert_eq!(tap.lost().unwrap(), 0);
 }
 
+/// It is changed before the way of whole packets sees it.
+#[test]
+fn a_fragment_by_nat_is_captured_as_it_came_in() {
+    let Some(mut kernel) = kernel("a_fragment_by_nat_is_captured_as_it_came_in") else {
+        return;
+    };
+    let dns = kernel.serve_one(VIP4, Protocol::Udp, Nat, (1, "10.0.0.11:53"));
+    let mut tap = kernel.datapath.tap().unwrap();
+    tap.start(Some(dns), 4096).unwrap();
+    let whole = Frame::udp(CLIENT, VIP4).bytes();
+    let mut first = whole.clone();
+    first[20] |= 0x20;
+    sum_header(&mut first[14..]);
+    for frame in [&first, &whole, &first, &whole] {
+        let sent = kernel.forwards(frame, 1);
+        assert_eq!(sent[20..22], frame[20..22], "a fragment or not, as before");
+        let packet = one(&mut tap);
+        assert_eq!((packet.backend, packet.verdict), (1, None));
+        assert_eq!(&packet.data, frame);
+        assert_eq!(packet.sent, sent[..packet.sent.len()]);
+    }
+    tap.stop();
+    kernel.forwards(&first, 1);
+    none(&mut tap);
+}
+
 #[test]
 fn only_the_service_asked_for_is_captured_and_only_while_it_is() {
     let Some(mut kernel) = kernel("only_the_service_asked_for_is_captured_and_only_while_it_is")
@@ -116,7 +142,7 @@ fn refusals(kernel: &mut Kernel) -> Vec<(&'static str, Vec<u8>, Verdict, u16, u3
     let dead_id = kernel.serve(dead, Protocol::Tcp, Dsr, Slot::settled(0), &[]);
     let syn = Frame::tcp(CLIENT, VIP4, "S").bytes();
     let mut fragment = syn.clone();
-    fragment[20] = 0x20;
+    fragment[21] = 0x10;
     let short = syn[..14 + 20 + 19].to_vec();
     let reset = Frame::tcp(CLIENT, VIP4, "A").bytes();
     let ttl = Frame::tcp(CLIENT, VIP4, "S").ttl(1).bytes();
@@ -124,7 +150,7 @@ fn refusals(kernel: &mut Kernel) -> Vec<(&'static str, Vec<u8>, Verdict, u16, u3
     let port = Frame::tcp(CLIENT, "203.0.113.10:81", "S").bytes();
     let ping = echo([198, 51, 100, 1], [203, 0, 113, 10]);
     vec![
-        ("fragment", fragment, Verdict::DropFragmentNat, web, DROP),
+        ("fragment", fragment, Verdict::DropFragment, 0, DROP),
         ("cut short", short, Verdict::DropMalformed, 0, DROP),
         ("no flow", reset, Verdict::ResetNoFlow, web, TX),
         ("TTL", ttl, Verdict::DropTtl, web, DROP),

@@ -1,13 +1,14 @@
-//! Fragments: by DSR the first one's ports lead the others, by NAT there is no way.
+//! Fragments: the first one's ports lead the others, by NAT under another identification.
 
+use lb_common::abi::BackendState::{Active, Out};
 use lb_common::abi::FRAGMENT_LIFETIME;
 use lb_common::abi::Forwarding::{Dsr, Nat};
 use lb_common::slot::{Slot, TABLE_SIZES};
 use lb_common::verdict::Verdict;
 use lb_userspace::model::Protocol;
 
-use crate::kernel::{DROP, Kernel, PASS, VIP4, VIP6, kernel};
-use crate::packets::{Frame, checksum};
+use crate::kernel::{DROP, Kernel, PASS, SOURCE4, SOURCE6, TX, VIP4, VIP6, at, ip, kernel};
+use crate::packets::{CLIENT_MAC, Frame, Seen, checksum, parse};
 
 const CLIENT4: &str = "198.51.100.1:4000";
 const CLIENT6: &str = "[2001:db8:1::1]:4000";
@@ -191,23 +192,6 @@ fn old_ports_are_not_believed() {
 }
 
 #[test]
-fn nat_drops_fragments_under_their_own_name() {
-    let Some(mut kernel) = kernel("nat_drops_fragments_under_their_own_name") else {
-        return;
-    };
-    kernel.serve_one(VIP4, Protocol::Udp, Nat, (1, "10.0.0.11:53"));
-    kernel.serve_one(VIP6, Protocol::Tcp, Nat, (2, "[fd00::11]:53"));
-    for frame in [
-        large(Frame::udp(CLIENT4, VIP4)),
-        large(Frame::tcp(CLIENT6, VIP6, "S")),
-    ] {
-        kernel.expect(&fragment(&frame, 1, 800, 800), Verdict::DropFragment);
-        kernel.expect(&fragment(&frame, 1, 0, 800), Verdict::DropFragmentNat);
-        kernel.expect(&fragment(&frame, 1, 800, 800), Verdict::DropFragmentNat);
-    }
-}
-
-#[test]
 fn atomic_fragments_are_whole_packets() {
     let Some(mut kernel) = kernel("atomic_fragments_are_whole_packets") else {
         return;
@@ -287,4 +271,281 @@ fn fragments_of_unknown_flows_stay_with_the_previous_owner() {
         kernel.forwards(&fragment(&packet, id, 800, 800), 1);
     }
     kernel.forwards(&Frame::tcp(CLIENT4, VIP4, "A").bytes(), 1);
+}
+
+const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+
+/// Puts fragments together, as their receiver does, and takes apart what comes of it: all checksums
+/// have been found right. Gives the identification, too.
+fn together(parts: &[Vec<u8>], vlans: usize) -> (u32, Seen) {
+    let l3 = 14 + 4 * vlans;
+    let v4 = parts[0][l3] >> 4 == 4;
+    let header = if v4 { 20 } else { 48 };
+    let word = |part: &[u8], at: usize| u16::from_be_bytes([part[l3 + at], part[l3 + at + 1]]);
+    let mut ids = std::collections::BTreeSet::new();
+    let mut payload = Vec::new();
+    for part in parts {
+        let offset = if v4 {
+            assert_eq!(checksum(&part[l3..l3 + 20], 0), 0);
+            ids.insert(u32::from(word(part, 4)));
+            usize::from(word(part, 6) & 0x1fff) * 8
+        } else {
+            ids.insert(u32::from(word(part, 44)) << 16 | u32::from(word(part, 46)));
+            usize::from(word(part, 42) & 0xfff8)
+        };
+        // The addresses, of which the MAC addresses follow.
+        assert_eq!(part[..12], parts[0][..12]);
+        let addresses = if v4 { 12..20 } else { 8..40 };
+        let of = |part: &[u8]| part[l3..][addresses.clone()].to_vec();
+        assert_eq!(of(part), of(&parts[0]));
+        let piece = &part[l3 + header..];
+        payload.resize(payload.len().max(offset + piece.len()), 0);
+        payload[offset..offset + piece.len()].copy_from_slice(piece);
+    }
+    assert_eq!(ids.len(), 1, "{ids:x?}");
+    let first = parts.iter().find(|part| {
+        let field = if v4 {
+            word(part, 6) & 0x1fff
+        } else {
+            word(part, 42) & 0xfff8
+        };
+        field == 0
+    });
+    let mut whole = first.unwrap()[..l3 + if v4 { 20 } else { 40 }].to_vec();
+    if v4 {
+        let total = (20 + payload.len()) as u16;
+        whole[l3 + 2..l3 + 4].copy_from_slice(&total.to_be_bytes());
+        whole[l3 + 6..l3 + 8].fill(0);
+        crate::packets::sum_header(&mut whole[l3..]);
+    } else {
+        let length = payload.len() as u16;
+        whole[l3 + 4..l3 + 6].copy_from_slice(&length.to_be_bytes());
+        whole[l3 + 6] = first.unwrap()[l3 + 40];
+    }
+    whole.extend_from_slice(&payload);
+    (ids.into_iter().next().unwrap(), parse(&whole))
+}
+
+/// NAT services of each family and protocol, each with a client's large packet, what it becomes, and
+/// its backend.
+fn nat_services(kernel: &mut Kernel) -> [(Frame, &'static str, &'static str, u16); 4] {
+    kernel.serve_one(VIP4, Protocol::Udp, Nat, (1, "10.0.0.11:53"));
+    kernel.serve_one(VIP4, Protocol::Tcp, Nat, (2, "10.0.0.11:8080"));
+    kernel.serve_one(VIP6, Protocol::Udp, Nat, (3, "[fd00::11]:53"));
+    kernel.serve_one(VIP6, Protocol::Tcp, Nat, (4, "[fd00::11]:8080"));
+    [
+        (large(Frame::udp(CLIENT4, VIP4)), SOURCE4, "10.0.0.11:53", 1),
+        (
+            large(Frame::tcp(CLIENT4, VIP4, "S")),
+            SOURCE4,
+            "10.0.0.11:8080",
+            2,
+        ),
+        (
+            large(Frame::udp(CLIENT6, VIP6)),
+            SOURCE6,
+            "[fd00::11]:53",
+            3,
+        ),
+        (
+            large(Frame::tcp(CLIENT6, VIP6, "S")),
+            SOURCE6,
+            "[fd00::11]:8080",
+            4,
+        ),
+    ]
+}
+
+/// What a backend answers to a request.
+fn answer_to(request: &Seen, frame: &Frame) -> Frame {
+    let flags = if frame.udp { "" } else { "SA" };
+    Frame {
+        src: request.dst,
+        dst: request.src,
+        flags,
+        payload: (0..3000).map(|n| (n * 7) as u8).collect(),
+        ..frame.clone()
+    }
+    .sent_by(SERVER_MAC)
+}
+
+#[test]
+fn nat_rewrites_all_fragments_both_ways() {
+    let Some(mut kernel) = kernel("nat_rewrites_all_fragments_both_ways") else {
+        return;
+    };
+    let services = nat_services(&mut kernel);
+    for vlans in 0..=2 {
+        // First, last and middle ones; reordered but for the first; twice; overlapping.
+        for (n, order) in [
+            &[0, 800, 1600][..],
+            &[0, 1600, 800],
+            &[0, 0, 800, 1600, 800, 0],
+            &[0, 792, 1600, 1592, 24],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for (frame, source, server, backend) in &services {
+                let mut frame = frame.clone().vlans(vlans);
+                frame.src.set_port(5000 + (4 * vlans + n) as u16);
+                let id = 0x1000 + n as u32;
+                let sent: Vec<_> = order
+                    .iter()
+                    .map(|offset| kernel.forwards(&fragment(&frame, id, *offset, 808), *backend))
+                    .collect();
+                let (_, seen) = together(&sent, vlans);
+                assert_eq!((seen.dst, seen.src.ip()), (at(server), ip(source)));
+                assert_eq!((seen.ttl, &seen.payload), (63, &frame.payload));
+
+                let answer = answer_to(&seen, &frame);
+                let returned: Vec<_> = [0, 1200, 2400]
+                    .iter()
+                    .map(|offset| {
+                        let part = fragment(&answer, 0xbeef, *offset, 1200);
+                        let result = kernel.expect(&part, Verdict::NatReply);
+                        assert_eq!(result.action, TX);
+                        assert_eq!(result.frame[..6], CLIENT_MAC);
+                        result.frame
+                    })
+                    .collect();
+                let (id, back) = together(&returned, vlans);
+                assert_eq!(id, 0xbeef, "it stays");
+                assert_eq!((back.src, back.dst, back.ttl), (frame.dst, frame.src, 63));
+                assert_eq!(back.payload, answer.payload);
+                // Of the same flow a whole packet.
+                let next = Frame {
+                    flags: if frame.udp { "" } else { "A" },
+                    payload: b"small".to_vec(),
+                    ..frame.clone()
+                };
+                let next = parse(&kernel.forwards(&next.bytes(), *backend));
+                assert_eq!((next.src, next.dst), (seen.src, seen.dst));
+            }
+        }
+    }
+}
+
+/// Two clients, or two services, that send to one backend with the same identification.
+#[test]
+fn identifications_do_not_collide_behind_nat() {
+    let Some(mut kernel) = kernel("identifications_do_not_collide_behind_nat") else {
+        return;
+    };
+    kernel.serve_one(VIP4, Protocol::Udp, Nat, (1, "10.0.0.11:53"));
+    kernel.serve_one("203.0.113.11:53", Protocol::Udp, Nat, (2, "10.0.0.11:53"));
+    kernel.serve_one(VIP6, Protocol::Udp, Nat, (3, "[fd00::11]:53"));
+    let mut seen = std::collections::BTreeSet::new();
+    for (base, vip, backend) in [
+        ("198.51.100.", VIP4, 1),
+        ("198.51.100.", "203.0.113.11:53", 2),
+        ("[2001:db8::", VIP6, 3),
+    ] {
+        let client = |n: usize| {
+            let end = if vip == VIP6 { "]:4000" } else { ":4000" };
+            large(Frame::udp(&format!("{base}{}{end}", 1 + n), vip))
+        };
+        let frames: Vec<_> = (0..20).map(client).collect();
+        let mut parts = vec![Vec::new(); frames.len()];
+        for offset in [0, 800, 1600] {
+            for (n, frame) in frames.iter().enumerate() {
+                let part = fragment(frame, 7, offset, 800);
+                parts[n].push(kernel.forwards(&part, backend));
+            }
+        }
+        for (frame, parts) in frames.iter().zip(parts) {
+            let (id, datagram) = together(&parts, 0);
+            assert_eq!(datagram.payload, frame.payload);
+            assert!(seen.insert((vip == VIP6, id)), "{id:#x} once more");
+        }
+    }
+    // Another datagram of the same client is another one, and so is the next with the same
+    // identification to another port.
+    let mut frame = large(Frame::udp(CLIENT4, VIP4));
+    for (id, port) in [(8, 4000), (9, 4000), (9, 4001)] {
+        frame.src.set_port(port);
+        let part = kernel.forwards(&fragment(&frame, id, 0, 800), 1);
+        let new = u32::from(u16::from_be_bytes([part[18], part[19]]));
+        assert!(seen.insert((false, new)), "{new:#x} once more");
+    }
+}
+
+#[test]
+fn nat_wants_the_first_fragment_first() {
+    let Some(mut kernel) = kernel("nat_wants_the_first_fragment_first") else {
+        return;
+    };
+    for (frame, _, _, backend) in nat_services(&mut kernel) {
+        let request = |offset| fragment(&frame, 7, offset, 800);
+        kernel.expect(&request(800), Verdict::DropFragment);
+        let sent = [0, 800, 1600].map(|offset| kernel.forwards(&request(offset), backend));
+        let (first, seen) = together(&sent, 0);
+        let answer = answer_to(&seen, &frame);
+        let reply = |offset| fragment(&answer, 9, offset, 1200);
+        // Whose it is cannot be seen, and the host may have sent something of its own.
+        let early = reply(1200);
+        let result = kernel.expect(&early, Verdict::PassNotVip);
+        assert_eq!((result.action, result.frame), (PASS, early));
+        for offset in [0, 2400] {
+            kernel.expect(&reply(offset), Verdict::NatReply);
+        }
+        // What was noted is not believed for ever.
+        kernel.age_fragments(FRAGMENT_LIFETIME + 1);
+        kernel.expect(&request(800), Verdict::DropFragment);
+        kernel.expect(&reply(1200), Verdict::PassNotVip);
+        let sent = [0, 1600, 800].map(|offset| kernel.forwards(&request(offset), backend));
+        assert_ne!(together(&sent, 0).0, first);
+        // Its backend is out.
+        kernel.set_state(backend, Out);
+        kernel.expect(&request(800), Verdict::DropBackendOut);
+        kernel.set_state(backend, Active);
+        // Too short for its ports, and none of the datagram at all.
+        let short = fragment(&frame, 8, 0, 0);
+        kernel.expect(&short, Verdict::DropMalformed);
+        kernel.expect(&fragment(&frame, 8, 800, 800), Verdict::DropFragment);
+    }
+}
+
+#[test]
+fn nat_fragments_that_open_nothing() {
+    let Some(mut kernel) = kernel("nat_fragments_that_open_nothing") else {
+        return;
+    };
+    let web = kernel.serve_one(VIP4, Protocol::Tcp, Nat, (1, "10.0.0.11:8080"));
+    kernel.serve("203.0.113.11:53", Protocol::Udp, Nat, Slot::settled(0), &[]);
+    // No fragment is answered with a RST.
+    let stray = large(Frame::tcp(CLIENT4, VIP4, "A"));
+    let result = kernel.expect(&fragment(&stray, 1, 0, 800), Verdict::DropNoFlow);
+    assert_eq!(result.action, DROP);
+    kernel.expect(&fragment(&stray, 1, 800, 800), Verdict::DropFragment);
+    let nobody = large(Frame::udp(CLIENT4, "203.0.113.11:53"));
+    kernel.expect(&fragment(&nobody, 1, 0, 800), Verdict::DropNoBackend);
+    kernel.expect(&fragment(&nobody, 1, 800, 800), Verdict::DropFragment);
+    // Of another protocol than the service's, to the host.
+    let other = fragment(&large(Frame::udp(CLIENT4, VIP4)), 1, 0, 800);
+    let result = kernel.expect(&other, Verdict::PassNoService);
+    assert_eq!((result.action, result.frame), (PASS, other));
+    // The flow's backend was refused its service meanwhile.
+    kernel.forwards(&Frame::tcp(CLIENT4, VIP4, "S").bytes(), 1);
+    kernel.set_state(1, Out);
+    kernel.set_slots(web, Slot::settled(0));
+    kernel.expect(&fragment(&stray, 1, 0, 800), Verdict::DropBackendOut);
+}
+
+#[test]
+fn a_datagram_without_a_checksum_gets_none() {
+    let Some(mut kernel) = kernel("a_datagram_without_a_checksum_gets_none") else {
+        return;
+    };
+    kernel.serve_one(VIP4, Protocol::Udp, Nat, (1, "10.0.0.11:53"));
+    let frame = large(Frame::udp(CLIENT4, VIP4));
+    let mut first = fragment(&frame, 7, 0, 800);
+    first[40..42].fill(0);
+    let sent = kernel.forwards(&first, 1);
+    assert_eq!(sent[40..42], [0, 0]);
+    // A first fragment with "don't fragment" set keeps it.
+    first[20] |= 0x40;
+    crate::packets::sum_header(&mut first[14..]);
+    let sent = kernel.forwards(&first, 1);
+    assert_eq!(sent[20..22], first[20..22]);
 }

@@ -236,7 +236,6 @@ fn random_and_mutated_packets() {
         "icmp_error",
         "echo_reply",
         "drop_icmp_no_flow",
-        "drop_fragment_nat",
         "drop_extension_headers",
     ] {
         assert!(verdicts.contains_key(verdict), "{verdict} in {verdicts:?}");

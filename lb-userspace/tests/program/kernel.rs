@@ -247,7 +247,8 @@ impl Kernel {
     /// Makes what is known of datagrams under way so many seconds older.
     pub fn age_fragments(&mut self, seconds: u32) {
         let data = MapData::from_pin(self.pins.map("FRAGMENTS")).unwrap();
-        let mut map: HashMap<_, [u8; 40], [u8; 8]> = Map::LruHashMap(data).try_into().unwrap();
+        let mut map: HashMap<_, [u8; 40], [u8; size_of::<Fragment>()]> =
+            Map::LruHashMap(data).try_into().unwrap();
         let entries: Vec<_> = map.iter().map(Result::unwrap).collect();
         assert!(!entries.is_empty());
         for (key, mut value) in entries {

@@ -129,14 +129,9 @@ fn what_is_for_a_vip_and_cannot_be_served_is_dropped_by_name() {
     };
     let cases = [
         (
-            "first fragment",
-            edit(&syn, 20, 0x20),
-            Verdict::DropFragmentNat,
-        ),
-        (
             "later fragment",
             edit(&syn, 21, 0x10),
-            Verdict::DropFragmentNat,
+            Verdict::DropFragment,
         ),
         ("IPv6 fragment", extended(44, 1), Verdict::DropFragment),
         (

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::Forwarding::Nat;
+use lb_common::abi::Forwarding::{Dsr, Gue, Ipip, Nat};
 use lb_common::abi::Traffic;
+use lb_common::slot::Slot;
 use lb_common::verdict::Verdict;
 use lb_userspace::model::Protocol;
 
-use crate::kernel::{Kernel, VIP4, VIP6, kernel};
+use crate::kernel::{Kernel, PASS, SOURCE4, SOURCE6, VIP4, VIP6, ip, kernel};
 use crate::packets::{Frame, Icmp, ROUTER_MAC, Seen, parse};
 
 const CLIENTS: [(&str, &str, &str); 2] = [
@@ -138,6 +139,170 @@ fn only_what_cannot_be_reached_counts_as_unreachable() {
         };
         kernel.expect(&client_error.bytes(), Verdict::IcmpError);
         assert_eq!(signs(&kernel).unreachable, unreachable.len() as u64);
+    }
+}
+
+/// Nothing is recorded of them, and yet those that come again are seen.
+#[test]
+fn repeated_syns_are_counted_without_records() {
+    let name = "repeated_syns_are_counted_without_records";
+    for (vip, client, forwarding, server) in [
+        (VIP4, CLIENTS[0].1, Dsr, "10.0.0.11:80"),
+        (VIP6, CLIENTS[1].1, Gue, "[fd00::11]:80"),
+        (VIP4, CLIENTS[0].1, Ipip, "[fd00::11]:80"),
+    ] {
+        let Some(mut kernel) = kernel(name) else {
+            return;
+        };
+        kernel.serve_one(vip, Protocol::Tcp, forwarding, (1, server));
+        let send = |kernel: &mut Kernel, port: u16, sequence, flags| {
+            let client = client.replace("4000", &port.to_string());
+            let frame = Frame {
+                sequence,
+                ..Frame::tcp(&client, vip, flags)
+            };
+            kernel.forwards(&frame.bytes(), 1);
+            kernel.datapath.traffic(1).unwrap().repeated
+        };
+        // A flood, connections that use a port again, and packets that are no SYNs.
+        for n in 0..2000 {
+            assert_eq!(send(&mut kernel, 5000 + n as u16, n, "S"), 0);
+        }
+        for n in 0..100 {
+            assert_eq!(send(&mut kernel, 4000, 100_000 + n, "S"), 0);
+        }
+        for _ in 0..5 {
+            assert_eq!(send(&mut kernel, 4000, 100_099, "A"), 0);
+        }
+        // All but those of whose place another has been meanwhile, or that another CPU runs: until
+        // both are run by the same.
+        let mut rounds = 0;
+        loop {
+            for n in 0..50 {
+                send(&mut kernel, 4000, 200_000 + rounds * 50 + n, "S");
+            }
+            let before = kernel.datapath.traffic(1).unwrap().repeated;
+            for n in 0..50 {
+                send(&mut kernel, 4000, 200_000 + rounds * 50 + n, "S");
+            }
+            let counted = kernel.datapath.traffic(1).unwrap().repeated - before;
+            assert!(counted <= 50);
+            if counted >= 45 {
+                break;
+            }
+            rounds += 1;
+            assert!(rounds < 100, "never counted");
+        }
+    }
+}
+
+/// Errors about outer headers go to the host as before, and count for the backend whose packet they
+/// quote.
+#[test]
+fn errors_about_tunnels_count_for_the_backend_of_the_packet_inside() {
+    let name = "errors_about_tunnels_count_for_the_backend_of_the_packet_inside";
+    for (forwarding, vip, client, outer4) in [
+        (Ipip, VIP4, CLIENTS[0].1, true),
+        (Ipip, VIP6, CLIENTS[1].1, true),
+        (Ipip, VIP4, CLIENTS[0].1, false),
+        (Ipip, VIP6, CLIENTS[1].1, false),
+        (Gue, VIP4, CLIENTS[0].1, true),
+        (Gue, VIP6, CLIENTS[1].1, false),
+    ] {
+        let Some(mut kernel) = kernel(name) else {
+            return;
+        };
+        let addresses = if outer4 {
+            ["10.0.0.11:80", "10.0.0.12:80"]
+        } else {
+            ["[fd00::11]:80", "[fd00::12]:80"]
+        };
+        let both = [(1, addresses[0]), (2, addresses[1])];
+        kernel.serve(vip, Protocol::Tcp, forwarding, Slot::settled(1), &both);
+        let sent = kernel.forwards(&Frame::tcp(client, vip, "S").bytes(), 1);
+        let quoted = &sent[14..];
+        let outer = if outer4 { 20 } else { 40 };
+        let inner = outer + if forwarding == Gue { 8 } else { 0 };
+        let ports = inner + if vip == VIP4 { 20 } else { 40 };
+        let error = |kind, quoted: &[u8]| Icmp {
+            src: ip(if outer4 { "192.0.2.7" } else { "2001:db8:7::7" }),
+            dst: ip(if outer4 { SOURCE4 } else { SOURCE6 }),
+            from: ROUTER_MAC,
+            ttl: 60,
+            vlans: 0,
+            kind,
+            payload: quoted.to_vec(),
+        };
+        let (others, unreachable) = if outer4 {
+            (
+                [(3, 4, 1400), (11, 0, 0)],
+                [(3, 1, 0), (3, 2, 0), (3, 3, 0), (3, 13, 0)],
+            )
+        } else {
+            (
+                [(2, 0, 1400), (3, 0, 0)],
+                [(1, 0, 0), (1, 1, 0), (1, 3, 0), (1, 4, 0)],
+            )
+        };
+        let counted = |kernel: &mut Kernel, icmp: Icmp| {
+            let count = |kernel: &Kernel, backend| {
+                let traffic = kernel.datapath.traffic(backend).unwrap();
+                assert_eq!((traffic.refused, traffic.answered), (0, 0));
+                traffic.unreachable
+            };
+            let before = [1, 2].map(|backend| count(kernel, backend));
+            let frame = icmp.bytes();
+            let result = kernel.expect(&frame, Verdict::PassOtherProtocol);
+            assert_eq!((result.action, result.frame), (PASS, frame));
+            [count(kernel, 1) - before[0], count(kernel, 2) - before[1]]
+        };
+        for kind in others {
+            assert_eq!(counted(&mut kernel, error(kind, quoted)), [0, 0]);
+        }
+        for kind in unreachable {
+            for length in [ports + 4, ports + 8, quoted.len()] {
+                let icmp = error(kind, &quoted[..length]);
+                assert_eq!(counted(&mut kernel, icmp.clone()), [1, 0], "{length}");
+                let tagged = Icmp { vlans: 2, ..icmp };
+                assert_eq!(counted(&mut kernel, tagged), [1, 0], "{length}");
+            }
+            // Whose packet it was cannot be seen.
+            for length in [outer, inner + 8, ports, ports + 3] {
+                let short = error(kind, &quoted[..length]);
+                assert_eq!(counted(&mut kernel, short), [0, 0], "{length}");
+            }
+        }
+        let altered = |place: usize, byte: u8| {
+            let mut quoted = quoted.to_vec();
+            assert_ne!(quoted[place], byte);
+            quoted[place] = byte;
+            error(unreachable[0], &quoted)
+        };
+        let mut wrong = vec![
+            ("sent by another host", altered(outer - 5, 9)),
+            ("not to the flow's backend", altered(outer - 1, 0x12)),
+            ("the port is no service's", altered(ports + 3, 81)),
+            (
+                "neither TCP nor UDP",
+                altered(inner + if vip == VIP4 { 9 } else { 6 }, 1),
+            ),
+            ("no IP packet inside", altered(inner, 0x70)),
+        ];
+        if forwarding == Gue {
+            wrong.push(("another port of UDP", altered(outer + 3, 1)));
+        }
+        if vip == VIP4 {
+            wrong.push(("a later fragment", altered(inner + 7, 1)));
+        }
+        for (name, icmp) in wrong {
+            assert_eq!(counted(&mut kernel, icmp), [0, 0], "{name}");
+        }
+        // The flow stays with the previous owner: the slot's, or the one that its record names.
+        kernel.set_slots(1, Slot::transition(2, 1));
+        let icmp = error(unreachable[0], quoted);
+        assert_eq!(counted(&mut kernel, icmp.clone()), [1, 0]);
+        kernel.set_slots(1, Slot::settled(2));
+        assert_eq!(counted(&mut kernel, icmp), [0, 0], "nobody's any more");
     }
 }
 

@@ -131,6 +131,7 @@ impl Target {
             opened: sum.opened + new.opened,
             answered: sum.answered + new.answered,
             refused: sum.refused + new.refused,
+            repeated: sum.repeated + new.repeated,
             unreachable: sum.unreachable + new.unreachable,
             http_ok: sum.http_ok + new.http_ok,
             http_errors: sum.http_errors + new.http_errors,
@@ -163,6 +164,16 @@ impl Target {
             return in_a_row(Kind::Silent, self.unanswered, how);
         }
         None
+    }
+
+    /// ICMP errors about packets in its tunnel. Whether others get through is not seen, so they need
+    /// not come in a row.
+    pub(super) fn refused_on_the_way(&self, now: Duration) -> Option<(Kind, String)> {
+        let errors = self.window(now).unreachable;
+        (errors >= FEW).then(|| {
+            let what = format!("{errors} ICMP errors about its tunnel: it cannot be reached");
+            (Kind::Unreachable, what)
+        })
     }
 
     /// Connections that should have been answered by now, and those that were.
@@ -210,6 +221,28 @@ impl Target {
         (others_do || it_did).then(|| {
             let what = format!("{opened} new connections followed by {others_packets} packets");
             (Kind::OneSided, what)
+        })
+    }
+
+    /// SYNs that come again, since nobody answers them, where those to the others do not: the first of
+    /// a dead backend's do after a second. Later than [`Self::one_sided`], but nothing hides it.
+    pub(super) fn repeating<'a>(
+        &self,
+        others: impl Iterator<Item = &'a Self>,
+        now: Duration,
+    ) -> Option<(Kind, String)> {
+        let lately = |target: &Self| {
+            let sum = target.window(now);
+            (sum.opened, sum.repeated)
+        };
+        let (opened, repeated) = lately(self);
+        if repeated < RUN || 3 * repeated < opened {
+            return None;
+        }
+        let (all, theirs) = others.map(lately).fold((0, 0), add);
+        (all >= RUN && 10 * theirs <= all).then(|| {
+            let what = format!("{repeated} of {opened} SYNs came again");
+            (Kind::Silent, what)
         })
     }
 

@@ -215,6 +215,74 @@ fn without_the_replies_what_follows_is_missed() {
     }
 }
 
+/// Old connections that send a little hide a death until its SYNs come again.
+#[test]
+fn repeated_syns_find_what_old_connections_hide() {
+    let pool = || {
+        let mut pool = Pool::new(3, Forwarding::Dsr, PassiveHttp::Off);
+        pool.busy = (4, 100);
+        assert_eq!(pool.run(ms(5000)), []);
+        pool
+    };
+    let again = |pool: &mut Pool, n: usize| {
+        let reading = &mut pool.readings[n];
+        reading.packets += 3;
+        reading.opened += 3;
+        reading.repeated += 3;
+    };
+    let mut dying = pool();
+    dying.ways[2] = Way::Silent;
+    assert_eq!(dying.run(ms(1000)), []);
+    let (start, mut raised) = (dying.now, Vec::new());
+    while raised.is_empty() {
+        again(&mut dying, 2);
+        raised = dying.turn().suspicions;
+        assert!(dying.now < start + ms(1500), "not suspected");
+    }
+    assert_eq!((&raised[0].key, raised[0].kind), (&key(2), Kind::Silent));
+    assert!(raised[0].what.contains("came again"), "{raised:?}");
+    // What all have in common is the network's, and a few are losses.
+    let mut all = pool();
+    for _ in 0..100 {
+        for n in 0..3 {
+            again(&mut all, n);
+        }
+        assert_eq!(all.turn().suspicions, []);
+    }
+    let mut few = pool();
+    for turn in 0..100 {
+        if turn % 5 == 0 {
+            again(&mut few, 1);
+        }
+        assert_eq!(few.turn().suspicions, []);
+    }
+}
+
+/// By a tunnel nothing tells whether others get through, so it is the number that counts.
+#[test]
+fn errors_about_a_tunnel_are_a_sign() {
+    let mut pool = Pool::new(3, Forwarding::Gue, PassiveHttp::Off);
+    for _ in 0..20 {
+        pool.readings[1].unreachable += 2;
+        assert_eq!(pool.run(ms(3000)), []);
+    }
+    pool.readings[1].unreachable += 3;
+    let (suspicion, took) = pool.suspicion();
+    assert_eq!(
+        (&suspicion.key, suspicion.kind),
+        (&key(1), Kind::Unreachable)
+    );
+    assert!(took <= PERIOD, "{took:?}");
+    assert_eq!(suspicion.since, pool.now);
+    // Its probes succeed: they are shown, and it is left alone for a while.
+    pool.probed(&suspicion, true, Some(true), "connected");
+    pool.readings[1].unreachable += 30;
+    pool.turn();
+    let shown = pool.passive.disagreement(&key(1), pool.now);
+    assert_eq!(shown, Some(suspicion.what.as_str()));
+    assert_eq!(pool.run(ms(1500)), []);
+}
+
 /// Old connections that repeat their packets do not hide a death, but a pause of theirs is none.
 #[test]
 fn busy_old_connections_hide_no_death() {
