@@ -188,6 +188,8 @@ impl Engine {
         self.places.clear();
         let mut plan = self.probes.replan();
         let mut changes = Vec::new();
+        let count = services.iter().map(|service| service.backends.len()).sum();
+        self.targets.reserve_exact(count);
         for service in services {
             let policies: Vec<_> = service.health.iter().cloned().map(Arc::new).collect();
             for backend in &service.backends {

@@ -217,6 +217,7 @@ impl Probes {
         self.queue.clear();
         self.flying.clear();
         let mut old = Old::new(std::mem::take(&mut self.probes));
+        self.probes.reserve_exact(plan.wanted.len());
         for wanted in plan.wanted {
             let same = old.take(&wanted.spec, wanted.times);
             let (grid, state) = match same {
