@@ -266,6 +266,22 @@ impl Probes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Egress, ProbeKind};
+
+    #[test]
+    fn a_probe_in_flight_is_small() {
+        // Of thousands in flight each has one; in a build without optimisation, which is larger.
+        let prober = Prober::new();
+        let spec = ProbeSpec {
+            target: ([192, 0, 2, 1], 80).into(),
+            timeout: Duration::from_secs(1),
+            kind: ProbeKind::Tcp,
+            egress: Egress::default(),
+        };
+        let size = size_of_val(&prober.judge(&spec));
+        assert!(size <= 3072, "{size}");
+        assert!(size_of::<Slot>() <= 192, "{}", size_of::<Slot>());
+    }
 
     #[test]
     fn a_shortage_narrows_the_window_and_all_else_widens_it() {

@@ -241,6 +241,8 @@ pub struct BackendStatus {
     pub axes: Vec<AxisStatus>,
 }
 
+const _: () = assert!(size_of::<BackendStatus>() <= 528);
+
 const fn whole() -> u8 {
     100
 }

@@ -84,6 +84,8 @@ struct Target {
     tally: Tally,
 }
 
+const _: () = assert!(size_of::<Target>() <= 256);
+
 /// What one probe means for one backend.
 struct Check {
     spec: Arc<ProbeSpec>,

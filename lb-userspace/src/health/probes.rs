@@ -90,6 +90,8 @@ struct Probe {
     askers: Vec<Asker>,
 }
 
+const _: () = assert!(size_of::<Probe>() <= 160);
+
 #[derive(Clone, Copy)]
 enum State {
     Waiting {

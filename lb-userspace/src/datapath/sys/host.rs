@@ -83,9 +83,9 @@ pub fn raise_descriptors() -> io::Result<usize> {
 /// is done.
 pub fn save_memory() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets parameters of the allocator, before there are other threads.
+    // SAFETY: sets parameters of the allocator, under its own lock.
     unsafe {
-        // What it is at the start; but once set it stays.
+        // The value that it starts with; set, it stays.
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
@@ -111,4 +111,31 @@ pub fn monotonic() -> Duration {
     // SAFETY: room for the answer; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pages of this process that are in memory and its own.
+    fn resident() -> usize {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let mut fields = text.split_whitespace().skip(1);
+        let mut next = || fields.next().unwrap().parse::<usize>().unwrap();
+        next() - next()
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn gaps_in_the_heap_go_back_to_the_kernel() {
+        // 64 MiB in pieces, of which some stay.
+        let all: Vec<_> = (0..65_536).map(|n| vec![n as u8 | 1; 1024]).collect();
+        let few: Vec<_> = all.into_iter().step_by(512).collect();
+        let before = resident();
+        give_back_memory();
+        let given = before.saturating_sub(resident());
+        // The other tests of this process allocate, too, but nothing like that.
+        assert!(given > 4096, "{given} pages");
+        assert!(few.iter().all(|piece| piece.len() == 1024));
+    }
 }

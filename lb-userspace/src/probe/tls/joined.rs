@@ -99,3 +99,86 @@ impl AsyncWrite for Joined {
         Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use futures::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// A connection, and its other end. What one end sends is there when the call returns.
+    async fn pair() -> (Joined, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (server, _) = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        (Joined::new(client), server)
+    }
+
+    /// What has arrived, by one read.
+    fn arrived(server: &mut std::net::TcpStream) -> Vec<u8> {
+        let mut buffer = [0; 64];
+        match server.read(&mut buffer) {
+            Ok(length) => buffer[..length].to_vec(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Vec::new(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    async fn say(joined: &mut Joined, words: &[u8]) {
+        joined.write_all(words).await.unwrap();
+        joined.flush().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_last_words_of_a_handshake_go_out_with_the_first_after_it() {
+        let (mut joined, mut server) = pair().await;
+        say(&mut joined, b"hello").await;
+        assert_eq!(arrived(&mut server), b"");
+        assert!(joined.read_u8().now_or_never().is_none());
+        assert_eq!(arrived(&mut server), b"hello", "an answer is waited for");
+        say(&mut joined, b"key, ").await;
+        say(&mut joined, b"finished, ").await;
+        assert_eq!(arrived(&mut server), b"");
+        joined.handshake_ended();
+        joined.write_all(b"request").await.unwrap();
+        assert_eq!(arrived(&mut server), b"key, finished, request");
+        joined.write_all(b"more").await.unwrap();
+        assert_eq!(arrived(&mut server), b"more");
+    }
+
+    #[tokio::test]
+    async fn nothing_waits_for_ever() {
+        // A server that speaks first.
+        let (mut joined, mut server) = pair().await;
+        say(&mut joined, b"finished").await;
+        joined.handshake_ended();
+        assert!(joined.read_u8().now_or_never().is_none());
+        assert_eq!(arrived(&mut server), b"finished");
+        // An alert.
+        let (mut joined, mut server) = pair().await;
+        say(&mut joined, b"alert").await;
+        joined.handshake_ended();
+        joined.flush().await.unwrap();
+        assert_eq!(arrived(&mut server), b"alert");
+    }
+
+    #[tokio::test]
+    async fn an_answer_can_be_read_though_nothing_can_be_sent() {
+        let (mut joined, mut server) = pair().await;
+        server.write_all(b"no").unwrap();
+        say(&mut joined, b"finished").await;
+        let socket = socket2::SockRef::from(&joined.tcp);
+        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        joined.handshake_ended();
+        assert!(joined.write_all(b"request").await.is_err());
+        let mut answer = [0; 2];
+        joined.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"no");
+    }
+}

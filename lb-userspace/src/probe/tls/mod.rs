@@ -1,10 +1,11 @@
 //! TLS for probes: settings shared among probes, and the handshake.
 //!
 //! By default a probe does not insist on a valid certificate (a health check that fails with an
-//! expired certificate takes all backends out at once), but it always looks at it and reports what
-//! is wrong.
+//! expired certificate takes all backends out at once), but where somebody reads what it has seen it
+//! looks at it and reports what is wrong.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -339,41 +340,73 @@ impl TlsContext {
         };
         stream.get_mut().0.handshake_ended();
         let (_, session) = stream.get_ref();
-        let mut seen = Vec::with_capacity(4);
-        if let Some(version) = session.protocol_version() {
-            seen.push(
-                version
-                    .as_str()
-                    .unwrap_or("unknown version")
-                    .replace('_', "."),
-            );
-        }
-        if let Some(alpn) = session.alpn_protocol() {
-            seen.push(String::from_utf8_lossy(alpn).into_owned());
-        }
-        if session.handshake_kind() == Some(HandshakeKind::Resumed) {
-            seen.push("resumed".to_owned());
-        }
         // After the handshake, because a resumed one shows the verifier no certificate: one that
-        // has expired since is still found.
-        let problem = match &self.judge {
-            Some(judge) => {
-                judge.problem(session.peer_certificates().unwrap_or_default(), &self.name)
-            }
-            None => None,
-        };
+        // has expired since is still found. Only where it decides, or somebody reads it.
+        let judge = self.judge.as_ref();
+        let problem = judge.filter(|_| self.verify || trace.is_told());
+        let problem = problem.and_then(|judge| {
+            judge.problem(session.peer_certificates().unwrap_or_default(), &self.name)
+        });
         if let (Some(problem), true) = (&problem, self.verify) {
             return Err(Failure::new(
                 Class::Tls,
-                format!("certificate refused: {}", problem),
+                format!("certificate refused: {problem}"),
             ));
         }
-        seen.push(match (&problem, &self.judge) {
-            (Some(problem), _) => format!("certificate not valid: {}", problem),
-            (None, Some(_)) => "certificate valid".to_owned(),
-            (None, None) => "certificate not judged: this host has no trusted roots".to_owned(),
+        let seen = fmt::from_fn(|f| {
+            if let Some(version) = session.protocol_version() {
+                let name = version.as_str().unwrap_or("unknown version");
+                write!(f, "{}, ", name.replace('_', "."))?;
+            }
+            if let Some(alpn) = session.alpn_protocol() {
+                write!(f, "{}, ", String::from_utf8_lossy(alpn))?;
+            }
+            if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+                f.write_str("resumed, ")?;
+            }
+            match (&problem, judge) {
+                (Some(problem), _) => write!(f, "certificate not valid: {problem}"),
+                (None, Some(_)) => f.write_str("certificate valid"),
+                (None, None) => {
+                    f.write_str("certificate not judged: this host has no trusted roots")
+                }
+            }
         });
-        trace.step("tls", seen.join(", "));
+        trace.step("tls", seen);
         Ok(stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cheap_comes_first_and_nothing_is_left_out() {
+        let (own, usual) = (provider(), rustls::crypto::ring::default_provider());
+        let groups = |provider: &CryptoProvider| {
+            let groups = provider.kx_groups.iter();
+            groups.map(|group| group.name()).collect::<Vec<_>>()
+        };
+        let suites = |provider: &CryptoProvider| {
+            let suites = provider.cipher_suites.iter();
+            suites.map(|suite| suite.suite()).collect::<Vec<_>>()
+        };
+        assert_eq!(groups(&own)[0], NamedGroup::secp256r1);
+        let usual_groups = groups(&usual);
+        assert_eq!(groups(&own).len(), usual_groups.len());
+        assert!(
+            usual_groups
+                .iter()
+                .all(|group| groups(&own).contains(group))
+        );
+        let is_cheap = |suite: &CipherSuite| format!("{suite:?}").ends_with("AES_128_GCM_SHA256");
+        assert!(suites(&own)[..3].iter().all(is_cheap));
+        assert_eq!(suites(&own).len(), suites(&usual).len());
+        assert!(
+            suites(&usual)
+                .iter()
+                .all(|suite| suites(&own).contains(suite))
+        );
     }
 }
