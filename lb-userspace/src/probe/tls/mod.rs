@@ -229,7 +229,7 @@ impl TlsContexts {
 }
 
 /// All that `ring` offers, what is cheapest first. Each hello has a key of the first group for TLS 1.3,
-/// also where a session is resumed, and one of P-256 costs a quarter of one of X25519. Most servers
+/// also where a session is resumed, and one of P-256 costs two thirds of one of X25519. Most servers
 /// leave the cipher to the client; SHA-256 is an instruction where SHA-384 is a program.
 fn provider() -> CryptoProvider {
     let mut provider = rustls::crypto::ring::default_provider();
