@@ -80,7 +80,7 @@ impl Core {
             && self.applied == self.generation
             && self.datapath_error.is_none();
         let input = announce::Input {
-            services: &self.weighed,
+            services: self.services(),
             routing: &self.routing,
             known: &|service, backend| self.known(service, backend),
             ready,

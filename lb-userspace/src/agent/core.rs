@@ -58,8 +58,8 @@ pub struct Core {
     pub(super) watched: Watched,
     pub(super) routing: RoutingState,
     pub(super) words: BTreeMap<BackendKey, Word>,
-    /// The services with the operator's weights.
-    pub(super) weighed: Vec<Service>,
+    /// The services with the operator's weights, if there are any.
+    pub(super) weighed: Option<Vec<Service>>,
     /// The same words with their deadlines on the agent's clock.
     pub(super) admin: BTreeMap<BackendKey, Admin>,
     /// Who was active at the start, how fences ended, and whom the operator wants.
@@ -116,7 +116,7 @@ impl Core {
         journal: Journal,
         saver: Saver,
         saved: Option<Saved>,
-        contents: Contents,
+        contents: Arc<Contents>,
         announced: BTreeSet<IpAddr>,
     ) -> Self {
         let wall = Timestamp::now();
@@ -160,12 +160,12 @@ impl Core {
             watched: Watched::default(),
             routing: RoutingState::default(),
             words,
-            weighed: Vec::new(),
+            weighed: None,
             admin: BTreeMap::new(),
             orders,
             primaries,
             handovers: BTreeMap::new(),
-            built: Arc::new(contents.clone()),
+            built: contents.clone(),
             builder: Builder::new(contents),
             announced: Announced::adopt(announced),
             ways: Ways::default(),
@@ -231,7 +231,7 @@ impl Core {
         // A way that would lose packets unseen is none, so that they are counted.
         ways.problems.retain(|target, problem| match problem {
             Problem::Stacked { .. } if native => {
-                ways.paths.remove(target);
+                Arc::make_mut(&mut ways.paths).remove(target);
                 true
             }
             Problem::Stacked { .. } => false,
@@ -254,8 +254,8 @@ impl Core {
     }
 
     /// The ways to the backends that the data plane uses.
-    pub const fn paths(&self) -> &Paths {
-        &self.ways.paths
+    pub fn paths(&self) -> Arc<Paths> {
+        self.ways.paths.clone()
     }
 
     /// The datapath reports.

@@ -39,7 +39,7 @@ impl Core {
         let engine = &self.engine;
         let decided = routing::decide(
             &Input {
-                services: &self.weighed,
+                services: self.services(),
                 health: &|key| engine.get(key),
                 passive: self.passive.doubts(),
                 admin: &self.admin,
@@ -57,14 +57,14 @@ impl Core {
             .builder
             .build(&self.model, &duties, &self.ways.paths, now)
         {
-            Ok(contents) if *contents != *self.built => {
+            Ok(contents) if !Arc::ptr_eq(contents, &self.built) && *contents != self.built => {
                 for (id, service) in &contents.services {
                     let old = self.built.services.get(id);
                     if old.is_none_or(|old| !Arc::ptr_eq(&old.slots, &service.slots)) {
                         *self.generations.entry(*id).or_default() += 1;
                     }
                 }
-                self.built = Arc::new(contents.clone());
+                self.built = contents.clone();
                 self.generation += 1;
                 self.note_handovers();
             }
@@ -84,7 +84,7 @@ impl Core {
     }
 
     fn duties(&self) -> BTreeMap<BackendKey, Duty> {
-        let backends = self.weighed.iter().flat_map(|service| {
+        let backends = self.services().iter().flat_map(|service| {
             let backends = service.backends.iter();
             let alone = service.mode.active_passive().is_some();
             backends.map(move |backend| (service.key(backend), backend.weight, alone))

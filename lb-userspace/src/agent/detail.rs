@@ -26,7 +26,7 @@ impl Core {
 
     fn detail(&self, status: &mut ServiceStatus, service: &Service) {
         for backend in &mut status.backends {
-            let key = BackendKey::new(service.name.clone(), backend.name.as_str());
+            let key = BackendKey::new(service.name.clone(), backend.name.clone());
             let view = self.engine.get(&key);
             backend.checks = view
                 .into_iter()

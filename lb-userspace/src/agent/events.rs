@@ -129,7 +129,7 @@ impl Core {
         if let Some(last) = self.engine.get(key).and_then(TargetView::last) {
             evidence.probe_class = Some(last.class.name().to_owned());
             evidence.probe_detail = Some(last.detail.to_string());
-            evidence.latency_ms = Some(last.latency.as_secs_f64() * 1e3);
+            evidence.latency_ms = Some(last.latency().as_secs_f64() * 1e3);
         }
         let policy = self.model.service(&key.service).and_then(|service| {
             service

@@ -35,7 +35,7 @@ mod words;
 
 use crate::api::socket::SocketError;
 use crate::config::ConfigError;
-use crate::datapath::DatapathError;
+use crate::datapath::{DatapathError, sys};
 use crate::privileges;
 
 /// What `lb run` is told.
@@ -87,6 +87,7 @@ pub enum RunError {
 /// # Errors
 /// When it cannot start, or cannot go on. The data plane then stays as it is.
 pub fn run(options: &RunOptions) -> Result<(), RunError> {
+    sys::save_memory();
     privileges::no_new_privileges().map_err(|source| RunError::System {
         what: "setting no_new_privs",
         source,

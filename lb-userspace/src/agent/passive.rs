@@ -1,6 +1,7 @@
 //! Passive detection at work: reads the counters, and runs the probes that a suspicion provokes.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use super::core::Core;
 use super::run::Agent;
 use crate::api::event::{Change, Kind, Origin};
 use crate::datapath::{AccessError, Signs};
-use crate::health::TargetView;
 use crate::health::passive::{self, Kind as SuspicionKind, Reading, Suspicion};
+use crate::health::{Record, TargetView};
 use crate::model::{BackendKey, Model, ProbeKind, ProbeSpec};
 use crate::probe::{Outcome, Prober, Verdict};
 
@@ -55,26 +56,35 @@ impl Watched {
     ) -> Result<Vec<(BackendIndex, Reading)>, AccessError> {
         self.seen.resize(end, Reading::default());
         self.busy.resize(end.div_ceil(GROUP), Duration::ZERO);
-        self.turn = (self.turn + 1) % SELDOM;
         let mut news = Vec::new();
-        for (group, busy) in self.busy.iter_mut().enumerate() {
-            if now >= *busy && group % SELDOM != self.turn {
-                continue;
-            }
-            let (first, before) = (group * GROUP, news.len());
-            signs.read(first..end.min(first + GROUP), |index, traffic| {
+        for range in self.due(end, now) {
+            signs.read(range, |index, traffic| {
                 let reading = reading(&traffic);
-                let seen = &mut self.seen[usize::from(index)];
-                if *seen != reading {
-                    *seen = reading;
+                let place = usize::from(index);
+                if self.seen[place] != reading {
+                    self.seen[place] = reading;
+                    self.busy[place / GROUP] = now + passive::WINDOW;
                     news.push((index, reading));
                 }
             })?;
-            if news.len() > before {
-                *busy = now + passive::WINDOW;
-            }
         }
         Ok(news)
+    }
+
+    /// The backends to be read now: all, if none has traffic.
+    fn due(&mut self, end: usize, now: Duration) -> Vec<Range<usize>> {
+        if self.are_idle(now) {
+            return vec![0..end];
+        }
+        self.turn = (self.turn + 1) % SELDOM;
+        let groups = self.busy.iter().enumerate();
+        let due = groups.filter(|(group, busy)| now < **busy || group % SELDOM == self.turn);
+        due.map(|(group, _)| group * GROUP..end.min((group + 1) * GROUP))
+            .collect()
+    }
+
+    fn are_idle(&self, now: Duration) -> bool {
+        self.busy.iter().all(|busy| now >= *busy)
     }
 }
 
@@ -138,6 +148,15 @@ impl Agent {
 }
 
 impl Core {
+    /// How long until counters are to be read again: where there is no traffic at all, as long as
+    /// until a group without traffic is.
+    pub fn until_signs(&self) -> Duration {
+        match self.watched.are_idle(self.clock.now()) {
+            true => passive::PERIOD * SELDOM as u32,
+            false => passive::PERIOD,
+        }
+    }
+
     /// Whether counters are to be read.
     pub fn watches_signs(&self) -> bool {
         self.passive.watches()
@@ -304,9 +323,7 @@ fn last_latency(view: Option<&TargetView>) -> Duration {
         .into_iter()
         .flat_map(|check| check.history.iter().rev());
     let mut successes = history.filter(|record| record.verdict == Verdict::Success);
-    successes
-        .next()
-        .map_or(Duration::ZERO, |record| record.latency)
+    successes.next().map_or(Duration::ZERO, Record::latency)
 }
 
 const fn reading(traffic: &Traffic) -> Reading {

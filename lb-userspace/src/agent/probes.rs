@@ -1,6 +1,8 @@
 //! The probes in flight.
 
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -40,7 +42,60 @@ pub struct Finished {
 
 /// The way to a task that runs one probe after the other. It goes with the probe and comes back with
 /// its end, so whoever has it has the task; dropped, the task ends.
-pub struct Task(mpsc::UnboundedSender<Job>);
+pub struct Task(Arc<Slot>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.put(Next::End);
+    }
+}
+
+/// Where a task finds what it is to do next. A channel would do as well, but keeps room for 32 probes
+/// where there is one at most, which is more than all the rest that a probe needs.
+#[derive(Default)]
+struct Slot(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    next: Option<Next>,
+    task: Option<Waker>,
+}
+
+enum Next {
+    Probe(Job),
+    End,
+}
+
+impl Slot {
+    fn put(&self, next: Next) {
+        let task = {
+            let mut waiting = self.lock();
+            waiting.next = Some(next);
+            waiting.task.take()
+        };
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+
+    async fn take(&self) -> Next {
+        let take = |context: &mut Context<'_>| {
+            let mut waiting = self.lock();
+            match waiting.next.take() {
+                Some(next) => Poll::Ready(next),
+                None => {
+                    waiting.task = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        };
+        poll_fn(take).await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A probe has ended, and its task is free.
 pub type Report = (Task, Finished);
@@ -201,30 +256,28 @@ impl Probes {
         for start in starts {
             self.in_flight += 1;
             let task = self.idle.pop().unwrap_or_else(|| self.task());
-            let jobs = task.0.clone();
-            let job = Job {
+            let slot = task.0.clone();
+            slot.put(Next::Probe(Job {
                 start,
                 clock,
                 crowded,
                 task,
-            };
-            if jobs.send(job).is_err() {
-                tracing::error!("a task for probes has ended before its time");
-            }
+            }));
         }
     }
 
     fn task(&self) -> Task {
         let (prober, report) = (self.prober.clone(), self.report.clone());
-        let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
+        let slot = Arc::<Slot>::default();
+        let own = slot.clone();
         tokio::spawn(async move {
-            while let Some(job) = queue.recv().await {
+            while let Next::Probe(job) = own.take().await {
                 if report.send(job.run(&prober).await).is_err() {
                     tracing::debug!("a probe ended after the agent");
                 }
             }
         });
-        Task(jobs)
+        Task(slot)
     }
 
     /// Notes that one has ended, and how.
@@ -253,6 +306,22 @@ fn in_flight(node: &Node, descriptors: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Egress, ProbeKind};
+
+    #[test]
+    fn a_probe_in_flight_is_small() {
+        // Of thousands in flight each has one; in a build without optimisation, which is larger.
+        let prober = Prober::new();
+        let spec = ProbeSpec {
+            target: ([192, 0, 2, 1], 80).into(),
+            timeout: Duration::from_secs(1),
+            kind: ProbeKind::Tcp,
+            egress: Egress::default(),
+        };
+        let size = size_of_val(&prober.judge(&spec));
+        assert!(size <= 3072, "{size}");
+        assert!(size_of::<Slot>() <= 192, "{}", size_of::<Slot>());
+    }
 
     #[test]
     fn a_shortage_narrows_the_window_and_all_else_widens_it() {

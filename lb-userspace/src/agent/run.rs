@@ -45,6 +45,9 @@ const PUBLISH: Duration = Duration::from_secs(1);
 /// backends costs the probes no share of the thread that counts. Whoever asks for it by the control
 /// socket has a fresh one.
 const PUBLISH_REST: u32 = 200;
+/// How long it is left alone where there are no HTTP endpoints to read it: it is then only what the
+/// control socket answers with when the loop is too busy.
+const PUBLISH_SELDOM: Duration = Duration::from_secs(10);
 /// Requests from the control socket on their way to the loop.
 const CALLS: usize = 64;
 
@@ -361,7 +364,10 @@ impl Agent {
                     }
                 }
                 Some(burst) = inbox.bursts.recv() => self.core.probed(&burst),
-                _ = watch.tick(), if self.core.watches_signs() => self.watch_signs(&mut signs),
+                _ = watch.tick(), if self.core.watches_signs() => {
+                    self.watch_signs(&mut signs);
+                    watch.reset_after(self.core.until_signs());
+                }
                 Some(ended) = inbox.fences.recv() => self.core.fenced(ended),
                 Some(notice) = inbox.notices.recv() => self.noticed(notice),
                 Some(paths) = inbox.paths.recv() => {
@@ -604,7 +610,11 @@ impl Agent {
         self.core.clock.follow_wall();
         let status = Arc::new(self.core.status(self));
         self.snapshot.send_replace(status.clone());
-        self.publish_after = Instant::now() + start.elapsed() * PUBLISH_REST;
+        let least = match self.core.model.node.http {
+            Some(_) => Duration::ZERO,
+            None => PUBLISH_SELDOM,
+        };
+        self.publish_after = Instant::now() + least.max(start.elapsed() * PUBLISH_REST);
         status
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -215,10 +215,11 @@ impl Saved {
     pub fn write(&self, directory: &Path) -> Result<(), SavedError> {
         let path = directory.join(FILE);
         let write = || -> io::Result<()> {
-            let text = serde_json::to_vec_pretty(self)?;
             let new = directory.join(format!("{FILE}.new"));
-            let mut file = private::open(File::options().write(true).truncate(true), &new)?;
-            file.write_all(&text)?;
+            let file = private::open(File::options().write(true).truncate(true), &new)?;
+            let mut text = BufWriter::new(file);
+            serde_json::to_writer_pretty(&mut text, self)?;
+            let file = text.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
             File::open(directory)?.sync_all()

@@ -4,11 +4,17 @@
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tracing::error;
 
 use super::saved::Saved;
+use crate::datapath::sys;
 use crate::privileges;
+
+/// How often the memory that states, decisions and first probes have left free goes back to the
+/// kernel: here, where nobody waits for this thread.
+const GIVE_BACK: Duration = Duration::from_secs(10);
 
 /// Told when the state is on disk, or why it is not.
 pub type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
@@ -60,6 +66,7 @@ impl Saver {
 }
 
 fn write_all(directory: &std::path::Path, queue: &Receiver<Job>) {
+    let mut given_back = Instant::now();
     while let Ok(mut job) = queue.recv() {
         let mut told: Vec<Done> = job.done.take().into_iter().collect();
         while let Ok(mut newer) = queue.try_recv() {
@@ -75,6 +82,11 @@ fn write_all(directory: &std::path::Path, queue: &Receiver<Job>) {
         }
         for done in told {
             done(result.clone());
+        }
+        drop(job);
+        if given_back.elapsed() >= GIVE_BACK {
+            sys::give_back_memory();
+            given_back = Instant::now();
         }
     }
 }

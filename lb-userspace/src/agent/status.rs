@@ -180,7 +180,7 @@ impl Core {
         let weight = word.and_then(|word| word.weight);
         let routing = decision.map_or(Routing::Out, |decision| decision.routing);
         BackendStatus {
-            name: backend.name.to_string(),
+            name: backend.name.clone(),
             address: backend_text(backend.address),
             weight: weight.unwrap_or(backend.weight),
             tier: backend.tier,
@@ -282,11 +282,11 @@ impl Core {
                 probe::Verdict::Failure => "failure",
                 probe::Verdict::Internal => "internal",
             }
-            .to_owned(),
-            detail: last.detail.to_string(),
-            latency_ms: last.latency.as_secs_f64() * 1e3,
-            at: self.clock.wall(last.at),
-            class: last.class.name().to_owned(),
+            .into(),
+            detail: last.detail.clone(),
+            latency_ms: last.latency().as_secs_f64() * 1e3,
+            at: self.clock.wall(last.at()),
+            class: last.class.name().into(),
         }
     }
 }

@@ -15,15 +15,25 @@ impl Core {
         self.save_soon();
     }
 
-    pub(super) fn weigh(&mut self) {
-        self.weighed = self.model.services.clone();
-        for service in &mut self.weighed {
+    /// The services with the weights in force.
+    pub(super) fn services(&self) -> &[Service] {
+        self.weighed.as_deref().unwrap_or(&self.model.services)
+    }
+
+    fn weigh(&mut self) {
+        self.weighed = None;
+        if self.words.values().all(|word| word.weight.is_none()) {
+            return;
+        }
+        let mut services = self.model.services.clone();
+        for service in &mut services {
             for backend in &mut service.backends {
                 let key = BackendKey::new(service.name.clone(), backend.name.clone());
                 let word = self.words.get(&key);
                 backend.weight = word.and_then(|word| word.weight).unwrap_or(backend.weight);
             }
         }
+        self.weighed = Some(services);
     }
 
     pub(super) fn admin_of(&self, word: &Word) -> Admin {

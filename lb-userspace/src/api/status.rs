@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -205,7 +206,7 @@ pub struct EjectionsRefused {
 /// A backend of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendStatus {
-    pub name: String,
+    pub name: Arc<str>,
     pub address: String,
     /// In force: the operator's if there is one, else the configured one.
     pub weight: u32,
@@ -274,6 +275,8 @@ pub struct BackendStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub axes: Vec<AxisStatus>,
 }
+
+const _: () = assert!(size_of::<BackendStatus>() <= 552);
 
 const fn whole() -> u8 {
     100
@@ -365,14 +368,14 @@ pub enum Routing {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LastProbe {
     /// `success`, `failure` or `internal`.
-    pub outcome: String,
+    pub outcome: Cow<'static, str>,
     /// For people: `HTTP 200`.
-    pub detail: String,
+    pub detail: Arc<str>,
     pub latency_ms: f64,
     pub at: Timestamp,
     /// Name of the [`crate::probe::Class`].
     #[serde(default)]
-    pub class: String,
+    pub class: Cow<'static, str>,
 }
 
 impl Default for Node {

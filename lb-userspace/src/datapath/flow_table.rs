@@ -120,19 +120,23 @@ impl FlowTable {
         place.index(self.replies.entries() as u32) as usize
     }
 
-    /// All flows. Those that come or go meanwhile may be among them or not.
-    pub fn iter(&self) -> impl Iterator<Item = (Way, Flow)> {
-        self.tagged(|tag| tag > HELD)
-            .map(|way| (way, self.record(way)))
-            .filter(|(_, flow)| flow.protocol != 0)
-    }
-
-    /// The ways with such tags.
-    fn tagged(&self, wanted: fn(u32) -> bool) -> impl Iterator<Item = Way> {
-        (0..self.buckets()).flat_map(move |bucket| {
-            let tags = self.tags(bucket).into_iter().enumerate();
-            tags.filter(move |(_, tag)| wanted(*tag))
-                .map(move |(way, _)| Way { bucket, way })
+    /// All flows, and the ways that somebody is filling or clearing, without one. Those that come or
+    /// go meanwhile may be among them or not.
+    pub fn iter(&self) -> impl Iterator<Item = (Way, Option<Flow>)> {
+        let tags = (0..self.buckets()).map(|bucket| (bucket, self.tags(bucket)));
+        // Of the empty ones, most of them with few flows, the tags are not looked at one by one.
+        let used = tags.filter(|(_, tags)| tags.iter().fold(0, |all, tag| all | tag) != 0);
+        let ways = used.flat_map(|(bucket, tags)| {
+            let ways = tags.into_iter().enumerate();
+            ways.map(move |(way, tag)| (Way { bucket, way }, tag))
+        });
+        ways.filter_map(|(way, tag)| match tag {
+            0 => None,
+            HELD => Some((way, None)),
+            _ => {
+                let flow = self.record(way);
+                (flow.protocol != 0).then_some((way, Some(flow)))
+            }
         })
     }
 
@@ -213,9 +217,9 @@ impl FlowTable {
     }
 
     /// Frees what whoever was stopped in the middle of a change has left. To be called again and
-    /// again, a second or more apart: what was half done both times is freed.
-    pub fn repair(&mut self) {
-        let ways: BTreeSet<Way> = self.tagged(|tag| tag == HELD).collect();
+    /// again, a second or more apart, with the `ways` that were found without a flow: what was half
+    /// done both times is freed.
+    pub fn repair(&mut self, ways: BTreeSet<Way>) {
         let mut references = BTreeSet::new();
         if self.suspects.looks < 2 {
             let dangling = |(_, _, reference): &(usize, usize, u32)| {

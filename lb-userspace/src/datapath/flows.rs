@@ -40,9 +40,12 @@ impl Maps {
             gone: gone.clone(),
             ..Sweep::default()
         };
-        self.flows.repair();
-        let mut over = Vec::new();
+        let (mut over, mut held) = (Vec::new(), BTreeSet::new());
         for (way, flow) in self.flows.iter() {
+            let Some(flow) = flow else {
+                held.insert(way);
+                continue;
+            };
             sweep.entries += 1;
             if gone.contains(&flow.backend)
                 || is_given_up(contents, &flow)
@@ -53,6 +56,7 @@ impl Maps {
                 sweep.note(contents, &flow);
             }
         }
+        self.flows.repair(held);
         let (backends, sources) = (&self.backends, &self.sources);
         sweep.removed = self.flows.remove(
             &over,

@@ -12,7 +12,10 @@ mod host;
 mod link;
 mod memory;
 
-pub use host::{is_bpffs, join_host_mounts, monotonic, mount_bpffs, raise_descriptors};
+pub use host::{
+    give_back_memory, is_bpffs, join_host_mounts, monotonic, mount_bpffs, raise_descriptors,
+    save_memory,
+};
 pub use link::{LinkInfo, XdpLink, next_link};
 pub use memory::{Mapped, Plain, Raw};
 

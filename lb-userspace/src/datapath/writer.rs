@@ -100,7 +100,7 @@ pub enum Notice {
 #[derive(Clone, Debug)]
 pub struct Opened {
     /// What the maps hold already.
-    pub contents: Contents,
+    pub contents: Arc<Contents>,
     /// Where maps of another layout are in force until [`Command::Attach`]: whether in a driver.
     pub migrates: Option<bool>,
 }
@@ -200,7 +200,7 @@ fn open(
         Datapath::open(pins, flow_entries)?
     };
     let found = Opened {
-        contents: datapath.contents()?,
+        contents: Arc::new(datapath.contents()?),
         migrates: datapath.migrates()?,
     };
     Ok((datapath, found))
@@ -210,7 +210,7 @@ struct Thread {
     datapath: Datapath,
     pins: PinDirectory,
     notices: mpsc::UnboundedSender<Notice>,
-    applied: Contents,
+    applied: Arc<Contents>,
     /// The last generation that was applied whole.
     generation: u64,
     pending: Option<Want>,
@@ -228,7 +228,7 @@ impl Thread {
     fn new(
         datapath: Datapath,
         pins: PinDirectory,
-        applied: Contents,
+        applied: Arc<Contents>,
         notices: mpsc::UnboundedSender<Notice>,
     ) -> Self {
         let now = Instant::now();
@@ -364,10 +364,12 @@ impl Thread {
             self.pending = Some(want);
             return;
         }
-        for op in &ops {
+        for (done, op) in ops.iter().enumerate() {
             self.failpoint.pass();
             debug!(step = op.name(), "datapath");
             if let Err(error) = self.datapath.apply(op) {
+                let applied = Arc::make_mut(&mut self.applied);
+                ops[..done].iter().for_each(|op| op.note(applied));
                 // Neither the old contents nor the new.
                 self.generation = 0;
                 self.next_try = now + RETRY;
@@ -375,8 +377,9 @@ impl Thread {
                 self.notify(Notice::Failed(error));
                 return;
             }
-            op.note(&mut self.applied);
         }
+        // What noting all steps comes to; and the agent has it already.
+        self.applied = want.contents.clone();
         if swaps {
             self.next_swap = now + SWAP_INTERVAL;
         }

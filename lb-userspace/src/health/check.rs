@@ -18,16 +18,43 @@ use crate::probe::{Class, Outcome, Verdict};
 /// Outcomes kept for each backend.
 pub const HISTORY: usize = 10;
 
-/// One outcome, as it is remembered.
+/// One outcome, as it is remembered: small, since there are [`HISTORY`] of them for each probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// When the probe ended.
-    pub at: Duration,
+    at_nanos: u64,
+    latency_micros: u32,
     pub verdict: Verdict,
     pub class: Class,
     /// One line for people; the same as before most of the time, and then shared.
     pub detail: Arc<str>,
-    pub latency: Duration,
+}
+
+const _: () = assert!(size_of::<Record>() == 32);
+// With its history this is most of what there is for a backend.
+const _: () = assert!(size_of::<CheckView>() <= 248);
+
+impl Record {
+    fn new(outcome: &Outcome, detail: Arc<str>, at: Duration) -> Self {
+        Self {
+            // 584 years.
+            at_nanos: u64::try_from(at.as_nanos()).unwrap_or(u64::MAX),
+            // 71 minutes, which is longer than any timeout that makes sense.
+            latency_micros: u32::try_from(outcome.latency.as_micros()).unwrap_or(u32::MAX),
+            verdict: outcome.verdict,
+            class: outcome.class,
+            detail,
+        }
+    }
+
+    /// When the probe ended.
+    pub const fn at(&self) -> Duration {
+        Duration::from_nanos(self.at_nanos)
+    }
+
+    /// [`Outcome::latency`], in whole microseconds.
+    pub const fn latency(&self) -> Duration {
+        Duration::from_micros(self.latency_micros as u64)
+    }
 }
 
 /// What an earlier agent knew by one probe, for the state file.
@@ -214,13 +241,7 @@ impl CheckView {
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }
-        self.history.push_back(Record {
-            at: now,
-            verdict: outcome.verdict,
-            class: outcome.class,
-            detail,
-            latency: outcome.latency,
-        });
+        self.history.push_back(Record::new(outcome, detail, now));
         self.certificate_not_after = outcome.certificate_not_after.or(self.certificate_not_after);
         if self.advisory && outcome.verdict == Verdict::Failure && outcome.agent.is_none() {
             return None;

@@ -84,6 +84,8 @@ struct Target {
     tally: Tally,
 }
 
+const _: () = assert!(size_of::<Target>() <= 256);
+
 /// What one probe means for one backend.
 struct Check {
     spec: Arc<ProbeSpec>,
@@ -189,6 +191,8 @@ impl Engine {
         self.places.clear();
         let mut plan = self.probes.replan();
         let mut changes = Vec::new();
+        let count = services.iter().map(|service| service.backends.len()).sum();
+        self.targets.reserve_exact(count);
         for service in services {
             let policies: Vec<_> = service.health.iter().cloned().map(Arc::new).collect();
             for backend in &service.backends {

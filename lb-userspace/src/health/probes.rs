@@ -90,6 +90,8 @@ struct Probe {
     askers: Vec<Asker>,
 }
 
+const _: () = assert!(size_of::<Probe>() <= 160);
+
 #[derive(Clone, Copy)]
 enum State {
     Waiting {
@@ -217,6 +219,7 @@ impl Probes {
         self.queue.clear();
         self.flying.clear();
         let mut old = Old::new(std::mem::take(&mut self.probes));
+        self.probes.reserve_exact(plan.wanted.len());
         for wanted in plan.wanted {
             let same = old.take(&wanted.spec, wanted.times);
             let (grid, state) = match same {

@@ -269,12 +269,12 @@ impl TargetView {
             .filter(|check| check.health == self.health);
         decisive
             .filter_map(CheckView::last)
-            .max_by_key(|record| record.at)
+            .max_by_key(|record| record.at())
             .or_else(|| {
                 self.checks
                     .iter()
                     .filter_map(CheckView::last)
-                    .max_by_key(|record| record.at)
+                    .max_by_key(|record| record.at())
             })
     }
 

@@ -347,7 +347,7 @@ fn reasons_are_what_an_operator_reads() {
             .history
             .iter()
             .zip(view.checks[0].history.iter().skip(1))
-            .all(|(a, b)| a.at < b.at)
+            .all(|(a, b)| a.at() < b.at())
     );
 }
 

@@ -46,7 +46,7 @@ pub type Paths = BTreeMap<IpAddr, Path>;
 /// What the kernel says of the ways to the backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ways {
-    pub paths: Paths,
+    pub paths: Arc<Paths>,
     /// What is wrong with the ways to others, or with those.
     pub problems: BTreeMap<IpAddr, Problem>,
 }
@@ -217,7 +217,7 @@ fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, resolver: &Resolver) -
 }
 
 fn note_changes(before: Option<&Ways>, after: &Ways) {
-    for (target, path) in &after.paths {
+    for (target, path) in after.paths.iter() {
         let known = before.and_then(|before| before.paths.get(target));
         if known != Some(path) && path.is_local() {
             info!(%target, "path: this host itself");

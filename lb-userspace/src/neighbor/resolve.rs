@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use futures::TryStreamExt;
 use lb_common::abi::Hop;
@@ -138,7 +139,7 @@ pub struct Resolver {
     next_hops: BTreeMap<NextHop, Option<Mac>>,
     /// Each target's.
     hops: BTreeMap<IpAddr, NextHop>,
-    last: Paths,
+    last: Arc<Paths>,
 }
 
 impl Resolver {
@@ -147,7 +148,7 @@ impl Resolver {
             handle,
             next_hops: BTreeMap::new(),
             hops: BTreeMap::new(),
-            last: Paths::new(),
+            last: Arc::default(),
         }
     }
 
@@ -166,7 +167,7 @@ impl Resolver {
     pub async fn resolve(&mut self, targets: &BTreeSet<IpAddr>) -> Result<Ways, NeighborError> {
         let interfaces = self.interfaces().await?;
         let neighbours = self.neighbours().await?;
-        let mut ways = Ways::default();
+        let (mut paths, mut problems) = (Paths::new(), BTreeMap::new());
         self.next_hops.clear();
         self.hops.clear();
         for target in targets {
@@ -176,9 +177,9 @@ impl Resolver {
                     // Not every service can use that one.
                     let local = (problem == Problem::Local).then(|| Path::local(*target));
                     if let Some(path) = local.or_else(|| self.last.get(target).copied()) {
-                        ways.paths.insert(*target, path);
+                        paths.insert(*target, path);
                     }
-                    ways.problems.insert(*target, problem);
+                    problems.insert(*target, problem);
                     continue;
                 }
             };
@@ -207,15 +208,20 @@ impl Resolver {
                         mtu: mtu.unwrap_or(u32::MAX).min(interface.mtu).min(LONGEST),
                         tunnel: Tunnel::default(),
                     };
-                    ways.paths.insert(*target, path);
+                    paths.insert(*target, path);
                     interface.problem()
                 }
             };
-            ways.problems
-                .extend(problem.map(|problem| (*target, problem)));
+            problems.extend(problem.map(|problem| (*target, problem)));
         }
-        self.last.clone_from(&ways.paths);
-        Ok(ways)
+        // Whoever has the last ones then has the same.
+        if *self.last != paths {
+            self.last = Arc::new(paths);
+        }
+        Ok(Ways {
+            paths: self.last.clone(),
+            problems,
+        })
     }
 
     /// What is wrong with the ways to these targets, as far as it shows without asking a neighbour.

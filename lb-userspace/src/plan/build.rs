@@ -34,7 +34,7 @@ pub struct Builder {
     ids: Ids,
     tables: BTreeMap<ServiceId, Table>,
     leaving: BTreeMap<BackendIndex, Leaving>,
-    contents: Contents,
+    contents: Arc<Contents>,
 }
 
 /// What a service's slots were made of.
@@ -54,7 +54,8 @@ struct Leaving {
 
 impl Builder {
     /// Starts from what the maps hold.
-    pub fn new(contents: Contents) -> Self {
+    pub fn new(contents: impl Into<Arc<Contents>>) -> Self {
+        let contents = contents.into();
         Self {
             ids: Ids::of(&contents),
             tables: BTreeMap::new(),
@@ -64,7 +65,7 @@ impl Builder {
     }
 
     /// What was built last.
-    pub fn contents(&self) -> &Contents {
+    pub const fn contents(&self) -> &Arc<Contents> {
         &self.contents
     }
 
@@ -90,7 +91,7 @@ impl Builder {
         duties: &BTreeMap<BackendKey, Duty>,
         paths: &BTreeMap<IpAddr, Path>,
         now: Duration,
-    ) -> Result<&Contents, Full> {
+    ) -> Result<&Arc<Contents>, Full> {
         let range = &model.node.snat_ports;
         let ports = SnatPorts {
             first: *range.start(),
@@ -175,7 +176,10 @@ impl Builder {
             self.ids.release_service(*id);
             self.tables.remove(id);
         }
-        self.contents = next;
+        // Whoever has what was built before then has the same.
+        if *self.contents != next {
+            self.contents = Arc::new(next);
+        }
         Ok(&self.contents)
     }
 
@@ -303,8 +307,8 @@ impl Builder {
                 .get(&index)
                 .is_some_and(|backend| serves(backend.state))
         };
-        let mut changed = false;
-        for (id, service) in &mut self.contents.services {
+        let mut settled = Vec::new();
+        for (id, service) in &self.contents.services {
             let built = self.tables.get(id).map_or(now, |table| table.built);
             let age = now.saturating_sub(built);
             let aged = service.protocol == Protocol::Udp && age > UDP_LASTS;
@@ -319,12 +323,19 @@ impl Builder {
                     || silent(previous);
                 over && !held.get(id).is_some_and(|held| held.contains(&number))
             };
-            if let Some(settled) = table::settle(&service.slots, is_over) {
-                service.slots = Arc::new(settled.slots);
-                changed = true;
+            let slots = table::settle(&service.slots, is_over);
+            settled.extend(slots.map(|settled| (*id, Arc::new(settled.slots))));
+        }
+        if settled.is_empty() {
+            return false;
+        }
+        let contents = Arc::make_mut(&mut self.contents);
+        for (id, slots) in settled {
+            if let Some(service) = contents.services.get_mut(&id) {
+                service.slots = slots;
             }
         }
-        changed
+        true
     }
 
     /// Backends whose flows are to be removed.
@@ -346,7 +357,7 @@ impl Builder {
         }
         for index in &done {
             self.leaving.remove(index);
-            self.contents.backends.remove(index);
+            Arc::make_mut(&mut self.contents).backends.remove(index);
             self.ids.release_backend(*index);
         }
         !done.is_empty()

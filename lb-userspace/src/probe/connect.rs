@@ -10,6 +10,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::failure::Failure;
 use super::outcome::Class;
+use super::tls::Joined;
 
 /// A probe's connection, plain or TLS.
 pub trait ProbeStream: AsyncRead + AsyncWrite + Unpin {
@@ -21,7 +22,7 @@ impl ProbeStream for TcpStream {
     fn farewell(&mut self) {}
 }
 
-impl ProbeStream for TlsStream<TcpStream> {
+impl ProbeStream for TlsStream<Joined> {
     fn farewell(&mut self) {
         self.get_mut().1.send_close_notify();
     }

@@ -69,6 +69,11 @@ impl Trace {
         self.handshake = true;
     }
 
+    /// Whether steps keep what was seen.
+    pub const fn is_told(&self) -> bool {
+        self.told
+    }
+
     /// A step was done just now.
     pub fn step(&mut self, name: &'static str, detail: impl Display) {
         self.waiting = None;

@@ -214,7 +214,7 @@ impl World {
         }
         let now = self.time();
         let built = self.builder.build(&model, &duties, &paths, now);
-        built.unwrap().clone()
+        (**built.unwrap()).clone()
     }
 
     /// Brings the maps to what should hold, and the model with them.

@@ -45,7 +45,7 @@ pub fn status(backend: &BackendStatus) -> Option<CheckStatus> {
     let Some(last) = &backend.last_probe else {
         return Some(INITIAL);
     };
-    Some(match (last.class.as_str(), layer) {
+    Some(match (&*last.class, layer) {
         ("shortage" | "internal", _) => of("SOCKERR", "Socket error", 5, 2),
         ("ok" | "degraded", Layer::Command) => of("PROCOK", "External check passed", 20, 3),
         ("timeout", Layer::Command) => of("PROCTOUT", "External check timeout", 19, 2),

@@ -106,7 +106,7 @@ impl Server<'_> {
         Name {
             name: BackendName {
                 service: self.service.name.clone(),
-                backend: self.backend.name.clone(),
+                backend: self.backend.name.to_string(),
             },
             initial_weight: self.initial_weight(),
             probed: self.backend.probe.is_some(),

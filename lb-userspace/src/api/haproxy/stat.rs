@@ -203,7 +203,7 @@ fn server_column(status: &Status, id: usize, server: &Server<'_>, column: &str) 
     let last = backend.last_probe.as_ref();
     Some(match column {
         "pxname" => service.name.clone(),
-        "svname" => backend.name.clone(),
+        "svname" => backend.name.to_string(),
         "scur" => backend.active_flows.to_string(),
         "stot" | "lbtot" => backend.new_flows.to_string(),
         "bin" => backend.bytes.to_string(),
@@ -236,7 +236,7 @@ fn server_column(status: &Status, id: usize, server: &Server<'_>, column: &str) 
         "check_desc" => check::status(backend)?.description.to_owned(),
         "check_code" => check::code(backend)?.to_string(),
         "check_duration" => last.map(|last| last.latency_ms.round() as u64)?.to_string(),
-        "last_chk" => last?.detail.clone(),
+        "last_chk" => last?.detail.to_string(),
         "addr" => backend.address.clone(),
         _ => return None,
     })

@@ -35,6 +35,13 @@ fn source(index: u8) -> Addr {
     Addr::v4(u32::from_ne_bytes([10, 9, 9, index]))
 }
 
+/// One look at the table.
+fn repair(table: &mut FlowTable) {
+    let held = table.iter().filter(|(_, flow)| flow.is_none());
+    let held = held.map(|(way, _)| way).collect();
+    table.repair(held);
+}
+
 fn check(table: &FlowTable) -> Vec<Inconsistency> {
     table.check(backend, source)
 }
@@ -118,8 +125,8 @@ fn a_table_of_whole_flows_is_in_order() {
     }
     assert_eq!(check(&table), []);
     assert_eq!(table.iter().count(), 80);
-    table.repair();
-    table.repair();
+    repair(&mut table);
+    repair(&mut table);
     assert_eq!((check(&table), table.iter().count()), (vec![], 80));
 }
 
@@ -184,12 +191,12 @@ fn a_way_held_at_two_looks_is_freed_with_what_refers_to_it() {
     let stopped = put(&mut table, flow(1000));
     let other = put(&mut table, flow(1001));
     set_tag(&mut table, stopped, HELD);
-    table.repair();
+    repair(&mut table);
     assert_eq!(table.tag(stopped), HELD);
-    table.repair();
+    repair(&mut table);
     assert_eq!((table.tag(stopped), table.record(stopped).protocol), (0, 0));
-    table.repair();
-    table.repair();
+    repair(&mut table);
+    repair(&mut table);
     assert_eq!(check(&table), []);
     let left: Vec<_> = table.iter().map(|(way, _)| way).collect();
     assert_eq!(left, [other]);
@@ -202,9 +209,9 @@ fn a_way_that_is_held_only_for_a_moment_is_let_be() {
     let tag = table.tag(way);
     for _ in 0..3 {
         set_tag(&mut table, way, HELD);
-        table.repair();
+        repair(&mut table);
         set_tag(&mut table, way, tag);
-        table.repair();
+        repair(&mut table);
     }
     assert_eq!((check(&table), table.tag(way)), (vec![], tag));
 }
@@ -217,9 +224,9 @@ fn a_reference_to_nothing_goes_after_two_looks() {
     let word = way.record() + offset_of!(Flow, client_port);
     table.buckets.set_field(way.bucket, word, 0u64);
     set_tag(&mut table, way, 0);
-    table.repair();
+    repair(&mut table);
     assert_eq!(check(&table).len(), 1);
-    table.repair();
+    repair(&mut table);
     assert_eq!(check(&table), []);
 }
 
@@ -228,7 +235,8 @@ fn a_flow_is_removed_with_its_reference() {
     let mut table = table();
     put(&mut table, flow(1000));
     put(&mut table, flow(1001));
-    let all: Vec<_> = table.iter().collect();
+    let flows = table.iter().filter_map(|(way, flow)| Some((way, flow?)));
+    let all: Vec<_> = flows.collect();
     assert_eq!(table.remove(&all[..1], backend, source), 1);
     // It is not there any more.
     assert_eq!(table.remove(&all[..1], backend, source), 0);

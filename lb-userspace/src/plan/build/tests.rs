@@ -48,7 +48,7 @@ fn build(
 ) -> Contents {
     let duties = duties(model, states);
     let built = builder.build(model, &duties, &paths(model), now);
-    built.unwrap().clone()
+    Contents::clone(built.unwrap())
 }
 
 fn path() -> Path {
@@ -229,7 +229,7 @@ fn a_backend_that_starts_slowly_has_a_share_of_its_own_slots() {
     let mut step = |share| {
         duties.get_mut(&BackendKey::new("web", "b2")).unwrap().share = share;
         let built = builder.build(&model, &duties, &paths(&model), NOW);
-        built.unwrap().clone()
+        Contents::clone(built.unwrap())
     };
     let tenth = step(10);
     assert!(

@@ -20,7 +20,7 @@ use crate::probe::connect::ProbeStream;
 use crate::probe::dial::Dialer;
 use crate::probe::failure::Failure;
 use crate::probe::outcome::Verdict;
-use crate::probe::tls::TlsContext;
+use crate::probe::tls::{Joined, TlsContext};
 use crate::probe::trace::Trace;
 use crate::probe::{Answer, text};
 
@@ -197,7 +197,7 @@ async fn on_kept(
 #[derive(Debug)]
 pub enum Connection {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Joined>>),
 }
 
 impl ProbeStream for Connection {

@@ -351,20 +351,19 @@ impl<'a, S: ProbeStream> Reader<'a, S> {
     fn new(stream: &'a mut Observed<S>) -> Self {
         Self {
             stream,
-            buffer: vec![0; FIRST_READ],
+            buffer: Vec::with_capacity(FIRST_READ),
         }
     }
 
     async fn read(&mut self) -> Result<Read<'_>, Failure> {
-        match self.stream.read(&mut self.buffer).await {
+        // More than a short answer: fewer and larger reads from now on.
+        if self.buffer.len() == self.buffer.capacity() && self.buffer.len() < READ {
+            self.buffer = Vec::with_capacity(READ);
+        }
+        self.buffer.clear();
+        match self.stream.read_buf(&mut self.buffer).await {
             Ok(0) => Ok(Read::Closed { clean: true }),
-            Ok(length) => {
-                // More than a short answer: fewer and larger reads from now on.
-                if length == self.buffer.len() && length < READ {
-                    self.buffer.resize(READ, 0);
-                }
-                Ok(Read::Bytes(&self.buffer[..length]))
-            }
+            Ok(_) => Ok(Read::Bytes(&self.buffer)),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Ok(Read::Closed { clean: false })
             }

@@ -62,7 +62,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     flows: BTreeMap<Flow, Entry>,
-    paths: BTreeMap<IpAddr, Path>,
+    paths: Arc<BTreeMap<IpAddr, Path>>,
     node: Option<Node>,
 }
 
@@ -122,8 +122,8 @@ impl Carrier {
     }
 
     /// Sets the ways to backends: those that the data plane uses.
-    pub fn set_paths(&self, paths: &BTreeMap<IpAddr, Path>) {
-        self.shared.state().paths.clone_from(paths);
+    pub fn set_paths(&self, paths: Arc<BTreeMap<IpAddr, Path>>) {
+        self.shared.state().paths = paths;
     }
 
     /// Has the packets of a socket that is not yet bound carried: gives it a mark and an address.
