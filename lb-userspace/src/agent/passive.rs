@@ -74,7 +74,7 @@ impl Watched {
     /// The backends to be read now: all, if none has traffic.
     fn due(&mut self, end: usize, now: Duration) -> Vec<Range<usize>> {
         if self.are_idle(now) {
-            return vec![0..end];
+            return std::iter::once(0..end).collect();
         }
         self.turn = (self.turn + 1) % SELDOM;
         let groups = self.busy.iter().enumerate();

@@ -214,7 +214,7 @@ impl World {
         }
         let now = self.time();
         let built = self.builder.build(&model, &duties, &paths, now);
-        (**built.unwrap()).clone()
+        lb_userspace::plan::Contents::clone(built.unwrap())
     }
 
     /// Brings the maps to what should hold, and the model with them.

@@ -230,7 +230,7 @@ fn serve(kernel: &mut Kernel, forwarding: &str) {
     }
     let mut builder = Builder::new(kernel.contents.clone());
     let contents = builder.build(&model, &duties, &paths, Duration::from_secs(1000));
-    kernel.want((**contents.unwrap()).clone());
+    kernel.want(lb_userspace::plan::Contents::clone(contents.unwrap()));
 }
 
 fn to_router(v4: bool) -> Path {
