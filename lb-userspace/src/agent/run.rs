@@ -45,8 +45,9 @@ const PUBLISH: Duration = Duration::from_secs(1);
 /// backends costs the probes no share of the thread that counts. Whoever asks for it by the control
 /// socket has a fresh one.
 const PUBLISH_REST: u32 = 200;
-/// How long it is left alone where there are no HTTP endpoints to read it: it is then only what the
-/// control socket answers with when the loop is too busy.
+/// How long it is left alone where there are neither HTTP endpoints nor gRPC's health service to read
+/// it: it is then only what the control socket answers with when the loop is too busy, and where
+/// HAProxy's commands find the names of servers.
 const PUBLISH_SELDOM: Duration = Duration::from_secs(10);
 /// Requests from the control socket on their way to the loop.
 const CALLS: usize = 64;
@@ -610,7 +611,8 @@ impl Agent {
         self.core.clock.follow_wall();
         let status = Arc::new(self.core.status(self));
         self.snapshot.send_replace(status.clone());
-        let least = match self.core.model.node.http {
+        let node = &self.core.model.node;
+        let least = match node.http.or(node.grpc) {
             Some(_) => Duration::ZERO,
             None => PUBLISH_SELDOM,
         };
