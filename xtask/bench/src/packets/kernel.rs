@@ -184,7 +184,10 @@ impl Kernel {
                 protocol: 6,
             };
             let flow = self.datapath.flow(&key);
-            let flow = flow.with_context(|| format!("NAT flow {number} is not open"))?;
+            let flow = flow.with_context(|| {
+                let wrong = self.datapath.check_flows();
+                format!("NAT flow {number} is not open; wrong in the table: {wrong:?}")
+            })?;
             let backend = &self.contents.backends[&flow.backend];
             let tuple = Tuple {
                 src: Addr::from(backend.address.ip()).last_word(),
