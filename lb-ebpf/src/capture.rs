@@ -10,6 +10,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::capture::{ALL_SERVICES, Captured, FORWARDED, MAX_KEPT, SENT_BYTES, keep, service};
 use lb_common::verdict::Verdict;
 
+use crate::atomic::opaque_long;
 use crate::fate::{Fate, Refusal, Sent};
 use crate::maps::{BACKENDS, CAPTURE, CAPTURE_LOST, HELD, PARAMS};
 use crate::packet::Packet;
@@ -70,13 +71,11 @@ pub extern "C" fn lb_capture_hold(ctx: *mut xdp_md) -> u32 {
     // SAFETY: the context outlives the program's run.
     let length = unsafe { bpf_xdp_get_buff_len(ctx) };
     let wanted = keep(params.capture) as u64;
-    let kept = bounded(
-        if length < wanted { length } else { wanted },
-        MAX_KEPT as u64,
-    );
+    let kept = if length < wanted { length } else { wanted };
     if kept == 0 {
         return 0;
     }
+    let kept = bounded::<{ MAX_KEPT as u64 }>(kept);
     // SAFETY: room for `MAX_KEPT` bytes; the helper checks against the packet's end.
     let result = unsafe { bpf_xdp_load_bytes(ctx, 0, held.bytes.as_mut_ptr().cast(), kept as u32) };
     if result != 0 {
@@ -89,12 +88,12 @@ pub extern "C" fn lb_capture_hold(ctx: *mut xdp_md) -> u32 {
     1
 }
 
-/// `value` if it is at most `limit`, else 0, in a form that the verifier sees through: LLVM must not
-/// know where it comes from, or it tests something else.
+/// A number from 1 to `MOST`, a power of two, as the verifier of Linux 6.1 sees that it is one: of a
+/// comparison it learns only if the very register is compared, and LLVM prefers another.
 #[inline(always)]
-fn bounded(value: u64, limit: u64) -> u64 {
-    let value = core::hint::black_box(value);
-    if value > limit { 0 } else { value }
+fn bounded<const MOST: u64>(number: u64) -> u64 {
+    const { assert!(MOST.is_power_of_two()) };
+    (opaque_long(number.wrapping_sub(1)) & (MOST - 1)) + 1
 }
 
 /// Does what [`tell`] says.
@@ -126,7 +125,7 @@ pub extern "C" fn lb_capture_tell(ctx: *mut xdp_md, fate: u64) -> u32 {
     if fate.is_ok() || held.head.action == xdp_action::XDP_TX {
         sent(ctx, &mut held.head);
     }
-    let size = bounded(kept, MAX_KEPT as u64) + size_of::<Captured>() as u64;
+    let size = bounded::<{ MAX_KEPT as u64 }>(kept) + size_of::<Captured>() as u64;
     // SAFETY: the record's head with the bytes behind it.
     let result = unsafe {
         bpf_ringbuf_output(
@@ -195,11 +194,9 @@ fn is_wanted(
 fn sent(ctx: *mut xdp_md, head: &mut Captured) {
     // SAFETY: the context outlives the program's run.
     let length = unsafe { bpf_xdp_get_buff_len(ctx) };
-    let wanted = SENT_BYTES as u64;
-    let kept = bounded(if length < wanted { length } else { wanted }, wanted);
-    if kept == 0 {
-        return;
-    }
+    const WANTED: u64 = SENT_BYTES as u64;
+    let kept = if length < WANTED { length } else { WANTED };
+    let kept = bounded::<{ WANTED.next_power_of_two() }>(kept);
     // SAFETY: room for `SENT_BYTES` bytes.
     if unsafe { bpf_xdp_load_bytes(ctx, 0, head.sent.as_mut_ptr().cast(), kept as u32) } == 0 {
         head.sent_kept = kept as u8;

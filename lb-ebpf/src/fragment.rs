@@ -161,16 +161,18 @@ impl Noted {
     }
 }
 
-/// What [`Noted`] has. A global function, because the verifier goes through what follows it once.
+/// What is noted of the datagram of the [`PIECE`], as [`Noted`] has it. A global function, because the
+/// verifier goes through what follows it once; and without a pointer to the key, which as an argument
+/// would be none for a map before Linux 6.4.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lb_fragment_noted(key: *const FragmentKey) -> u64 {
-    if key.is_null() {
+pub extern "C" fn lb_fragment_noted() -> u64 {
+    let Some(piece) = PIECE.get_ptr(0) else {
         return 0;
-    }
-    // SAFETY: the caller's key; entries are preallocated, and a racing eviction leaves readable memory
-    // of this type.
-    match unsafe { FRAGMENTS.get(&*key) } {
+    };
+    // SAFETY: per-CPU; entries are preallocated, and a racing eviction leaves readable memory of this
+    // type.
+    match unsafe { FRAGMENTS.get(&(*piece).key) } {
         Some(noted) if clock::seconds().wrapping_sub(noted.seen) <= FRAGMENT_LIFETIME => {
             noted.sport as u64 | (noted.dport as u64) << 16 | (noted.id as u64) << 32
         }
@@ -194,7 +196,7 @@ fn balance<const V6: bool>(
         id: part.id,
         protocol: at.protocol as u32,
     };
-    let noted = Noted(lb_fragment_noted(&piece.key));
+    let noted = Noted(lb_fragment_noted());
     piece.flow = flow::<V6>(packet, l3, at, part, noted)?;
     let flow = &piece.flow;
     let is_reply = PARAMS

@@ -47,7 +47,6 @@ fn backend<const V6: bool>(packet: &Packet, l3: u32) -> Option<BackendIndex> {
     if !message.is_unreachable() {
         return None;
     }
-    let end = message.l4 + message.length;
     let start = message.l4 + HEADER;
     let outer = if V6 {
         ipv6(packet, start)
@@ -77,7 +76,7 @@ fn backend<const V6: bool>(packet: &Packet, l3: u32) -> Option<BackendIndex> {
     }
     let start = start + unknown::<0x7f>(inner.length)?;
     let ports = packet.window::<PORTS>(start)?;
-    if start + PORTS > end {
+    if HEADER + outer.length + udp + inner.length + PORTS > message.length {
         return None;
     }
     let flow = FlowKey {
