@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod kernel;
 mod setup;
 mod soak;
 mod test;
@@ -57,6 +58,15 @@ enum Task {
     },
     /// Run every test, those that need root included, and sum up
     Test {
+        /// Only tests whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        filter: Option<String>,
+    },
+    /// Test under the oldest Linux that is supported, in a virtual machine
+    Kernel {
+        /// Another version that Debian has a package of
+        #[arg(long, value_name = "VERSION", default_value = kernel::OLDEST)]
+        linux: String,
         /// Only tests whose name contains this
         #[arg(long, value_name = "TEXT")]
         filter: Option<String>,
@@ -113,6 +123,7 @@ fn main() -> Result<ExitCode> {
             demo::run(keep).map(|()| ExitCode::SUCCESS)
         }
         Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Kernel { linux, filter } => kernel::run(&linux, filter.as_deref()),
         Task::Soak { minutes, mode } => {
             setup::run(
                 &[Purpose::Build, Purpose::Lab, Purpose::Applications],

@@ -34,6 +34,8 @@ pub enum Purpose {
     Lab,
     /// What tests read captures with, and the daemons that they talk to.
     Test,
+    /// A virtual machine with another kernel.
+    Kernel,
     /// What `lb` is compared with, and the load generator.
     Bench,
     /// The real applications of the tests and of `soak`.
@@ -183,7 +185,8 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
         match purpose {
             Purpose::Build => look_for_toolchain(&mut missing)?,
             // Without root the tests that need these are skipped, and say so.
-            Purpose::Lab | Purpose::Test | Purpose::Applications if !is_root() => {}
+            Purpose::Lab | Purpose::Test | Purpose::Applications | Purpose::Kernel
+                if !is_root() => {}
             Purpose::Lab => tools(&mut missing, &[("ip", "iproute2"), ("ethtool", "ethtool")]),
             Purpose::Test => tools(
                 &mut missing,
@@ -191,6 +194,15 @@ fn look(purposes: &[Purpose]) -> Result<Missing> {
                     ("tshark", "tshark"),
                     ("dnsmasq", "dnsmasq-base"),
                     ("bird", "bird2"),
+                ],
+            ),
+            Purpose::Kernel => tools(
+                &mut missing,
+                &[
+                    ("qemu-system-x86_64", "qemu-system-x86"),
+                    ("busybox", "busybox-static"),
+                    ("cpio", "cpio"),
+                    ("depmod", "kmod"),
                 ],
             ),
             Purpose::Applications => {

@@ -283,6 +283,7 @@ fn what_finds_no_room_is_counted() {
         tap.start(Some(web), 4096).unwrap();
         let runs = 3000;
         for _ in 0..runs {
+            tap.renew();
             kernel.run(&frame.bytes());
         }
         let mut read = 0;

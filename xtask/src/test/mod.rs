@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use crate::command;
 use crate::setup::{self, Purpose};
-use report::Report;
+use crate::{command, kernel};
+pub use report::Report;
 
 /// Runs the tests, or those whose name contains `filter`. Laboratories of network namespaces see
 /// to it themselves that there is one at a time.
@@ -24,16 +24,34 @@ pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     }
     let mut report = Report::default();
     let content = cargo_test(&mut report, filter)?;
+    if filter.is_none() {
+        under_the_oldest_kernel(&mut report)?;
+    }
     println!("\n{report}");
     if !content && report.failed() == 0 {
         println!("cargo failed before it ran all tests: see above");
     }
     println!("{}", report.closing_line());
-    Ok(if content && report.failed() == 0 && report.ran() > 0 {
-        ExitCode::SUCCESS
+    Ok(if content {
+        report.exit_code()
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Or says why not: the machine is one for x86-64, and its kernel comes from Debian.
+fn under_the_oldest_kernel(report: &mut Report) -> Result<()> {
+    let reason = if cfg!(not(target_arch = "x86_64")) {
+        "Debian's kernel for x86-64 finds no programs here"
+    } else if !command::is_root() {
+        "root is needed for what it is to run"
+    } else if command::find("apt-get").is_none() {
+        "there is no apt-get to have Debian's kernel by"
+    } else {
+        return kernel::few(report);
+    };
+    report.leave_out(format!("under Linux {}: {reason}", kernel::OLDEST));
+    Ok(())
 }
 
 /// Runs `cargo test`; whether cargo was content.

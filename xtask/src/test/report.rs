@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::process::ExitCode;
 
 use crate::command::root;
 
@@ -15,16 +16,19 @@ enum Kind {
     Integration,
     Program,
     EndToEnd,
+    /// Under another kernel, in a virtual machine.
+    Kernel,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Unit,
         Self::Property,
         Self::Doc,
         Self::Integration,
         Self::Program,
         Self::EndToEnd,
+        Self::Kernel,
     ];
 
     const fn label(self) -> &'static str {
@@ -35,6 +39,7 @@ impl Kind {
             Self::Integration => "integration",
             Self::Program => "XDP program",
             Self::EndToEnd => "end-to-end",
+            Self::Kernel => "oldest kernel",
         }
     }
 }
@@ -214,6 +219,27 @@ impl Report {
             })
     }
 
+    /// Notes something that went wrong beside the tests.
+    pub fn fail(&mut self, what: String) {
+        self.counts.entry(self.target).or_default().failed += 1;
+        self.failures.push(what);
+    }
+
+    /// Notes that some tests were left out.
+    pub fn leave_out(&mut self, what: String) {
+        self.counts.entry(Kind::Kernel).or_default().skipped += 1;
+        self.skips.push(what);
+    }
+
+    /// Whether tests ran and none failed.
+    pub fn exit_code(&self) -> ExitCode {
+        if self.failed() == 0 && self.ran() > 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+
     /// Number of failed tests.
     pub fn failed(&self) -> usize {
         self.total().failed
@@ -239,6 +265,8 @@ impl Report {
 fn kind_of_target(program: &str) -> Kind {
     if program.starts_with("unittests") {
         Kind::Unit
+    } else if program.contains("under Linux") {
+        Kind::Kernel
     } else if root().join("tests").join(program).exists() {
         Kind::EndToEnd
     } else if program.starts_with("tests/program") {
