@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::namespace::{self, Namespace};
+use crate::nics;
 use crate::server_handle::Server;
 use crate::skip;
 
@@ -102,9 +103,11 @@ impl Lab {
         ])?;
         let mut lb = host(&switch, "lb", LB)?;
         lb.namespace.isolate_mounts()?;
-        // Frames that `lb` sends back with XDP_TX wait in the other end's ring until that polls,
-        // and the kernel (seen: 6.18) wakes it only if it has an XDP program of its own.
-        switch.attach_passing_xdp("lb")?;
+        if !nics::given() {
+            // Frames that `lb` sends back with XDP_TX wait in the other end's ring until that polls,
+            // and the kernel (seen: 6.18) wakes it only if it has an XDP program of its own.
+            switch.attach_passing_xdp("lb")?;
+        }
         let backend = |index| {
             let mut host = host(&switch, &format!("b{}", index + 1), FIRST_BACKEND + index)?;
             own_dsr_vips(&host.namespace)?;
@@ -265,10 +268,14 @@ fn host(switch: &Namespace, name: &str, last: u8) -> Result<Host> {
 
 /// Gives a namespace its `eth0`, whose other end `name` is in the bridge.
 fn connect(switch: &Namespace, namespace: &Namespace, name: &str, last: u8) -> Result<()> {
-    namespace.ip(&format!(
-        "link add eth0 type veth peer name {name} netns {}",
-        switch.name()
-    ))?;
+    if name == "lb" && nics::given() {
+        nics::hand_over(namespace.name(), switch.name())?;
+    } else {
+        namespace.ip(&format!(
+            "link add eth0 type veth peer name {name} netns {}",
+            switch.name()
+        ))?;
+    }
     // Sender's checksum offload would hand XDP frames with half-made checksums; and what XDP sends
     // through a veth is only taken where the other end can poll (NAPI), which GRO brings.
     for (side, interface) in [(namespace, "eth0"), (switch, name)] {

@@ -18,6 +18,7 @@ pub mod interrupt;
 pub mod lab;
 pub mod load;
 pub mod namespace;
+mod nics;
 pub mod pattern;
 pub mod process;
 pub mod server;

@@ -24,7 +24,12 @@ pub struct Job {
     pub folder: PathBuf,
     pub binary: PathBuf,
     pub arguments: Vec<String>,
+    /// Whether laboratories have the machine's network interfaces in the place of a veth.
+    pub over_nics: bool,
 }
+
+/// MAC addresses of the machine's two interfaces, which are wired together.
+const NICS: [&str; 2] = ["52:54:00:00:77:01", "52:54:00:00:77:02"];
 
 /// What the machine runs first: it makes the files of its host its own, and runs the jobs there.
 pub fn init(modules: &Path, jobs: &[Job]) -> String {
@@ -53,13 +58,19 @@ cat > /new/run/jobs <<'END'
 exec > /dev/ttyS1 2>&1
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 ip link set lo up
+modprobe virtio_net
 ",
         quoted(&modules.display().to_string())
     );
     for job in jobs {
+        let nics = if job.over_nics {
+            format!("LB_LAB_NICS={}", NICS.join(","))
+        } else {
+            String::new()
+        };
         let arguments: Vec<String> = job.arguments.iter().map(|text| quoted(text)).collect();
         script.push_str(&format!(
-            "echo \"{MARK}\"{}\ncd {} && LB_BIN={} LB_LAB_BIN={} {} --color never --show-output {}\n",
+            "echo \"{MARK}\"{}\ncd {} && {nics} LB_BIN={} LB_LAB_BIN={} {} --color never --show-output {}\n",
             quoted(&job.title),
             quoted(&job.folder.display().to_string()),
             quoted(&programs("debug").join("lb").display().to_string()),
@@ -103,6 +114,16 @@ pub fn run(kernel: &Kernel, each: &mut dyn FnMut(&str)) -> Result<usize> {
         ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
+    for (number, address) in NICS.iter().enumerate() {
+        qemu.args([
+            "-netdev",
+            &format!("hubport,id=net{number},hubid=0"),
+            "-device",
+        ])
+        .arg(format!(
+            "virtio-net-pci,netdev=net{number},mac={address},romfile="
+        ));
+    }
     let mut child = qemu
         .spawn()
         .with_context(|| format!("cannot run {}", command::line(&qemu)))?;

@@ -29,11 +29,13 @@ struct Program {
     few: &'static [&'static str],
     /// The same of those that have something to do there at all; empty for all of them.
     all: &'static [&'static str],
+    /// Whether laboratories have network interfaces of the machine.
+    over_nics: bool,
 }
 
 const DEVICES: &[&str] = &["with_kernel_devices"];
 
-const PROGRAMS: [Program; 2] = [
+const PROGRAMS: [Program; 3] = [
     Program {
         package: "lb-userspace",
         name: "program",
@@ -45,6 +47,7 @@ const PROGRAMS: [Program; 2] = [
             "migrate::",
         ],
         all: &[],
+        over_nics: false,
     },
     Program {
         package: "lb-tests",
@@ -52,6 +55,21 @@ const PROGRAMS: [Program; 2] = [
         folder: "tests",
         few: DEVICES,
         all: DEVICES,
+        over_nics: false,
+    },
+    // In native mode on a driver of network cards.
+    Program {
+        package: "lb-tests",
+        name: "forwarding",
+        folder: "tests",
+        few: &["a_client_keeps"],
+        all: &[
+            "a_client_keeps",
+            "datagrams",
+            "generic_mode",
+            "not_for_a_vip",
+        ],
+        over_nics: true,
     },
 ];
 
@@ -102,6 +120,7 @@ fn tests(
             folder: command::root().join(program.folder),
             binary,
             arguments: names(program),
+            over_nics: program.over_nics,
         })
         .collect();
     let kernel = image::kernel(version, |modules| machine::init(modules, &jobs))?;
