@@ -15,6 +15,8 @@ const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 pub struct Kernel {
     /// As `uname -r` has it.
     pub version: String,
+    /// Where its package is unpacked.
+    root: PathBuf,
     pub image: PathBuf,
     /// Folder with its modules, by version.
     pub modules: PathBuf,
@@ -23,11 +25,11 @@ pub struct Kernel {
 }
 
 /// Downloads and unpacks Debian's newest kernel of a version such as `6.1`, unless that was done
-/// before. `init` makes the script that it is to run first, from the path of its modules.
+/// before.
 ///
 /// # Errors
 /// If the package cannot be had, or something is missing in it.
-pub fn kernel(version: &str, init: impl FnOnce(&Path) -> String) -> Result<Kernel> {
+pub fn kernel(version: &str) -> Result<Kernel> {
     let folder = programs("kernel");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let package = package(version)?;
@@ -37,13 +39,13 @@ pub fn kernel(version: &str, init: impl FnOnce(&Path) -> String) -> Result<Kerne
         image: root.join("boot").join(format!("vmlinuz-{version}")),
         modules: root.join("lib/modules"),
         initramfs: folder.join(format!("{version}.initramfs")),
+        root,
         version,
     };
     if !kernel.modules.join("unpacked").exists() {
-        download(&folder, &package, &root)?;
+        download(&folder, &package, &kernel.root)?;
         fs::write(kernel.modules.join("unpacked"), "").context("cannot write")?;
     }
-    initramfs(&kernel, &root, &init(&kernel.modules))?;
     Ok(kernel)
 }
 
@@ -114,9 +116,12 @@ fn download(folder: &Path, package: &str, root: &Path) -> Result<()> {
     )
 }
 
-/// A shell, modules, and the script.
-fn initramfs(kernel: &Kernel, root: &Path, init: &str) -> Result<()> {
-    let folder = root.join("initramfs");
+/// Makes [`Kernel::initramfs`]: a shell, modules, and the script that is run first.
+///
+/// # Errors
+/// If a file cannot be written, or a module is missing.
+pub fn initramfs(kernel: &Kernel, init: &str) -> Result<()> {
+    let folder = kernel.root.join("initramfs");
     if folder.exists() {
         fs::remove_dir_all(&folder).context("cannot remove an old initramfs")?;
     }
@@ -129,7 +134,9 @@ fn initramfs(kernel: &Kernel, root: &Path, init: &str) -> Result<()> {
     for module in MODULES {
         let mut modprobe = Command::new("modprobe");
         modprobe.args(["--show-depends", "--set-version", &kernel.version]);
-        modprobe.arg("--dirname").args([root, Path::new(module)]);
+        modprobe
+            .arg("--dirname")
+            .args([&kernel.root, Path::new(module)]);
         let needed = output(&mut modprobe)
             .with_context(|| format!("`{}` failed", command::line(&modprobe)))?;
         for path in needed

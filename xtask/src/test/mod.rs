@@ -25,7 +25,7 @@ pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     let mut report = Report::default();
     let content = cargo_test(&mut report, filter)?;
     if filter.is_none() {
-        under_the_oldest_kernel(&mut report)?;
+        kernel::few(&mut report)?;
     }
     println!("\n{report}");
     if !content && report.failed() == 0 {
@@ -37,21 +37,6 @@ pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-/// Or says why not: the machine is one for x86-64, and its kernel comes from Debian.
-fn under_the_oldest_kernel(report: &mut Report) -> Result<()> {
-    let reason = if cfg!(not(target_arch = "x86_64")) {
-        "Debian's kernel for x86-64 finds no programs here"
-    } else if !command::is_root() {
-        "root is needed for what it is to run"
-    } else if command::find("apt-get").is_none() {
-        "there is no apt-get to have Debian's kernel by"
-    } else {
-        return kernel::few(report);
-    };
-    report.leave_out(format!("under Linux {}: {reason}", kernel::OLDEST));
-    Ok(())
 }
 
 /// Runs `cargo test`; whether cargo was content.
