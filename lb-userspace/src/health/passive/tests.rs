@@ -689,3 +689,57 @@ fn counters_that_begin_anew_say_nothing() {
     };
     assert_eq!(pool.turn(), Judged::default());
 }
+
+#[test]
+fn backends_suspected_at_once_share_the_places() {
+    let mut pool = Pool::nat(8);
+    let mut service = service(8, &policy());
+    service.forwarding = Forwarding::Nat;
+    service.passive = Settings {
+        connections: true,
+        max_ejection_percent: 25,
+        ..Settings::default()
+    };
+    pool.passive.configure(&[service]);
+    for way in &mut pool.ways[..3] {
+        *way = Way::Refuses;
+    }
+    let mut asked = Vec::new();
+    for _ in 0..10 {
+        asked.extend(pool.turn().suspicions);
+    }
+    let keys = |of: &[Suspicion]| -> Vec<_> { of.iter().map(|s| s.key.clone()).collect() };
+    assert_eq!(keys(&asked), [key(0), key(1)], "two places of eight");
+    // The one is well after all, so the third gets its place.
+    assert!(pool.probed(&asked[0], false, None, "refused"));
+    assert!(!pool.probed(&asked[1], true, None, "connected"));
+    let next = pool.turn().suspicions;
+    assert_eq!(keys(&next), [key(2)]);
+    assert!(pool.probed(&next[0], false, None, "refused"));
+    assert_eq!(pool.ejected(), [&key(0), &key(2)]);
+}
+
+#[test]
+fn probes_of_another_backends_say_nothing_of_its_successor() {
+    let mut pool = Pool::nat(3);
+    pool.ways[1] = Way::Refuses;
+    let (suspicion, _) = pool.suspicion();
+    assert!(pool.passive.awaits(&suspicion.key));
+    let mut moved = service(3, &policy());
+    moved.passive.connections = true;
+    moved.backends[1].address.set_port(8081);
+    pool.passive.configure(&[moved]);
+    assert!(!pool.passive.awaits(&suspicion.key));
+    assert!(!pool.probed(&suspicion, false, None, "refused"));
+    assert!(pool.ejected().is_empty());
+}
+
+#[test]
+fn whoever_could_not_be_asked_is_suspected_again() {
+    let mut pool = Pool::nat(3);
+    pool.ways[1] = Way::Refuses;
+    let (first, _) = pool.suspicion();
+    pool.passive.cannot_ask(&first, pool.now);
+    let (again, _) = pool.suspicion();
+    assert_eq!(again.key, first.key);
+}
