@@ -135,8 +135,8 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         None => None,
     };
     let (token, wanted_token) = watch::channel(token(&node)?);
-    std::fs::create_dir_all(&node.state_dir).map_err(|source| RunError::System {
-        what: "making node.state_dir",
+    std::fs::create_dir_all(&node.state_dir).map_err(|source| saved::SavedError::Io {
+        path: node.state_dir.clone(),
         source,
     })?;
     let _state_dir = saved::lock(&node.state_dir)?;
@@ -390,9 +390,8 @@ impl Agent {
                     }
                 }
                 _ = inbox.hangup.recv() => {
-                    if let Err(error) = self.reload(Origin::Agent).await {
-                        error!("reload refused, the old configuration stays:\n{error}");
-                    }
+                    // Told by whom it is refused.
+                    let _ = self.reload(Origin::Agent).await;
                 }
                 _ = inbox.terminate.recv() => {
                     if !self.begins_to_end() {
