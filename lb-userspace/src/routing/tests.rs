@@ -15,7 +15,7 @@ use crate::model::{
     Affinity, Backend, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules, PassiveRules,
     ProbeKind, ProbeSpec, Protocol, Service,
 };
-use crate::probe::{Class, Outcome, Verdict};
+use crate::probe::{Class, Outcome};
 
 mod active_passive;
 mod panic;
@@ -37,6 +37,8 @@ struct World {
     state: RoutingState,
     now: Duration,
     events: Vec<(Option<String>, EventKind)>,
+    /// Of all events.
+    reasons: Vec<String>,
     next: Option<Duration>,
 }
 
@@ -105,6 +107,7 @@ impl World {
             state: RoutingState::default(),
             now: s(100),
             events: Vec::new(),
+            reasons: Vec::new(),
             next: None,
         };
         world.decide();
@@ -122,35 +125,15 @@ impl World {
     }
 
     fn probe(&mut self, n: usize, class: Class) -> &mut Self {
-        let verdict = match class {
-            Class::Ok | Class::Degraded | Class::Drain => Verdict::Success,
-            Class::Internal => Verdict::Internal,
-            _ => Verdict::Failure,
-        };
-        let outcome = Outcome {
-            verdict,
-            class,
-            detail: class.name().to_owned(),
-            latency: Duration::ZERO,
-            steps: Vec::new(),
-            agent: None,
-            certificate_not_after: None,
-        };
         assert!(self.engine.probe_now(&key(n), self.now));
         let start = self.engine.start_due_up_to(self.now, usize::MAX);
         // Others that are due meanwhile say nothing.
         for start in start {
-            let internal = Outcome {
-                verdict: Verdict::Internal,
-                class: Class::Internal,
-                ..outcome.clone()
+            let class = match start.key == key(n) {
+                true => class,
+                false => Class::Internal,
             };
-            let outcome = if start.key == key(n) {
-                &outcome
-            } else {
-                &internal
-            };
-            self.engine.finish(start.seq, outcome, self.now);
+            self.engine.finish(start.seq, &Outcome::of(class), self.now);
         }
         self.decide()
     }
@@ -191,6 +174,8 @@ impl World {
                 .iter()
                 .map(|e| (e.backend.as_ref().map(|b| b.backend.to_string()), e.kind)),
         );
+        let reasons = decided.events.into_iter().map(|event| event.reason);
+        self.reasons.extend(reasons);
         self.next = decided.next_deadline;
         self.state = decided.state;
         self
@@ -607,4 +592,16 @@ fn what_the_packets_say_ejects_too() {
     world.admin(0, Admin::Enabled);
     assert_eq!(decision(&world, 0).routing, Routing::Active);
     assert_eq!(decision(&world, 1).cause, Cause::Gone);
+}
+
+#[test]
+fn who_was_taken_back_by_the_operator_is_told_so() {
+    let mut world = World::healthy(50, &[(1, 0), (1, 0)]);
+    for word in [Admin::Disabled, Admin::Drain { until: s(1_000) }] {
+        world.admin(0, word);
+        world.reasons.clear();
+        world.admin(0, Admin::Enabled);
+        assert_eq!(world.reasons, ["enabled by the operator; first probe: ok"]);
+        assert_eq!(world.state.get(&key(0)).unwrap().reason, "first probe: ok");
+    }
 }
