@@ -94,8 +94,6 @@ impl Overload {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// A round of 20 backends, all well.
