@@ -318,7 +318,7 @@ impl Agent {
                     }
                 }
                 _ = inbox.hangup.recv() => {
-                    // Told by whom it is refused.
+                    // A refusal is logged where it is noted.
                     let _ = self.reload(Origin::Agent).await;
                 }
                 _ = inbox.terminate.recv() => {
