@@ -96,6 +96,31 @@ fn a_backend_whose_interface_is_replaced_is_found_again() -> Result<()> {
 }
 
 #[test]
+fn an_interface_that_is_down_is_told_while_it_is() -> Result<()> {
+    with_lab(|lab, _servers| {
+        let services = services(lab);
+        let agent = Agent::start(lab, &Config::new(services.clone()))?;
+        let told = |what: &str| {
+            let down = || {
+                let status = agent.raw_status()?;
+                Ok(status["node"]["interfaces"][0]["down"].as_str() == Some(what))
+            };
+            wait_for(&format!("the status to say {what}"), SOON, down)
+        };
+        lab.lb.namespace.ip("link set eth0 down")?;
+        told("set down")?;
+        agent.wait_event("datapath", "eth0: set down")?;
+        let text = agent.lb(&["status"])?.ok()?;
+        ensure!(text.contains("!! eth0: set down"), "{text}");
+        lab.lb.namespace.ip("link set eth0 up")?;
+        agent.wait_event("datapath", "eth0: up again")?;
+        let status = agent.raw_status()?;
+        ensure!(status["node"]["interfaces"][0].get("down").is_none());
+        Ok(())
+    })
+}
+
+#[test]
 fn a_next_hop_that_is_a_router_may_change() -> Result<()> {
     with_lab(|lab, _servers| {
         for number in [1, 2] {

@@ -9,7 +9,7 @@ use super::run::Agent;
 use crate::api::event::{Change, Kind, Origin};
 use crate::datapath::{Attached, Command, Place, Writer};
 use crate::model::Model;
-use crate::neighbor::Links;
+use crate::neighbor::{Down, Links};
 
 /// Puts the program where the configuration wants it, but for interfaces that are `gone`.
 pub async fn attach(
@@ -58,8 +58,28 @@ impl Agent {
 
     /// Interfaces have come or gone, or have other names.
     pub async fn links_changed(&mut self, links: Arc<Links>) {
-        self.links = links;
+        let before = std::mem::replace(&mut self.links, links);
+        let model = self.core.model.clone();
+        for name in &model.node.interfaces {
+            let was = before.get(name).and_then(|link| link.down);
+            // One that is gone is told elsewhere.
+            let Some(link) = self.links.get(name).filter(|link| link.down != was) else {
+                continue;
+            };
+            let what = match link.down {
+                Some(why) => format!("{name}: {why}; no packet passes there"),
+                None => format!("{name}: up again"),
+            };
+            warn!("{what}");
+            self.core
+                .record(Change::node(Kind::Datapath, Origin::Agent, what));
+        }
         self.follow_links().await;
+    }
+
+    /// Why no packet passes an interface; `None` if it is up, gone, or not known yet.
+    pub fn down(&self, name: &str) -> Option<Down> {
+        self.links.get(name)?.down
     }
 
     /// Notes interfaces that are gone with the program on them, and attaches to those that are
@@ -71,7 +91,7 @@ impl Agent {
         if links.is_empty() || self.migrates.is_some() {
             return;
         }
-        let gone = |on: &Attached| !links.values().any(|index| *index == on.index);
+        let gone = |on: &Attached| !links.values().any(|link| link.index == on.index);
         for on in self.attached.extract_if(.., |on| gone(on)) {
             warn!(
                 interface = on.name,

@@ -137,6 +137,14 @@ fn say(
         return responder.done(false, format!("{message} already"));
     }
     agent.core.set_word(&key, new);
+    let message = match agent.core.nobody_is_left(&key.service) {
+        true => format!(
+            "{message}; WARNING: no backend of {} is left that is enabled and has a weight: new \
+             flows are dropped",
+            name.service
+        ),
+        false => message,
+    };
     agent
         .core
         .record(Change::backend(Kind::Admin, &key, origin, message.clone()));
@@ -156,25 +164,42 @@ fn drain(
     origin: Origin,
     responder: Responder,
 ) {
+    let since = Timestamp::now();
+    let word = agent.core.words.get(&name.key());
+    // Saying it again does not grant more time; another deadline does.
+    if deadline_ms.is_none()
+        && let Some(Admin::Drain { until, .. }) = word.map(|word| &word.admin)
+    {
+        return responder.done(false, drains_already(name, *until, since));
+    }
     let service = agent.core.model.service(&name.service);
     let usual = service.map_or(Duration::ZERO, |service| service.drain_deadline);
     let deadline = deadline_ms.map_or(usual, Duration::from_millis);
-    let since = Timestamp::now();
     let ahead = SignedDuration::try_from(deadline).unwrap_or(SignedDuration::MAX);
     let until = since.checked_add(ahead).unwrap_or(Timestamp::MAX);
-    let asked = deadline_ms.is_some();
-    let draining = |old: Word| match old.admin {
-        // Saying it again does not grant more time; another deadline does.
-        Admin::Drain { .. } if !asked => old,
-        _ => Word {
-            admin: Admin::Drain { since, until },
-            ..old
-        },
+    let draining = |old: Word| Word {
+        admin: Admin::Drain { since, until },
+        ..old
     };
     say(agent, name, origin, responder, draining, |name| {
         let seconds = deadline.as_secs_f64();
         format!("{name} drains: no new flows, established ones for up to {seconds} s")
     });
+}
+
+/// What is said to whoever drains once more, at `now`.
+fn drains_already(name: &BackendName, until: Timestamp, now: Timestamp) -> String {
+    let left = until.duration_since(now);
+    match left.is_positive() {
+        true => format!(
+            "{name} drains already: established flows for {} s more",
+            left.as_secs()
+        ),
+        false => format!(
+            "{name} is drained already: the time for established flows ended {} s ago",
+            -left.as_secs()
+        ),
+    }
 }
 
 /// Has another backend become the active one of its service.
@@ -275,5 +300,25 @@ pub fn check_reload(old: &Node, new: &Node) -> Result<(), RunError> {
         Some((key, _, true)) => Err(RunError::NeedsDetach { key }),
         Some((key, _, false)) => Err(RunError::NeedsRestart { key }),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_drains_once_more_is_told_the_time_that_is_left() {
+        let name: BackendName = "web/web-1".parse().unwrap();
+        let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
+        let said = |until: &str| drains_already(&name, until.parse().unwrap(), now);
+        assert_eq!(
+            said("2026-01-01T00:01:20Z"),
+            "web/web-1 drains already: established flows for 20 s more"
+        );
+        assert_eq!(
+            said("2026-01-01T00:00:00Z"),
+            "web/web-1 is drained already: the time for established flows ended 60 s ago"
+        );
     }
 }

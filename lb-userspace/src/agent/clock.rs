@@ -44,11 +44,13 @@ impl Clock {
         tokio::time::Instant::from_std(self.origin + ahead)
     }
 
-    /// The wall clock's reading at a time since boot, to the millisecond.
+    /// The wall clock's reading at a time since boot, to the millisecond; the last that there is, if
+    /// it is beyond that.
     pub fn wall(&self, at: Duration) -> Timestamp {
-        let ahead = at.as_millis() as i64 - self.offset.as_millis() as i64;
+        let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let ahead = millis(at) - millis(self.offset);
         let millis = self.wall.as_millisecond().saturating_add(ahead);
-        Timestamp::from_millisecond(millis).unwrap_or(self.wall)
+        Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
     }
 
     /// Follows the wall clock where it was set, as by NTP after a boot. What it drifts by is left
@@ -101,5 +103,13 @@ mod tests {
         let before = clock.wall(now);
         clock.follow_wall();
         assert_eq!(clock.wall(now), before, "what happened keeps its time");
+    }
+
+    #[test]
+    fn what_never_comes_is_not_now() {
+        let clock = Clock::start();
+        let never = clock.monotonic(Timestamp::MAX);
+        assert!(clock.wall(never) > "9000-01-01T00:00:00Z".parse().unwrap());
+        assert_eq!(clock.wall(Duration::MAX), Timestamp::MAX);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lb_common::abi::Forwarding;
-use tracing::info;
+use tracing::{error, info};
 
 use super::core::Core;
 use super::primaries::known;
@@ -81,6 +81,7 @@ impl Core {
 
     /// A reload was refused.
     pub fn reload_refused(&mut self, origin: Origin, why: &str) {
+        error!("reload refused, the old configuration stays:\n{why}");
         self.reload_error = Some(why.to_owned());
         self.record(Change::node(Kind::ReloadRefused, origin, why));
     }

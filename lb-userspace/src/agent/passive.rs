@@ -142,6 +142,8 @@ impl Agent {
             if let Some(questions) = self.core.questions(&suspicion) {
                 info!(backend = %suspicion.key, "{}; probing it at once", suspicion.what);
                 self.probes.start_burst(questions, suspicion);
+            } else {
+                self.core.cannot_ask(&suspicion);
             }
         }
     }
@@ -223,6 +225,10 @@ impl Core {
         judged.suspicions
     }
 
+    fn cannot_ask(&mut self, suspicion: &Suspicion) {
+        self.passive.cannot_ask(suspicion, self.clock.now());
+    }
+
     /// What a suspicion has asked: connections to where the traffic goes, and the configured probe.
     fn questions(&self, suspicion: &Suspicion) -> Option<Questions> {
         let (_, backend) = self.model.backend(&suspicion.key)?;
@@ -257,6 +263,10 @@ impl Core {
             connects,
             probe,
         } = burst;
+        if !self.passive.awaits(&suspicion.key) {
+            // It was about a backend that has gone, or had another address.
+            return;
+        }
         let now = self.clock.now();
         let deciding = if connects.is_empty() {
             probe.as_slice()

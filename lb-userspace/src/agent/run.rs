@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until};
@@ -17,24 +16,23 @@ use super::attach::attach;
 use super::capture::Captures;
 use super::clock::Clock;
 use super::core::Core;
-use super::fence::{self, Fences};
-use super::passive::Burst;
-use super::probes::{Finished, Probes, Report, Task};
+use super::fence::Fences;
+use super::inbox::{Inbox, inbox};
+use super::probes::{Finished, Probes, Task};
 use super::saved::{self, Saved};
 use super::saver::Saver;
 use super::{RunError, RunOptions, calls};
-use crate::announce::routes::{self, Order, Report as RouteReport, Wanted};
+use crate::announce::routes::{self, Order, Wanted};
 use crate::api::event::{Change, Kind, Origin};
 use crate::api::http::bind;
 use crate::api::token::{Token, TokenError};
-use crate::api::{self, Call, Journal, Listener, Reply, Responder, Status, server};
+use crate::api::{self, Journal, Listener, Reply, Responder, Status, server};
 use crate::config;
 use crate::datapath::{Attached, Command, Counters, Notice, PinDirectory, Want, Writer, sys};
-use crate::discovery::Answer;
 use crate::discovery::resolve::{self, Wanted as Questions};
 use crate::health::passive;
-use crate::model::{Model, Node, OnExit, ProbeSpec};
-use crate::neighbor::{self, Links, Ways};
+use crate::model::{Model, Node, OnExit};
+use crate::neighbor::{self, Links};
 use crate::privileges;
 use crate::probe::Class;
 use crate::probe::via::Carrier;
@@ -49,26 +47,6 @@ const PUBLISH_REST: u32 = 200;
 /// it: it is then only what the control socket answers with when the loop is too busy, and where
 /// HAProxy's commands find the names of servers.
 const PUBLISH_SELDOM: Duration = Duration::from_secs(10);
-/// Requests from the control socket on their way to the loop.
-const CALLS: usize = 64;
-
-/// Everything that the loop listens to.
-struct Inbox {
-    calls: mpsc::Receiver<Call>,
-    notices: mpsc::UnboundedReceiver<Notice>,
-    probes: mpsc::UnboundedReceiver<Report>,
-    bursts: mpsc::UnboundedReceiver<Burst>,
-    fences: mpsc::UnboundedReceiver<fence::Ended>,
-    changes: mpsc::UnboundedReceiver<ProbeSpec>,
-    paths: mpsc::UnboundedReceiver<Arc<Ways>>,
-    links: mpsc::UnboundedReceiver<Arc<Links>>,
-    routes: mpsc::UnboundedReceiver<RouteReport>,
-    answers: mpsc::UnboundedReceiver<Answer>,
-    hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
 /// Everything that the loop acts by.
 pub struct Agent {
     pub options: RunOptions,
@@ -135,8 +113,8 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
         None => None,
     };
     let (token, wanted_token) = watch::channel(token(&node)?);
-    std::fs::create_dir_all(&node.state_dir).map_err(|source| RunError::System {
-        what: "making node.state_dir",
+    std::fs::create_dir_all(&node.state_dir).map_err(|source| saved::SavedError::Io {
+        path: node.state_dir.clone(),
         source,
     })?;
     let _state_dir = saved::lock(&node.state_dir)?;
@@ -265,56 +243,6 @@ fn token(node: &Node) -> Result<Option<Arc<Token>>, TokenError> {
     node.http_token_file.as_ref().map(read).transpose()
 }
 
-struct Senders {
-    calls: mpsc::Sender<Call>,
-    notices: mpsc::UnboundedSender<Notice>,
-    paths: mpsc::UnboundedSender<Arc<Ways>>,
-    links: mpsc::UnboundedSender<Arc<Links>>,
-    routes: mpsc::UnboundedSender<RouteReport>,
-    answers: mpsc::UnboundedSender<Answer>,
-}
-
-fn inbox() -> Result<(Inbox, Senders), RunError> {
-    let listen = |kind| {
-        signal(kind).map_err(|source| RunError::System {
-            what: "listening to signals",
-            source,
-        })
-    };
-    let (calls, call_receiver) = mpsc::channel(CALLS);
-    let (notices, notice_receiver) = mpsc::unbounded_channel();
-    let (paths, path_receiver) = mpsc::unbounded_channel();
-    let (links, link_receiver) = mpsc::unbounded_channel();
-    let (routes, route_receiver) = mpsc::unbounded_channel();
-    let (answers, answer_receiver) = mpsc::unbounded_channel();
-    let inbox = Inbox {
-        calls: call_receiver,
-        notices: notice_receiver,
-        probes: mpsc::unbounded_channel().1,
-        bursts: mpsc::unbounded_channel().1,
-        fences: mpsc::unbounded_channel().1,
-        changes: mpsc::unbounded_channel().1,
-        paths: path_receiver,
-        links: link_receiver,
-        routes: route_receiver,
-        answers: answer_receiver,
-        hangup: listen(SignalKind::hangup())?,
-        terminate: listen(SignalKind::terminate())?,
-        interrupt: listen(SignalKind::interrupt())?,
-    };
-    Ok((
-        inbox,
-        Senders {
-            calls,
-            notices,
-            paths,
-            links,
-            routes,
-            answers,
-        },
-    ))
-}
-
 /// Ends at this time, or never.
 async fn ended(at: Option<Instant>) {
     match at {
@@ -390,9 +318,8 @@ impl Agent {
                     }
                 }
                 _ = inbox.hangup.recv() => {
-                    if let Err(error) = self.reload(Origin::Agent).await {
-                        error!("reload refused, the old configuration stays:\n{error}");
-                    }
+                    // A refusal is logged where it is noted.
+                    let _ = self.reload(Origin::Agent).await;
                 }
                 _ = inbox.terminate.recv() => {
                     if !self.begins_to_end() {

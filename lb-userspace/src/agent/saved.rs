@@ -27,7 +27,7 @@ const VERSION: u32 = 1;
 /// The state file cannot be used.
 #[derive(Debug, Error)]
 pub enum SavedError {
-    #[error("{path}: {source}; node.state_dir must be a directory the agent may write")]
+    #[error("{path}: {source}; {}", mend(source))]
     Io { path: PathBuf, source: io::Error },
     #[error("another agent uses {directory}; give this one its own node.state_dir")]
     Taken { directory: PathBuf },
@@ -38,6 +38,13 @@ pub enum SavedError {
     },
     #[error("{path} has version {found}, this lb writes {VERSION}; remove it to start without one")]
     Version { path: PathBuf, found: u32 },
+}
+
+fn mend(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room there",
+        _ => "node.state_dir must be a directory the agent may write",
+    }
 }
 
 /// Takes the directory for this agent, for as long as the file that it gives is open.
@@ -239,6 +246,20 @@ mod tests {
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_directory_that_is_none() {
+        let text = |code| {
+            let source = io::Error::from_raw_os_error(code);
+            let path = PathBuf::from("state.json");
+            SavedError::Io { path, source }.to_string()
+        };
+        assert!(text(libc::ENOSPC).ends_with("; make room there"));
+        assert!(
+            text(libc::ENOTDIR)
+                .ends_with("; node.state_dir must be a directory the agent may write")
+        );
     }
 
     #[test]

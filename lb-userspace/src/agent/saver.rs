@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tracing::error;
 
 use super::saved::Saved;
@@ -28,6 +29,7 @@ struct Job {
 pub struct Saver {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    problem: watch::Receiver<Option<String>>,
 }
 
 impl Saver {
@@ -37,16 +39,23 @@ impl Saver {
     /// The system's, when it has no thread to give.
     pub fn start(directory: PathBuf) -> std::io::Result<Self> {
         let (jobs, queue) = channel();
+        let (tell, problem) = watch::channel(None);
         let thread = std::thread::Builder::new()
             .name("state".to_owned())
             .spawn(move || {
                 privileges::give_up_in_thread();
-                write_all(&directory, &queue);
+                write_all(&directory, &queue, &tell);
             })?;
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),
+            problem,
         })
+    }
+
+    /// Why the last state is not on disk; `None` if it is, or none was written yet.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.borrow().clone()
     }
 
     /// Has a state written. One that waits behind a newer one is left out.
@@ -65,7 +74,11 @@ impl Saver {
     }
 }
 
-fn write_all(directory: &std::path::Path, queue: &Receiver<Job>) {
+fn write_all(
+    directory: &std::path::Path,
+    queue: &Receiver<Job>,
+    problem: &watch::Sender<Option<String>>,
+) {
     let mut given_back = Instant::now();
     while let Ok(mut job) = queue.recv() {
         let mut told: Vec<Done> = job.done.take().into_iter().collect();
@@ -80,6 +93,7 @@ fn write_all(directory: &std::path::Path, queue: &Receiver<Job>) {
         if let Err(error) = &result {
             error!("{error}");
         }
+        problem.send_replace(result.clone().err());
         for done in told {
             done(result.clone());
         }
@@ -133,5 +147,24 @@ mod tests {
         saver.save(Saved::new(1, Timestamp::now()), Some(done));
         let error = told.recv().unwrap().unwrap_err();
         assert!(error.contains("node.state_dir"), "{error}");
+    }
+
+    #[test]
+    fn what_keeps_the_state_off_the_disk_is_known_until_it_is_there() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("gone");
+        let saver = Saver::start(directory.clone()).unwrap();
+        let write = || {
+            let (tell, told) = channel();
+            let done: Done = Box::new(move |result| tell.send(result).unwrap());
+            saver.save(Saved::new(1, Timestamp::now()), Some(done));
+            told.recv().unwrap()
+        };
+        assert_eq!(saver.problem(), None);
+        assert_eq!(write().err(), saver.problem());
+        assert!(saver.problem().is_some());
+        std::fs::create_dir(directory).unwrap();
+        write().unwrap();
+        assert_eq!(saver.problem(), None);
     }
 }

@@ -62,6 +62,7 @@ impl Core {
             reload_error: self.reload_error.clone(),
             datapath_error: self.datapath_error.clone(),
             announce_error: self.announced.error(),
+            state_error: self.saver.problem(),
             verdicts: verdicts(agent, 0),
             capturing: agent.counters.capturing,
             flows: FlowTable {
@@ -93,6 +94,7 @@ impl Core {
             .map(|name| Interface {
                 name: name.clone(),
                 mode: mode(name),
+                down: agent.down(name).map(|why| why.to_string()),
             })
             .collect()
     }

@@ -1,5 +1,7 @@
 //! The operator's words about backends: kept over restarts, and over a change of name.
 
+use std::collections::BTreeMap;
+
 use super::core::Core;
 use super::saved::{self, Word};
 use crate::model::{BackendKey, Model, Service};
@@ -18,6 +20,13 @@ impl Core {
     /// The services with the weights in force.
     pub(super) fn services(&self) -> &[Service] {
         self.weighed.as_deref().unwrap_or(&self.model.services)
+    }
+
+    /// Whether the operator's words leave no backend of the service that could get new flows.
+    pub fn nobody_is_left(&self, service: &str) -> bool {
+        let mut services = self.services().iter();
+        let service = services.find(|known| &*known.name == service);
+        service.is_some_and(|service| nobody_is_left(service, &self.admin))
     }
 
     fn weigh(&mut self) {
@@ -85,5 +94,46 @@ impl Core {
                 }
             }
         }
+    }
+}
+
+fn nobody_is_left(service: &Service, admin: &BTreeMap<BackendKey, Admin>) -> bool {
+    let mut backends = service.backends.iter();
+    !backends.any(|backend| {
+        let admin = admin.get(&service.key(backend));
+        backend.weight > 0 && admin.is_none_or(|admin| *admin == Admin::Enabled)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn a_service_without_anybody_enabled_and_of_weight_is_noticed() {
+        let text = r#"
+            [node]
+            interfaces = ["eth0"]
+            [[service]]
+            name = "web"
+            address = "203.0.113.10:80"
+            [[service.backend]]
+            name = "web-1"
+            address = "10.0.0.11:80"
+            [[service.backend]]
+            name = "web-2"
+            address = "10.0.0.12:80"
+        "#;
+        let model = config::parse(text, "lb.toml").unwrap();
+        let mut service = model.services[0].clone();
+        let mut admin = BTreeMap::new();
+        assert!(!nobody_is_left(&service, &admin));
+        admin.insert(BackendKey::new("web", "web-1"), Admin::Disabled);
+        assert!(!nobody_is_left(&service, &admin));
+        service.backends[1].weight = 0;
+        assert!(nobody_is_left(&service, &admin));
+        admin.insert(BackendKey::new("web", "web-1"), Admin::Enabled);
+        assert!(!nobody_is_left(&service, &admin));
     }
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::config;
 use crate::health::Engine;
 use crate::model::{BackendKey, Model};
-use crate::probe::{Class, Outcome, Verdict};
+use crate::probe::{Class, Outcome};
 use crate::routing::{self, Admin, Orders, RoutingState};
 
 const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 10));
@@ -96,26 +96,15 @@ impl World {
 
     fn probe(&mut self, service: &str, n: usize, well: bool) -> &mut Self {
         let key = key(service, n);
-        let (verdict, class) = match well {
-            true => (Verdict::Success, Class::Ok),
-            false => (Verdict::Failure, Class::Refused),
-        };
-        let outcome = |verdict, class: Class| Outcome {
-            verdict,
-            class,
-            detail: class.name().to_owned(),
-            latency: Duration::ZERO,
-            steps: Vec::new(),
-            agent: None,
-            certificate_not_after: None,
-        };
+        let said = if well { Class::Ok } else { Class::Refused };
         assert!(self.engine.probe_now(&key, self.now));
         for start in self.engine.start_due_up_to(self.now, usize::MAX) {
-            let outcome = match start.key == key {
-                true => outcome(verdict, class),
-                false => outcome(Verdict::Internal, Class::Internal),
+            let class = if start.key == key {
+                said
+            } else {
+                Class::Internal
             };
-            self.engine.finish(start.seq, &outcome, self.now);
+            self.engine.finish(start.seq, &Outcome::of(class), self.now);
         }
         self.remembered.remove(&key);
         self.decide()

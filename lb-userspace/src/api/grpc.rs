@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::http::accept;
-use super::status::{Routing, ServiceStatus, Status};
+use super::status::{BackendStatus, ServiceStatus, Status};
 use super::token::{Wanted, allows};
 use crate::probe::grpc_health::{
     self as message, HealthCheckRequest, HealthCheckResponse, HealthListResponse, MAX_ANSWER,
@@ -107,9 +107,7 @@ pub fn serving(status: &Status, service: &str) -> Option<bool> {
 /// Whether a new flow of this service finds a backend.
 fn takes_flows(service: &ServiceStatus) -> bool {
     let mut backends = service.backends.iter();
-    backends.any(|backend| {
-        backend.slots > 0 && matches!(backend.routing, Routing::Active | Routing::Panic)
-    })
+    backends.any(BackendStatus::takes_new_flows)
 }
 
 async fn respond(

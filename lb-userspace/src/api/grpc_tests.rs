@@ -5,6 +5,7 @@ use hyper::client::conn::http2 as client;
 use super::super::http::bind;
 use super::super::status::tests::sample;
 use super::*;
+use crate::api::status::Routing;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -218,6 +218,7 @@ fn healthz(status: &Status, verbose: bool) -> Response<Full<Bytes>> {
         body["interfaces"] = json!(node.interfaces);
         body["datapath_error"] = json!(node.datapath_error);
         body["reload_error"] = json!(node.reload_error);
+        body["state_error"] = json!(node.state_error);
         let panics = status.services.iter().filter(|service| service.panic);
         let panics: Vec<&str> = panics.map(|service| service.name.as_str()).collect();
         body["services_in_panic"] = json!(panics);

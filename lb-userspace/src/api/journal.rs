@@ -204,37 +204,37 @@ struct Rotating {
 
 impl Rotating {
     fn open(path: PathBuf, limit: u64) -> io::Result<Self> {
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .create(true)
             .read(true)
             .append(true)
             .mode(0o640)
             .open(&path)?;
-        let mut size = file.metadata()?.len();
+        let size = file.metadata()?.len();
         let mut last = [b'\n'];
         if size > 0 {
             file.read_exact_at(&mut last, size - 1)?;
-        }
-        if last != [b'\n'] {
-            // A crash cut the last line short; the next one must not become part of it.
-            file.write_all(b"\n")?;
-            size += 1;
         }
         Ok(Self {
             path,
             file,
             size,
             limit,
-            cut: false,
+            // By a crash, or by a disk that may still be full: nothing is written before an event is.
+            cut: last != [b'\n'],
         })
     }
 
     fn append(&mut self, event: &Event) -> io::Result<()> {
         if self.size >= self.limit {
-            std::fs::rename(&self.path, aside(&self.path))?;
+            match std::fs::rename(&self.path, aside(&self.path)) {
+                // It was put aside before, and another one could not be made.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
             *self = Self::open(self.path.clone(), self.limit)?;
         }
-        // What a full disk cut short must not take the next event with it.
+        // What was cut short must not take the next event with it.
         let mut line = if self.cut { vec![b'\n'] } else { Vec::new() };
         serde_json::to_writer(&mut line, event)?;
         line.push(b'\n');
@@ -313,6 +313,29 @@ mod tests {
             .map(|event| event.change.reason.clone())
             .collect();
         assert_eq!(reasons, ["one", "three"]);
+    }
+
+    #[test]
+    fn an_agent_starts_while_the_disk_that_cut_a_line_short_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        std::fs::write(&path, "{\"id\":2,\"at").unwrap();
+        drop(Journal::open(directory.path()).unwrap());
+        // Nothing was written for which there might be no room.
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"id\":2,\"at");
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_made_is_made_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let mut file = Rotating::open(path.clone(), 1).unwrap();
+        let mut journal = Journal::in_memory();
+        file.append(&journal.record(change("one"))).unwrap();
+        // The first half of putting a full file aside.
+        std::fs::rename(&path, aside(&path)).unwrap();
+        file.append(&journal.record(change("two"))).unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("two"));
     }
 
     #[test]

@@ -56,6 +56,12 @@ fn node(text: &mut Encoder, status: &Status) {
         "1 if the last reload was refused and the old configuration runs on.",
         u8::from(node.reload_error.is_some()),
     );
+    text.single(
+        "lb_state_unsaved",
+        GAUGE,
+        "1 if the state file cannot be written: what it lacks would not outlive the agent.",
+        u8::from(node.state_error.is_some()),
+    );
     if !node.names.is_empty() {
         text.family(
             "lb_name_resolved",

@@ -44,6 +44,10 @@ pub fn render(status: &Status) -> String {
             "The routes of announced VIPs are not as they should be",
             &node.announce_error,
         ),
+        (
+            "What was said and decided lately would not outlive the agent",
+            &node.state_error,
+        ),
     ] {
         if let Some(error) = error {
             let _ = write!(page, "<p class=panic>{what}: {}", escape(error));

@@ -60,6 +60,9 @@ pub struct Node {
     /// Why the routes of announced VIPs are not as they should be, while they are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announce_error: Option<String>,
+    /// Why the state file is not as it should be: what it lacks would not outlive the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_error: Option<String>,
     /// Host names of backends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<NameStatus>,
@@ -130,6 +133,9 @@ pub struct Prober {
 pub struct Interface {
     pub name: String,
     pub mode: Mode,
+    /// Why no packet passes it, as the kernel sees it; absent if it is up, or unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<String>,
 }
 
 /// How the program is attached.
@@ -396,12 +402,20 @@ impl Default for Node {
             reload_error: None,
             datapath_error: None,
             announce_error: None,
+            state_error: None,
             verdicts: BTreeMap::new(),
             capturing: false,
             flows: FlowTable::default(),
             prober: Prober::default(),
             certificate_warning_seconds: 0,
         }
+    }
+}
+
+impl BackendStatus {
+    /// Whether new flows may come to it: not without a slot, as one with weight 0.
+    pub const fn takes_new_flows(&self) -> bool {
+        self.slots > 0 && matches!(self.routing, Routing::Active | Routing::Panic)
     }
 }
 
@@ -529,6 +543,7 @@ pub(crate) mod tests {
                 interfaces: vec![Interface {
                     name: "eth0".into(),
                     mode: Mode::Native,
+                    down: None,
                 }],
                 uptime_seconds: 100.0,
                 at,

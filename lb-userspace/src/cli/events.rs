@@ -21,13 +21,26 @@ pub fn render(event: &Event, palette: Palette) -> String {
         line.push_str(&format!("  {} -> {}", tame(from), tame(to)));
     }
     line.push_str("  ");
-    line.push_str(&tame(&change.reason));
+    line.push_str(&tame(&one_line(&change.reason)));
     if let Some(evidence) = evidence(&change.evidence) {
         line.push_str(&format!(" ({evidence})"));
     }
     line.push_str(&palette.faint(&format!("  by {}", origin(&change.origin))));
     line.push('\n');
     line
+}
+
+/// Errors of the configuration have several lines: what they say, without the lines of the file that
+/// they quote.
+fn one_line(text: &str) -> String {
+    let quoted = |line: &str| {
+        let line = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
+        line.starts_with('|')
+    };
+    let said = text.lines().filter(|line| !quoted(line)).map(str::trim);
+    said.filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn paint(palette: Palette, kind: Kind) -> String {
@@ -166,6 +179,23 @@ mod tests {
              3 failures in a row (refused: connection refused, probe 0.2 ms, took 10040 ms of at \
              most 17000 ms, 21846 slots moved)  by probe\n"
         );
+    }
+
+    #[test]
+    fn an_error_of_several_lines_is_told_in_one() {
+        let why = crate::config::parse("[node]\ninterfaces = 7\n", "lb.toml").unwrap_err();
+        let why = why.to_string();
+        assert!(why.lines().count() > 3, "{why}");
+        let event = Event {
+            id: 3,
+            at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            change: Change::node(Kind::ReloadRefused, Origin::Agent, why),
+        };
+        let line = render(&event, Palette::PLAIN);
+        assert!(!line.contains('\u{fffd}') && !line.contains('|'), "{line}");
+        assert!(line.contains(" --> lb.toml:2:14 = help: "), "{line}");
+        // A bar that nobody quotes stays.
+        assert_eq!(one_line("a | b\n  c"), "a | b c");
     }
 
     #[test]

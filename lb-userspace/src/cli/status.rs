@@ -73,6 +73,15 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
             tame(&interface.name)
         ));
     }
+    for interface in &node.interfaces {
+        if let Some(why) = &interface.down {
+            warn(format!(
+                "{}: {}, so no packet passes there",
+                tame(&interface.name),
+                tame(why)
+            ));
+        }
+    }
     not_followed(node).map(&mut warn);
     if node.verdict_age_seconds > STALE {
         warn(format!(
@@ -98,6 +107,12 @@ fn node(lines: &mut Vec<String>, node: &Node, now: Timestamp, palette: Palette) 
     }
     if let Some(error) = &node.announce_error {
         warn(format!("announcing VIPs: {}", tame(error)));
+    }
+    if let Some(error) = &node.state_error {
+        warn(format!(
+            "what was said and decided lately would not outlive the agent: {}",
+            tame(error)
+        ));
     }
     for name in &node.names {
         if let Some(error) = &name.error {
@@ -144,10 +159,7 @@ fn render_service(
     now: Timestamp,
     palette: Palette,
 ) {
-    let active = service
-        .backends
-        .iter()
-        .filter(|backend| matches!(backend.routing, Routing::Active | Routing::Panic));
+    let active = service.backends.iter().filter(|b| b.takes_new_flows());
     let threshold = match (service.panic_threshold, service.panic_min_healthy) {
         (0, 0) => "never panics".to_owned(),
         (percent, 0) => format!("panics under {percent} %"),
@@ -191,7 +203,13 @@ fn render_service(
         lines.push(if states.all(|health| health == Health::Unknown) {
             palette.soft("waiting for the first verdicts: no backend takes new flows yet")
         } else {
-            palette.shout("!! NO BACKEND takes new flows: clients are dropped")
+            let mut weights = service.backends.iter().map(|backend| backend.weight);
+            palette.shout(match weights.all(|weight| weight == 0) {
+                true => {
+                    "!! NO BACKEND takes new flows, since all have weight 0: clients are dropped"
+                }
+                false => "!! NO BACKEND takes new flows: clients are dropped",
+            })
         });
     }
     let rows: Vec<[String; 12]> = service
@@ -418,7 +436,9 @@ mod tests {
         service.backends[0].routing = Routing::Draining;
         service.backends[0].drain_until = Some("2026-01-01T00:02:00Z".parse().unwrap());
         service.backends[0].configured_weight = Some(50);
+        service.backends[0].slots = 0;
         service.backends[1].routing = Routing::Panic;
+        service.backends[1].slots = 65537;
         service.backends[1].unresolved = true;
         service.backends[1].last_probe = None;
         let now = "2026-01-01T00:01:50Z".parse().unwrap();
@@ -432,5 +452,31 @@ mod tests {
         assert!(shown(&status).contains("!! NO BACKEND takes new flows"));
         status.services[0].backends[0].health = Health::Unknown;
         assert!(shown(&status).contains("\nwaiting for the first verdicts"));
+    }
+
+    #[test]
+    fn a_backend_without_weight_takes_no_new_flows() {
+        let mut status = sample();
+        assert!(shown(&status).contains("1 of 2 backends take new flows"));
+        for backend in &mut status.services[0].backends {
+            (backend.weight, backend.slots) = (0, 0);
+        }
+        let text = shown(&status);
+        assert!(text.contains("0 of 2 backends take new flows"), "{text}");
+        assert!(text.contains("!! NO BACKEND takes new flows, since all have weight 0"));
+    }
+
+    #[test]
+    fn an_interface_that_is_down_and_a_state_that_is_not_saved_are_shouted() {
+        let mut status = sample();
+        assert!(!shown(&status).contains("!!"));
+        status.node.interfaces[0].down = Some("no carrier".into());
+        status.node.state_error = Some("/var/lib/lb/state.json: disk full".into());
+        let text = shown(&status);
+        assert!(
+            text.contains("\n!! eth0: no carrier, so no packet passes there\n"),
+            "{text}"
+        );
+        assert!(text.contains("would not outlive the agent: /var/lib/lb/state.json: disk full\n"));
     }
 }

@@ -420,6 +420,11 @@ pub fn enter_bpffs() -> Result<(), DatapathError> {
     Ok(pin::enter_bpffs()?)
 }
 
+/// See [`pin::is_the_hosts`].
+pub fn is_the_hosts_bpffs(own: &str, host: &str) -> bool {
+    pin::is_the_hosts(own, host)
+}
+
 /// The layout of the maps that are pinned, if it is not this version's.
 pub fn other_layout(pins: &PinDirectory) -> Result<Option<u32>, DatapathError> {
     match check_layout(pins) {

@@ -188,7 +188,7 @@ pub fn enter_bpffs() -> Result<(), PinError> {
 
 /// Whether the BPF file system that a process with the mounts `own` pins to is one that the `host`
 /// has mounted too (proc_pid_mountinfo(5)).
-fn is_the_hosts(own: &str, host: &str) -> bool {
+pub fn is_the_hosts(own: &str, host: &str) -> bool {
     // Number, parent, device, root, place, options, more of them, "-", type.
     let device = |line: &str| -> Option<(String, bool)> {
         let mut words = line.split(' ');

@@ -94,31 +94,13 @@ impl Overload {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    fn outcome(class: Class) -> Outcome {
-        Outcome {
-            verdict: match class {
-                Class::Ok => Verdict::Success,
-                Class::Internal | Class::Shortage => Verdict::Internal,
-                _ => Verdict::Failure,
-            },
-            class,
-            detail: class.name().to_owned(),
-            latency: Duration::ZERO,
-            steps: Vec::new(),
-            agent: None,
-            certificate_not_after: None,
-        }
-    }
 
     /// A round of 20 backends, all well.
     fn well() -> Overload {
         let mut overload = Overload::default();
         for number in 0..20 {
-            overload.judge(number, &outcome(Class::Ok), false);
+            overload.judge(number, &Outcome::of(Class::Ok), false);
         }
         overload
     }
@@ -127,7 +109,7 @@ mod tests {
     fn timeouts_count_while_the_prober_is_well() {
         let mut overload = well();
         for number in 0..20 {
-            let timeout = outcome(Class::Timeout);
+            let timeout = Outcome::of(Class::Timeout);
             let counted = overload.judge(number, &timeout, false);
             assert_eq!(*counted, timeout);
         }
@@ -138,16 +120,16 @@ mod tests {
     fn a_round_that_is_short_holds_timeouts_and_nothing_else() {
         let mut overload = well();
         for number in 0..2 {
-            overload.judge(number, &outcome(Class::Shortage), false);
+            overload.judge(number, &Outcome::of(Class::Shortage), false);
             assert!(!overload.active(), "10 % is not more than 10 %");
         }
         // Late successes say as much of the prober as a shortage does, and still count.
-        let success = outcome(Class::Ok);
+        let success = Outcome::of(Class::Ok);
         assert_eq!(*overload.judge(2, &success, true), success);
         assert!(overload.active());
         assert_eq!(overload.round(), (3, 20));
         let held = overload
-            .judge(3, &outcome(Class::Timeout), false)
+            .judge(3, &Outcome::of(Class::Timeout), false)
             .into_owned();
         assert_eq!(
             (held.verdict, held.class),
@@ -156,7 +138,7 @@ mod tests {
         assert!(held.detail.contains("timeout"), "{}", held.detail);
         assert_eq!(overload.held(), 1);
         for class in [Class::Refused, Class::Status, Class::Reset] {
-            let failure = outcome(class);
+            let failure = Outcome::of(class);
             assert_eq!(*overload.judge(4, &failure, false), failure);
         }
         // What was held does not prolong the overload.
@@ -167,15 +149,15 @@ mod tests {
     fn it_ends_when_the_shortage_does() {
         let mut overload = well();
         for number in 0..20 {
-            overload.judge(number, &outcome(Class::Shortage), false);
+            overload.judge(number, &Outcome::of(Class::Shortage), false);
         }
         for number in 0..18 {
-            overload.judge(number, &outcome(Class::Ok), false);
+            overload.judge(number, &Outcome::of(Class::Ok), false);
             assert!(overload.active());
         }
-        overload.judge(18, &outcome(Class::Timeout), false);
+        overload.judge(18, &Outcome::of(Class::Timeout), false);
         assert!(!overload.active(), "one of twenty left");
-        let timeout = outcome(Class::Timeout);
+        let timeout = Outcome::of(Class::Timeout);
         assert_eq!(*overload.judge(18, &timeout, false), timeout);
     }
 
@@ -184,7 +166,7 @@ mod tests {
         let mut overload = well();
         // An unreadable CA file: internal, but no shortage.
         for number in 0..20 {
-            overload.judge(number, &outcome(Class::Internal), false);
+            overload.judge(number, &Outcome::of(Class::Internal), false);
         }
         assert!(!overload.active());
     }
@@ -193,11 +175,11 @@ mod tests {
     fn a_new_configuration_begins_a_new_round() {
         let mut overload = well();
         for number in 0..3 {
-            overload.judge(number, &outcome(Class::Shortage), false);
+            overload.judge(number, &Outcome::of(Class::Shortage), false);
         }
         overload.forget();
         assert!(overload.active(), "until something is known");
-        overload.judge(5, &outcome(Class::Ok), false);
+        overload.judge(5, &Outcome::of(Class::Ok), false);
         assert_eq!(overload.round(), (0, 1));
         assert!(!overload.active());
     }

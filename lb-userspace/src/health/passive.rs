@@ -287,6 +287,11 @@ impl Passive {
                 let out = keys.filter(|key| self.doubts.contains_key(key)).count();
                 let is_out = self.doubts.contains_key(&suspicion.key);
                 let has_room = out < watched.places() && !is_out;
+                let asked = watched.targets.values().filter(|t| t.asked).count();
+                if has_room && out + asked >= watched.places() {
+                    // Those that are being probed may need the places. It stays suspect meanwhile.
+                    continue;
+                }
                 let Some(target) = watched.targets.get_mut(&suspicion.key) else {
                     continue;
                 };
@@ -315,9 +320,26 @@ impl Passive {
         judged
     }
 
+    /// Whether probes of a suspicion are under way: not any more if the backend has gone or got
+    /// another address since.
+    pub fn awaits(&self, key: &BackendKey) -> bool {
+        let watched = self.services.get(&key.service);
+        let target = watched.and_then(|watched| watched.targets.get(key));
+        target.is_some_and(|target| target.asked)
+    }
+
+    /// There is nothing that could be asked of a suspect.
+    pub fn cannot_ask(&mut self, suspicion: &Suspicion, now: Duration) {
+        let watched = self.services.get_mut(&suspicion.key.service);
+        if let Some(target) = watched.and_then(|w| w.targets.get_mut(&suspicion.key)) {
+            target.asked = false;
+            target.clear(&suspicion.what, now);
+        }
+    }
+
     /// What the probes that a suspicion provoked have found. `reached`: whether any connection to the
     /// address of the traffic was made; `probe`: whether the configured probe succeeded, `None` if
-    /// there was none. Tells whether the backend is ejected.
+    /// there was none. Tells whether the backend is ejected: not if it is no longer [awaited](Self::awaits).
     pub fn probed(
         &mut self,
         suspicion: &Suspicion,
@@ -332,7 +354,9 @@ impl Passive {
         else {
             return false;
         };
-        target.asked = false;
+        if !std::mem::take(&mut target.asked) {
+            return false;
+        }
         if reached {
             target.clear(&suspicion.what, now);
             return false;

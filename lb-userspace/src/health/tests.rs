@@ -14,7 +14,7 @@ use crate::model::{
     Affinity, Backend, BackendKey, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules,
     PassiveRules, ProbeKind, ProbeSpec, Protocol, Service,
 };
-use crate::probe::{Class, Outcome, Verdict};
+use crate::probe::{Class, Outcome};
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -77,17 +77,8 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
 
 pub(super) fn outcome(class: Class) -> Outcome {
     Outcome {
-        verdict: match class {
-            Class::Ok | Class::Degraded | Class::Drain => Verdict::Success,
-            Class::Internal => Verdict::Internal,
-            _ => Verdict::Failure,
-        },
-        class,
-        detail: class.name().to_owned(),
         latency: ms(1),
-        steps: Vec::new(),
-        agent: None,
-        certificate_not_after: None,
+        ..Outcome::of(class)
     }
 }
 

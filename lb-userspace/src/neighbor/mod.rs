@@ -19,7 +19,7 @@ mod links;
 mod resolve;
 
 use crate::plan::Path;
-pub use links::{Links, keep_watching_links};
+pub use links::{Down, Links, keep_watching_links};
 use resolve::{Resolver, neighbour_of};
 
 /// Quiet time after a change before the paths are worked out again: changes come in bursts.
@@ -129,6 +129,7 @@ pub async fn watch(
     let connection = tokio::spawn(connection);
     let mut resolver = Resolver::new(handle);
     let mut known: Option<Arc<Ways>> = None;
+    let mut doubts = Doubts::default();
     let mut wake = Instant::now();
     let mut doubted = BTreeSet::new();
     let mut confirm = wake;
@@ -165,6 +166,9 @@ pub async fn watch(
                 };
                 let missing = wanted.iter().any(|target| !ways.paths.contains_key(target));
                 wake = Instant::now() + if missing { RETRY } else { REFRESH };
+                for (target, problem) in doubts.lasting(&ways.problems) {
+                    warn!(%target, "the way to a backend: {problem}");
+                }
                 if known.as_deref() != Some(&ways) {
                     note_changes(known.as_deref(), &ways);
                     let ways = Arc::new(ways);
@@ -216,6 +220,35 @@ fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>, resolver: &Resolver) -
     }
 }
 
+/// Which problems are worth a line of the log, each once.
+#[derive(Default)]
+struct Doubts {
+    last: BTreeMap<IpAddr, Problem>,
+    told: BTreeMap<IpAddr, Problem>,
+}
+
+impl Doubts {
+    /// Those that are new. A next hop that was asked only now has had no time to answer: that one
+    /// does not is told when it is so the second time.
+    fn lasting(&mut self, now: &BTreeMap<IpAddr, Problem>) -> Vec<(IpAddr, Problem)> {
+        let before = std::mem::replace(&mut self.last, now.clone());
+        self.told
+            .retain(|target, problem| now.get(target) == Some(problem));
+        let new = now.iter().filter(|(target, problem)| {
+            let lasts = before.get(*target) == Some(*problem);
+            // Told where it is one: in the status of the backends by NAT.
+            **problem != Problem::Local
+                && (lasts || !matches!(problem, Problem::NoAnswer { .. }))
+                && self.told.get(*target) != Some(*problem)
+        });
+        let new: Vec<_> = new
+            .map(|(target, problem)| (*target, problem.clone()))
+            .collect();
+        self.told.extend(new.iter().cloned());
+        new
+    }
+}
+
 fn note_changes(before: Option<&Ways>, after: &Ways) {
     for (target, path) in after.paths.iter() {
         let known = before.and_then(|before| before.paths.get(target));
@@ -226,15 +259,36 @@ fn note_changes(before: Option<&Ways>, after: &Ways) {
             info!(%target, mac, interface = path.hop.ifindex, source = %path.source, "path");
         }
     }
-    for (target, problem) in &after.problems {
-        let known = before.and_then(|before| before.problems.get(target));
-        // Told where it is one: in the status of the backends by NAT.
-        if *problem != Problem::Local && known != Some(problem) {
-            warn!(%target, "the way to a backend: {problem}");
-        }
-    }
     let lost = before.into_iter().flat_map(|before| before.paths.keys());
     for target in lost.filter(|target| !after.paths.contains_key(target)) {
         warn!(%target, "no path any more");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_next_hop_has_the_time_to_answer_before_it_is_complained_about() {
+        let target = IpAddr::from([10, 0, 0, 11]);
+        let with = |problem: Problem| BTreeMap::from([(target, problem)]);
+        let silent = with(Problem::NoAnswer {
+            next_hop: target,
+            interface: "eth0".to_owned(),
+        });
+        let nothing = BTreeMap::new();
+        let mut doubts = Doubts::default();
+        let mut told = |now: &BTreeMap<_, _>| doubts.lasting(now).len();
+        assert_eq!(told(&silent), 0);
+        assert_eq!(told(&nothing), 0);
+        assert_eq!(told(&silent), 0);
+        assert_eq!(told(&silent), 1);
+        assert_eq!(told(&silent), 0, "once");
+        assert_eq!(told(&nothing), 0);
+        assert_eq!(told(&silent), 0);
+        // What is certain is told at once, but for what the status tells.
+        assert_eq!(told(&with(Problem::NoRoute("none".to_owned()))), 1);
+        assert_eq!(told(&with(Problem::Local)), 0);
     }
 }

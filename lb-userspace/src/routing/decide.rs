@@ -76,7 +76,7 @@ pub fn decide(input: &Input<'_>, previous: &Previous, now: Duration) -> Decided 
                 service: name.clone(),
                 backend: Some(key.clone()),
                 kind,
-                reason: decision.reason.clone(),
+                reason: told(before, decision),
             })
         });
         events.entry(name.clone()).or_default().extend(changes);
@@ -507,6 +507,16 @@ fn service_events(
         events.push(event(EventKind::TierSwitched, reason));
     }
     events
+}
+
+/// Why it happened: where the operator has taken a word back, the verdict is not what is new.
+fn told(before: &Decision, after: &Decision) -> String {
+    let by_operator =
+        |decision: &Decision| matches!(decision.cause, Cause::Disabled | Cause::Drained);
+    match by_operator(before) && !by_operator(after) {
+        true => format!("enabled by the operator; {}", after.reason),
+        false => after.reason.clone(),
+    }
 }
 
 /// What happened to a backend, if anything that is worth telling.

@@ -1,5 +1,3 @@
-mod weight;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,19 +5,21 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::health::passive::Doubt;
 use crate::health::{Engine, Health};
 use std::net::SocketAddr;
 
-use crate::health::passive::{Doubt, Kind};
 use crate::model::{
     Affinity, Backend, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules, PassiveRules,
     ProbeKind, ProbeSpec, Protocol, Service,
 };
-use crate::probe::{Class, Outcome, Verdict};
+use crate::probe::{Class, Outcome};
 
 mod active_passive;
 mod panic;
 mod pool;
+mod precedence;
+mod weight;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -37,6 +37,8 @@ struct World {
     state: RoutingState,
     now: Duration,
     events: Vec<(Option<String>, EventKind)>,
+    /// Of all events.
+    reasons: Vec<String>,
     next: Option<Duration>,
 }
 
@@ -105,6 +107,7 @@ impl World {
             state: RoutingState::default(),
             now: s(100),
             events: Vec::new(),
+            reasons: Vec::new(),
             next: None,
         };
         world.decide();
@@ -122,35 +125,15 @@ impl World {
     }
 
     fn probe(&mut self, n: usize, class: Class) -> &mut Self {
-        let verdict = match class {
-            Class::Ok | Class::Degraded | Class::Drain => Verdict::Success,
-            Class::Internal => Verdict::Internal,
-            _ => Verdict::Failure,
-        };
-        let outcome = Outcome {
-            verdict,
-            class,
-            detail: class.name().to_owned(),
-            latency: Duration::ZERO,
-            steps: Vec::new(),
-            agent: None,
-            certificate_not_after: None,
-        };
         assert!(self.engine.probe_now(&key(n), self.now));
         let start = self.engine.start_due_up_to(self.now, usize::MAX);
         // Others that are due meanwhile say nothing.
         for start in start {
-            let internal = Outcome {
-                verdict: Verdict::Internal,
-                class: Class::Internal,
-                ..outcome.clone()
+            let class = match start.key == key(n) {
+                true => class,
+                false => Class::Internal,
             };
-            let outcome = if start.key == key(n) {
-                &outcome
-            } else {
-                &internal
-            };
-            self.engine.finish(start.seq, outcome, self.now);
+            self.engine.finish(start.seq, &Outcome::of(class), self.now);
         }
         self.decide()
     }
@@ -191,6 +174,8 @@ impl World {
                 .iter()
                 .map(|e| (e.backend.as_ref().map(|b| b.backend.to_string()), e.kind)),
         );
+        let reasons = decided.events.into_iter().map(|event| event.reason);
+        self.reasons.extend(reasons);
         self.next = decided.next_deadline;
         self.state = decided.state;
         self
@@ -570,41 +555,4 @@ proptest! {
             prop_assert!(!world.panic());
         }
     }
-}
-
-#[test]
-fn what_the_packets_say_ejects_too() {
-    let mut world = World::healthy(50, &[(100, 0), (100, 0), (100, 0)]);
-    let doubt = |gone| Doubt {
-        kind: Kind::Refused,
-        since: s(0),
-        gone,
-        reason: "passive: refused".to_owned(),
-        until: s(999),
-    };
-    world.passive.insert(key(0), doubt(true));
-    world.passive.insert(key(1), doubt(false));
-    world.admin(2, Admin::Enabled);
-    let decision = |world: &World, n| world.state.get(&key(n)).unwrap().clone();
-    // One of three is left: panic.
-    assert_eq!(decision(&world, 0).routing, Routing::Panic);
-    world.service.panic_threshold = 0;
-    world.decide();
-    assert_eq!(decision(&world, 0).routing, Routing::Out);
-    assert_eq!(decision(&world, 0).cause, Cause::Gone);
-    assert!(decision(&world, 0).reason.contains("passive: refused"));
-    assert!(matches!(
-        decision(&world, 1).routing,
-        Routing::Draining { .. }
-    ));
-    assert_eq!(decision(&world, 2).routing, Routing::Active);
-    // The operator goes before, and so do the probes.
-    world.admin(0, Admin::Disabled);
-    assert_eq!(decision(&world, 0).cause, Cause::Disabled);
-    world.probe(1, Class::Refused);
-    assert!(decision(&world, 1).reason.contains("refused"));
-    world.passive.clear();
-    world.admin(0, Admin::Enabled);
-    assert_eq!(decision(&world, 0).routing, Routing::Active);
-    assert_eq!(decision(&world, 1).cause, Cause::Gone);
 }

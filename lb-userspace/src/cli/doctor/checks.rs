@@ -123,6 +123,18 @@ fn jit(facts: &Facts) -> Finding {
 }
 
 fn bpffs(facts: &Facts) -> Finding {
+    if facts.own_bpffs {
+        return warn(
+            "bpffs",
+            "What the agent pins there, and all forwarding with it, is gone when the agent is.",
+        )
+        .what(format!("{BPFFS} is this process's own and not the host's"))
+        .mend(format!(
+            "start lb where it sees the host's {BPFFS}: in a network namespace by `nsenter \
+             --net=/run/netns/NAME` in place of `ip netns exec`, in a container with {BPFFS} of \
+             the host"
+        ));
+    }
     if facts.bpffs {
         return ok("bpffs").what(format!("bpffs is mounted on {BPFFS}"));
     }

@@ -24,6 +24,7 @@ fn good() -> Facts {
         capabilities: u64::MAX,
         jit: Some(1),
         bpffs: true,
+        own_bpffs: false,
         unprivileged_port: 1024,
         program: Some(Ok(())),
         memlock: Some(8 << 20),
@@ -149,6 +150,12 @@ fn each_fault_is_found_alone_and_with_its_mend() {
             Level::Warn,
             "mount -t bpf bpf /sys/fs/bpf",
             |f, _| f.bpffs = false,
+        ),
+        (
+            "bpffs",
+            Level::Warn,
+            "nsenter --net=/run/netns/NAME",
+            |f, _| f.own_bpffs = true,
         ),
         (
             "snat_ports",

@@ -36,6 +36,8 @@ pub struct Facts {
     /// `net.core.bpf_jit_enable`; absent where the kernel always compiles.
     pub jit: Option<u32>,
     pub bpffs: bool,
+    /// It is this process's own, and the host's cannot be joined.
+    pub own_bpffs: bool,
     /// Soft limit of locked memory in bytes; absent: unlimited.
     pub memlock: Option<u64>,
     /// `net.ipv4.ip_local_port_range`.
@@ -103,6 +105,13 @@ fn files(root: &Path) -> anyhow::Result<Facts> {
         .context("/proc/self/status has no CapEff")?;
     let range = read(root, "proc/sys/net/ipv4/ip_local_port_range")?;
     let reserved = optional(root, "proc/sys/net/ipv4/ip_local_reserved_ports")?;
+    let own_mounts = mounts(root, "1").is_some_and(|of_host| mounts(root, "self") != Some(of_host));
+    let mount_table = |of: &str| read(root, &format!("proc/{of}/mountinfo")).ok();
+    // With mounts that are known to be others than the host's, the agent joins those.
+    let own_bpffs = !own_mounts
+        && mount_table("self")
+            .zip(mount_table("1"))
+            .is_some_and(|(own, host)| !datapath::is_the_hosts_bpffs(&own, &host));
     Ok(Facts {
         kernel: read(root, "proc/sys/kernel/osrelease")?.trim().to_owned(),
         capabilities: u64::from_str_radix(capabilities.trim(), 16)
@@ -111,7 +120,8 @@ fn files(root: &Path) -> anyhow::Result<Facts> {
             .map(|text| text.trim().parse())
             .transpose()
             .context("net.core.bpf_jit_enable")?,
-        own_mounts: mounts(root, "1").is_some_and(|of_host| mounts(root, "self") != Some(of_host)),
+        own_mounts,
+        own_bpffs,
         unprivileged_port: optional(root, "proc/sys/net/ipv4/ip_unprivileged_port_start")?
             .map_or(Ok(1024), |text| text.trim().parse())
             .context("net.ipv4.ip_unprivileged_port_start")?,

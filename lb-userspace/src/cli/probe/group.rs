@@ -200,17 +200,8 @@ mod tests {
 
     fn outcome(class: Class, millis: u64) -> Outcome {
         Outcome {
-            verdict: match class {
-                Class::Ok => Verdict::Success,
-                Class::Internal => Verdict::Internal,
-                _ => Verdict::Failure,
-            },
-            class,
-            detail: class.name().to_owned(),
             latency: Duration::from_millis(millis),
-            steps: Vec::new(),
-            agent: None,
-            certificate_not_after: None,
+            ..Outcome::of(class)
         }
     }
 

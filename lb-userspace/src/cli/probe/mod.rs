@@ -198,16 +198,13 @@ mod tests {
             detail: detail.to_owned(),
         };
         Outcome {
-            verdict: Verdict::Failure,
-            class: Class::Status,
             detail: "HTTP 503, want 200".to_owned(),
             latency: Duration::from_micros(1234),
             steps: vec![
                 step("connect", 420, "10.0.0.11:8080 from 10.0.0.5:43210"),
                 step("headers", 1200, "HTTP/1.1 503 Service Unavailable"),
             ],
-            agent: None,
-            certificate_not_after: None,
+            ..Outcome::of(Class::Status)
         }
     }
 
@@ -267,13 +264,9 @@ drained.
 "
         );
         let silent = Outcome {
-            steps: Vec::new(),
-            agent: None,
-            certificate_not_after: None,
-            class: Class::Timeout,
             detail: "no answer within 2s (no reply to SYN)".to_owned(),
             latency: Duration::from_millis(2001),
-            ..outcome()
+            ..Outcome::of(Class::Timeout)
         };
         assert!(to_text("web/web-1", &spec, &silent).contains(
             "deadline 2 s\n\nFAILURE (timeout): no answer within 2s (no reply to SYN), after \

@@ -245,9 +245,9 @@ fn block(pair: Pair<'_>, service: &ServiceStatus, now: Timestamp, sort: Sort) ->
     let rates = backends.iter().map(|row| row.rates);
     let rates = rates.fold(Rates::default(), Rates::plus);
     let flows = backends.iter().map(|row| row.flows).sum();
-    let takes_new = |routing| matches!(routing, Routing::Active | Routing::Panic);
-    let mut active = service.backends.iter();
-    let no_backend = !service.backends.is_empty() && !active.any(|b| takes_new(b.routing));
+    let mut backends_of = service.backends.iter();
+    let no_backend =
+        !service.backends.is_empty() && !backends_of.any(BackendStatus::takes_new_flows);
     let (style, state) = match service {
         service if service.panic => (Style::Shout, "PANIC".to_owned()),
         _ if no_backend => (Style::Shout, "NO BACKEND".to_owned()),

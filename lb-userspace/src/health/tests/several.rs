@@ -178,7 +178,7 @@ fn degraded_answers_lower_the_weight_and_nothing_else() {
     let mut engine = engine(&[two(&lower, &policy())]);
     let degraded = |engine: &mut Engine, check| {
         let mut outcome = outcome(Class::Degraded);
-        outcome.verdict = Verdict::Success;
+        outcome.verdict = crate::probe::Verdict::Success;
         engine.observe(&key(0), check, &outcome, s(60))
     };
     see(&mut engine, 0, &[Pass]);

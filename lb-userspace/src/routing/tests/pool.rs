@@ -2,6 +2,7 @@
 //! decided yet.
 
 use super::*;
+use crate::health::passive::Kind;
 use crate::model::{Assume, PanicAction};
 
 /// Healthy backends of one tier, of which so many percent may be out. No panic.

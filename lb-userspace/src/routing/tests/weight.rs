@@ -63,13 +63,9 @@ fn an_agents_weight_goes_in_steps() {
     let mut world = World::healthy(0, &[(100, 0); 2]);
     let mut say = |line: &str| {
         let said = Outcome {
-            verdict: Verdict::Success,
-            class: Class::Ok,
             detail: line.to_owned(),
-            latency: Duration::ZERO,
-            steps: Vec::new(),
             agent: Some(parse(line.as_bytes()).unwrap()),
-            certificate_not_after: None,
+            ..Outcome::of(Class::Ok)
         };
         let now = world.now;
         world.engine.observe(&key(0), 0, &said, now);
