@@ -488,8 +488,8 @@ pub const SERVICE: Section = Section {
         key(
             "panic_exclude_refused",
             Kind::Boolean,
-            Value("false"),
-            "Whether a backend that refuses connections on the port that packets go to gets none in panic either: a closed port is no fault of the probes.",
+            Value("true"),
+            "Whether a backend that refuses connections on the port that packets go to gets none in panic either, as long as there is one that does not: a closed port is no fault of the probes.",
         ),
         key(
             "drain_deadline",
