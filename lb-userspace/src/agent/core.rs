@@ -194,6 +194,7 @@ impl Core {
             save_at: Duration::ZERO,
             save_after: Duration::ZERO,
         };
+        core.pause_probes();
         core.engine
             .configure(&model.services, &restored, clock.now());
         core.passive.configure(&model.services);

@@ -15,7 +15,7 @@ use crate::api::event::{Change, Kind, Origin};
 use crate::datapath::{AccessError, Signs};
 use crate::health::passive::{self, Kind as SuspicionKind, Reading, Suspicion};
 use crate::health::{Record, TargetView};
-use crate::model::{BackendKey, Model, ProbeKind, ProbeSpec};
+use crate::model::{BackendKey, Egress, Model, ProbeKind, ProbeSpec};
 use crate::probe::{Outcome, Prober, Verdict};
 
 /// Connections tried to the address of the traffic.
@@ -236,14 +236,23 @@ impl Core {
             target: SocketAddr::new(probe.target.ip(), backend.address.port()),
             timeout,
             kind: ProbeKind::Tcp,
-            egress: probe.egress.clone(),
+            egress: Egress {
+                // Another port may speak plainly.
+                proxy_protocol: probe
+                    .egress
+                    .proxy_protocol
+                    .filter(|_| probe.target.port() == backend.address.port()),
+                ..probe.egress.clone()
+            },
         };
         let is_command = matches!(probe.kind, ProbeKind::Exec(_));
+        let word = self.words.get(&suspicion.key);
+        let is_paused = word.is_some_and(|word| word.paused.is_some());
         Some(Questions {
             // Of several ports, none is known to be in use. Of one that is mute it is known that it
             // can be connected to.
             connect: (backend.address.port() != 0 && !is_mute).then_some(connect),
-            probe: (!is_command).then(|| ProbeSpec {
+            probe: (!is_command && !is_paused).then(|| ProbeSpec {
                 timeout,
                 ..ProbeSpec::clone(probe)
             }),

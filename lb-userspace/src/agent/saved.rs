@@ -66,6 +66,9 @@ pub struct Word {
     /// Another weight than the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// Since when it is not probed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Timestamp>,
 }
 
 /// Whether the backend is to be used.
@@ -167,13 +170,17 @@ impl Saved {
         self.collect(|backend| backend.word.clone())
     }
 
-    /// The verdicts, unless they are older than `age`.
+    /// The verdicts, unless they are older than `age`. That of a backend which is not probed is the
+    /// operator's and grows no older.
     pub fn verdicts(&self, now: Timestamp, age: Duration) -> BTreeMap<BackendKey, Restored> {
         let passed = now.duration_since(self.saved_at).unsigned_abs();
-        if passed > age {
-            return BTreeMap::new();
-        }
-        self.collect(|backend| Some(backend.verdict.clone()?.later(passed)))
+        self.collect(|backend| {
+            let paused = backend.word.as_ref().and_then(|word| word.paused);
+            let verdict = backend.verdict.clone();
+            verdict
+                .filter(|_| passed <= age || paused.is_some())
+                .map(|verdict| verdict.later(passed))
+        })
     }
 
     /// The ejections by what the packets said, whatever their age: each says how long it lasts.
@@ -259,6 +266,7 @@ mod tests {
                 Word {
                     admin,
                     weight: Some(7),
+                    paused: None,
                 },
             ),
             (two.clone(), Word::default()),
