@@ -1,4 +1,5 @@
-//! How probes leave this host: `via`, `source`, `mark` and `interface` of `[service.health]`.
+//! How probes leave this host: `via`, `source`, `mark`, `interface` and `proxy_protocol` of
+//! `[service.health]`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -9,7 +10,7 @@ use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
 use super::service::Draft;
 use super::value::{self, shown};
-use crate::model::{Egress, Endpoint, Forwarding, Via};
+use crate::model::{Egress, Endpoint, Forwarding, ProxyProtocol, Via};
 
 /// What the tables say, value by value.
 #[derive(Debug)]
@@ -19,15 +20,18 @@ pub struct Settings {
     source: Option<At<IpAddr>>,
     mark: Option<At<u32>>,
     interface: Option<At<String>>,
+    proxy_protocol: Option<At<Option<ProxyProtocol>>>,
 }
 
 /// What holds for the probes of one service.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     via_vip: bool,
     source: Option<IpAddr>,
     mark: Option<u32>,
     interface: Option<String>,
+    /// `None`: no header.
+    proxy_protocol: Option<ProxyProtocol>,
     /// Where the service itself, not its defaults, asks for `via = "vip"`.
     own_via: Option<Range<usize>>,
     /// Where the service itself, not its defaults, has `source`.
@@ -43,6 +47,13 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         source: reader.get(errors, "source", source),
         mark: reader.get(errors, "mark", value::integer),
         interface: reader.get(errors, "interface", interface),
+        proxy_protocol: reader.get(errors, "proxy_protocol", |key, value| {
+            Ok(match value::choice(key, value)? {
+                "v1" => Some(ProxyProtocol::V1),
+                "v2" => Some(ProxyProtocol::V2),
+                _ => None,
+            })
+        }),
     }
 }
 
@@ -64,6 +75,11 @@ pub fn rules(
         source: settings.source.as_ref().map(|at| at.value),
         mark: settings.mark.as_ref().map(|at| at.value),
         interface: settings.interface.as_ref().map(|at| at.value.clone()),
+        proxy_protocol: match probe {
+            // What goes by UDP has no connection that it could begin.
+            Probe::Dns => None,
+            _ => settings.proxy_protocol.as_ref()?.value,
+        },
         own_via: own("via").filter(|_| via_vip.value),
         own_source: own("source"),
     };
@@ -89,6 +105,14 @@ pub fn rules(
 }
 
 impl Rules {
+    /// Without the PROXY protocol's header.
+    pub fn without_header(self) -> Self {
+        Self {
+            proxy_protocol: None,
+            ..self
+        }
+    }
+
     /// Target and way of the probe of the backend at `address`, whose `port` is asked, of a service
     /// at `vip` that is forwarded so.
     pub fn of(
@@ -108,6 +132,7 @@ impl Rules {
         let egress = match via {
             Some(_) => Egress {
                 source,
+                proxy_protocol: self.proxy_protocol,
                 via,
                 ..Egress::default()
             },
@@ -115,6 +140,7 @@ impl Rules {
                 source,
                 mark: self.mark,
                 interface: self.interface.clone(),
+                proxy_protocol: self.proxy_protocol,
                 via,
             },
         };
