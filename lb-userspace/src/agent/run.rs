@@ -18,6 +18,7 @@ use super::capture::Captures;
 use super::clock::Clock;
 use super::core::Core;
 use super::fence::{self, Fences};
+use super::hooks::{self, Hooks};
 use super::passive::Burst;
 use super::probes::{Finished, Probes, Report, Task};
 use super::saved::{self, Saved};
@@ -59,6 +60,7 @@ struct Inbox {
     probes: mpsc::UnboundedReceiver<Report>,
     bursts: mpsc::UnboundedReceiver<Burst>,
     fences: mpsc::UnboundedReceiver<fence::Ended>,
+    hooks: mpsc::UnboundedReceiver<hooks::Ended>,
     changes: mpsc::UnboundedReceiver<ProbeSpec>,
     paths: mpsc::UnboundedReceiver<Arc<Ways>>,
     links: mpsc::UnboundedReceiver<Arc<Links>>,
@@ -75,6 +77,7 @@ pub struct Agent {
     pub core: Core,
     pub probes: Probes,
     fences: Fences,
+    hooks: Hooks,
     /// For probes by way of VIPs.
     pub carrier: Arc<Carrier>,
     pub writer: Writer,
@@ -192,11 +195,14 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
     (inbox.probes, inbox.bursts, inbox.changes) = (finished, bursts, changes);
     let (fences, ended) = Fences::new();
     inbox.fences = ended;
+    let (hooks, ended) = Hooks::new();
+    inbox.hooks = ended;
     let mut agent = Agent {
         options: options.clone(),
         core,
         probes,
         fences,
+        hooks,
         carrier,
         writer,
         attached,
@@ -293,6 +299,7 @@ fn inbox() -> Result<(Inbox, Senders), RunError> {
         probes: mpsc::unbounded_channel().1,
         bursts: mpsc::unbounded_channel().1,
         fences: mpsc::unbounded_channel().1,
+        hooks: mpsc::unbounded_channel().1,
         changes: mpsc::unbounded_channel().1,
         paths: path_receiver,
         links: link_receiver,
@@ -370,6 +377,7 @@ impl Agent {
                     watch.reset_after(self.core.until_signs());
                 }
                 Some(ended) = inbox.fences.recv() => self.core.fenced(ended),
+                Some(ended) = inbox.hooks.recv() => self.core.hooked(ended),
                 Some(notice) = inbox.notices.recv() => self.noticed(notice),
                 Some(paths) = inbox.paths.recv() => {
                     let native = self.attached.iter().any(|on| on.native) || self.migrates == Some(true);
@@ -453,6 +461,9 @@ impl Agent {
         for start in self.core.fences_due() {
             self.fences.start(start);
         }
+        for hook in self.core.hooks_due() {
+            self.hooks.start(hook);
+        }
         self.core.save_if_due();
         let (contents, generation) = self.core.contents();
         if generation != self.told {
@@ -507,6 +518,12 @@ impl Agent {
             .await
             .unwrap_or_else(|_| Err("nobody keeps the routes".to_owned()))?;
         self.core.withdrawn();
+        // The agent is about to end, and nobody after it would run them.
+        let due = self.core.hooks_due().into_iter();
+        let running: Vec<_> = due.map(|hook| self.hooks.start(hook)).collect();
+        for hook in running {
+            hook.await.map_err(|error| error.to_string())?;
+        }
         Ok(())
     }
 

@@ -405,6 +405,7 @@ fn against_vip(
 pub fn commands_allowed(node: &Node, services: &[Draft], errors: &mut Errors<'_>) {
     for service in services {
         service.mode.check_allowed(node, errors);
+        service.announce.check_allowed(node, errors);
     }
     for service in services.iter().filter(|service| service.runs_commands()) {
         if !node.allow_exec {

@@ -343,7 +343,7 @@ pub const NODE: Section = Section {
             "allow_exec",
             Kind::Boolean,
             Value("false"),
-            "Whether `probe = \"exec\"` and `fence` may run commands on this host, with the agent's rights.",
+            "Whether `probe = \"exec\"`, `fence`, `on_announce` and `on_withdraw` may run commands on this host, with the agent's rights.",
         ),
         key(
             "dns_servers",
@@ -580,6 +580,18 @@ pub const SERVICE: Section = Section {
             Kind::Duration,
             Value("\"0s\""),
             "`announce`: how long that must have been so without interruption.",
+        ),
+        key(
+            "on_announce",
+            Kind::Command,
+            Absent("nothing is run"),
+            "`announce`: program by its absolute path, and its arguments, that is run when the VIP's route stands, see [Commands](#commands-at-a-change). Needs `allow_exec` in `[node]`.",
+        ),
+        key(
+            "on_withdraw",
+            Kind::Command,
+            Absent("nothing is run"),
+            "`announce`: the same when the route is gone.",
         ),
     ],
 };

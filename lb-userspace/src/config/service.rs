@@ -44,7 +44,7 @@ pub struct Draft {
     bad_panic_action: bool,
     panic_exclude_refused: Option<bool>,
     drain_deadline: Option<Duration>,
-    announce: AnnounceDraft,
+    pub announce: AnnounceDraft,
     pool: PoolDraft,
     /// None for `probe = "none"`.
     pub checks: Option<Vec<Checks>>,

@@ -588,17 +588,22 @@ fn defaults_for_other_probes_do_not_disturb_a_service() {
 fn what_is_announced_is_read() {
     let model = config::parse(&good("announced.toml"), "lb.toml").unwrap();
     assert_eq!(model.node.announce_table, 110);
-    let of = |name: &str| model.service(name).unwrap().announce;
+    let of = |name: &str| model.service(name).unwrap().announce.clone();
     let web = Announce {
         quorum: 50,
         hysteresis: 25,
         after: Duration::from_secs(30),
+        on_announce: Some(vec!["/usr/local/sbin/vip".into(), "up".into()]),
+        on_withdraw: Some(vec!["/usr/local/sbin/vip".into(), "down".into()]),
     };
-    assert_eq!((of("web"), web.regained_at()), (Some(web), 75));
+    assert_eq!(web.regained_at(), 75);
+    assert_eq!(of("web"), Some(web));
     let usual = Announce {
         quorum: 1,
         hysteresis: 0,
         after: Duration::ZERO,
+        on_announce: None,
+        on_withdraw: None,
     };
     assert_eq!(of("web-tls"), Some(usual));
     assert_eq!(of("admin"), None);
