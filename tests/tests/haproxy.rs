@@ -66,6 +66,22 @@ fn haproxy(lab: &Lab) -> Result<Option<(Process, PathBuf)>> {
     Ok(Some((process, socket)))
 }
 
+/// The fields of a line of CSV; quotes hold one together that has commas.
+fn fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    for (part, text) in line.split('"').enumerate() {
+        if part % 2 == 1 {
+            fields.last_mut().expect("one at least").push_str(text);
+            continue;
+        }
+        let mut outside = text.split(',');
+        let rest = outside.next().unwrap_or_default();
+        fields.last_mut().expect("one at least").push_str(rest);
+        fields.extend(outside.map(str::to_owned));
+    }
+    fields
+}
+
 /// The lines of `show stat` by `svname`, each with its columns by name, as scripts read them.
 fn stat(socket: &Path) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
     let text = ask(socket, "show stat")?;
@@ -74,10 +90,10 @@ fn stat(socket: &Path) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
     let header: Vec<&str> = header.context("no header")?.split(',').collect();
     let mut rows = BTreeMap::new();
     for line in lines.filter(|line| !line.is_empty()) {
-        let fields: Vec<&str> = line.split(',').collect();
+        let fields = fields(line);
         ensure!(fields.len() == header.len(), "{line}");
         let row: BTreeMap<String, String> = (header.iter().zip(fields))
-            .map(|(name, field)| ((*name).to_owned(), field.to_owned()))
+            .map(|(name, field)| ((*name).to_owned(), field))
             .collect();
         rows.insert(row["svname"].clone(), row);
     }
@@ -287,8 +303,10 @@ fn answers_have_the_shape_of_haproxys() -> Result<()> {
         wait_alike("with all checked again", &lb, &real)?;
         // Else the checks have the next word.
         both("set server web/b1 health down")?;
-        wait_alike("with one that has come back", &lb, &real)?;
-        ensure!(stat(&lb)?["b1"]["status"] == "UP");
+        wait_for("both to have it back", SOON, || {
+            let is_up = |socket| -> Result<bool> { Ok(stat(socket)?["b1"]["status"] == "UP") };
+            Ok(is_up(&lb)? && is_up(&real)?)
+        })?;
         servers[0].order(Order::Unready)?;
         wait_alike("with one that answers 503", &lb, &real)?;
         servers[0].kill()?;

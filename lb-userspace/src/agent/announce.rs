@@ -125,6 +125,12 @@ impl Core {
         for turn in done {
             self.tell_turn(turn);
         }
+        // Withdrawn for a detach that has failed.
+        for vip in &report.standing {
+            if !self.withdrawals.contains_key(vip) {
+                self.hook(*vip, true, "its route stands again");
+            }
+        }
         self.announced.report = report;
     }
 

@@ -322,6 +322,30 @@ mod tests {
     }
 
     #[test]
+    fn the_verdict_of_one_that_is_not_probed_grows_no_older() {
+        let verdict: Restored = serde_json::from_str(
+            r#"{"health":"unhealthy","gone":false,"reason":"set","address":"10.0.0.11:80"}"#,
+        )
+        .unwrap();
+        let keys = ["b1", "b2"].map(|name| BackendKey::new("web", name));
+        let [paused, other] = keys.clone();
+        let word = Word {
+            paused: Some(at("2026-01-01T00:00:00Z")),
+            ..Word::default()
+        };
+        let words = BTreeMap::from([(paused.clone(), word)]);
+        let verdicts = keys.map(|key| (key, verdict.clone())).into();
+        let saved = Saved::new(42, at("2026-01-01T00:00:05Z"));
+        let saved = saved.with(&words, verdicts, BTreeMap::new());
+        let believed = |now| -> Vec<BackendKey> {
+            let verdicts = saved.verdicts(at(now), Duration::from_secs(60));
+            verdicts.into_keys().collect()
+        };
+        assert_eq!(believed("2026-01-01T00:01:05Z"), [paused.clone(), other]);
+        assert_eq!(believed("2026-02-01T00:00:00Z"), [paused]);
+    }
+
+    #[test]
     fn a_directory_is_for_one_agent() {
         let directory = tempfile::tempdir().unwrap();
         let held = lock(directory.path()).unwrap();

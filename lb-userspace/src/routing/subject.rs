@@ -115,7 +115,11 @@ impl Subject<'_> {
     /// probe that asks it, or by the packets themselves. A probe of another port says nothing of it.
     pub fn is_refused(&self) -> bool {
         let checks = self.view.map_or(&[][..], |view| &view.checks);
-        let counted = checks.iter().filter(|check| check.of_flows).map(|check| {
+        // Of one that asks something else now, what it found before is not of this port.
+        let asked = checks
+            .iter()
+            .filter(|check| check.of_flows && !check.assumed);
+        let counted = asked.map(|check| {
             let mut outcomes = check.history.iter().rev();
             outcomes.find(|outcome| outcome.verdict != Verdict::Internal)
         });
