@@ -231,9 +231,13 @@ impl Core {
         let least = if is_mute { LEAST_FOR_ANSWERS } else { LEAST };
         let timeout = least.max(TIMES * last_latency(self.engine.get(&suspicion.key)));
         let timeout = timeout.min(probe.timeout);
-        let connect = ProbeSpec {
+        let ip = match probe.egress.via {
             // The VIP, for probes that go the way of the traffic.
-            target: SocketAddr::new(probe.target.ip(), backend.address.port()),
+            Some(_) => probe.target.ip(),
+            None => backend.address.ip(),
+        };
+        let connect = ProbeSpec {
+            target: SocketAddr::new(ip, backend.address.port()),
             timeout,
             kind: ProbeKind::Tcp,
             egress: Egress {

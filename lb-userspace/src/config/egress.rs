@@ -4,11 +4,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-use super::health::Probe;
+use super::health::{Checks, Probe};
 use super::node::bad_interface;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
-use super::service::Draft;
+use super::service::{BackendDraft, Draft};
 use super::value::{self, shown};
 use crate::model::{Egress, Endpoint, Forwarding, ProxyProtocol, Via};
 
@@ -44,7 +44,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         via_vip: reader.get(errors, "via", |key, value| {
             Ok(value::choice(key, value)? == "vip")
         }),
-        source: reader.get(errors, "source", source),
+        source: reader.get(errors, "source", host),
         mark: reader.get(errors, "mark", value::integer),
         interface: reader.get(errors, "interface", interface),
         proxy_protocol: reader.get(errors, "proxy_protocol", |key, value| {
@@ -156,6 +156,51 @@ pub fn check(service: &Draft, errors: &mut Errors<'_>) {
     for checks in checks {
         check_one(&checks.egress, service, forwarding, errors);
     }
+    for backend in &service.backends {
+        check_asked(checks, backend, forwarding, errors);
+    }
+}
+
+/// Checks where a backend says that it is to be asked.
+fn check_asked(
+    checks: &[Checks],
+    backend: &BackendDraft,
+    forwarding: Forwarding,
+    errors: &mut Errors<'_>,
+) {
+    let by_vip = |checks: &Checks| checks.egress.via_vip && forwarding != Forwarding::Nat;
+    if let Some(address) = &backend.probe_address {
+        let span = address.span.clone();
+        if checks.iter().any(by_vip) {
+            errors.add(
+                span,
+                "`probe_address` with via = \"vip\": such a probe is sent to the VIP",
+                "remove it, or write via = \"direct\"",
+            );
+        } else if backend.host.is_some() {
+            errors.add(
+                span,
+                "`probe_address` of a backend that is written as a host name, which may have many addresses",
+                "remove it, or write the backends by their addresses",
+            );
+        }
+    }
+    if let (Some(port), 2..) = (&backend.probe_port, checks.len()) {
+        errors.add(
+            port.span.clone(),
+            "`probe_port` in a service with several probes: which of them is meant?",
+            "write `port` in each [[service.health]]",
+        );
+    }
+    let written = backend.probe_address.as_ref().map(|at| &at.span);
+    let written = written.or(backend.probe_port.as_ref().map(|at| &at.span));
+    if let (Some(span), true) = (written, checks.is_empty()) {
+        errors.add(
+            span.clone(),
+            "`probe_address` and `probe_port` have no meaning with probe = \"none\"",
+            "remove them, or write what is to be asked in [service.health]",
+        );
+    }
 }
 
 fn check_one(rules: &Rules, service: &Draft, forwarding: Forwarding, errors: &mut Errors<'_>) {
@@ -190,7 +235,8 @@ fn check_one(rules: &Rules, service: &Draft, forwarding: Forwarding, errors: &mu
     }
 }
 
-fn source(key: &Key, value: &Value<'_>) -> Result<IpAddr, Problem> {
+/// The address of a host, without a port.
+pub fn host(key: &Key, value: &Value<'_>) -> Result<IpAddr, Problem> {
     let written = value::text(key, value)?;
     let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
     written.parse().ok().filter(usable).ok_or_else(|| {
@@ -201,7 +247,7 @@ fn source(key: &Key, value: &Value<'_>) -> Result<IpAddr, Problem> {
                 shown(&written)
             ),
             format!(
-                "write an address of this host, without a port: {} = {}",
+                "write the address without a port: {} = {}",
                 key.name,
                 key.kind.example()
             ),

@@ -15,8 +15,8 @@ mod question;
 mod users;
 
 use http::{http, metadata, settings_http, tls_options};
-pub use question::Checks;
 use question::Question;
+pub use question::{Asked, Checks};
 use users::{refuse_meaningless, users};
 
 /// Kind of probe, as written.

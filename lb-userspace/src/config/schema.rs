@@ -614,6 +614,18 @@ pub const BACKEND: Section = Section {
             "The backend's address and port; of the same family as the VIP unless packets go through a tunnel. Without a port or with `*`: the port that the client sends to. A host name stands for a backend at each of its addresses, see [Host names](#host-names).",
         ),
         key(
+            "probe_address",
+            Kind::IpAddress,
+            Derived("that of `address`"),
+            "Address of the backend that its probes go to, for example in a network for management; not with `via = \"vip\"` and host names.",
+        ),
+        key(
+            "probe_port",
+            Kind::Integer(1, 65535),
+            Derived("`port` of `[service.health]`"),
+            "Port of this backend that is probed, where each has one of its own; not of a service with several probes.",
+        ),
+        key(
             "quic_server_id",
             Kind::Hex,
             Derived("the last octets of its IP address, behind zeros if that is shorter"),

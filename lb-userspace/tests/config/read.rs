@@ -398,6 +398,7 @@ fn every_kind_of_probe_is_read() {
         ..Egress::default()
     };
     assert_eq!(way("marked"), ("10.0.0.11:80".parse().unwrap(), marked));
+    assert_eq!(way("half-open").0, "10.9.0.11:2222".parse().unwrap());
     assert_eq!(way("redis").1.proxy_protocol, Some(ProxyProtocol::V2));
     let ProbeKind::TcpScript(script) = kind("script") else {
         panic!("{:?}", kind("script"));
