@@ -190,7 +190,7 @@ async fn a_script_goes_on_by_other_connections() {
     };
     let outcome = Prober::new().run(&spec(first.address, steps("two"))).await;
     assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
-    let names: Vec<_> = outcome.steps.iter().map(|step| &*step.name).collect();
+    let names: Vec<_> = outcome.steps.iter().map(|step| step.name).collect();
     assert_eq!(names, ["connect", "expect", "connect", "expect"]);
     let mut wrong = spec(first.address, steps("one"));
     wrong.timeout = Duration::from_millis(300);
