@@ -121,6 +121,7 @@ fn agent(events: usize) -> FakeAgent {
                 | Request::Enable { .. }
                 | Request::Disable { .. }
                 | Request::Promote { .. }
+                | Request::Probes { .. }
                 | Request::Weight { .. } => {
                     call.responder.done(true, "as you say");
                     continue;

@@ -1,5 +1,5 @@
-//! Redis, PostgreSQL, LDAP and DNS probes against the real servers, each an own instance on loopback with
-//! its data under a temporary directory.
+//! Redis, PostgreSQL, LDAP and DNS probes against the real servers, and the PROXY protocol's header against
+//! nginx and HAProxy, each an own instance on loopback with its data under a temporary directory.
 //!
 //! Where a server is not installed its test says so and is skipped; `cargo xtask setup --ci`
 //! installs them. With `LB_REQUIRE_SERVERS` in the environment a missing one is a failure.
@@ -16,7 +16,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lb_userspace::model::{
-    DnsProbe, LdapProbe, PostgresProbe, ProbeKind, ProbeSpec, RedisProbe, RedisRole,
+    DnsProbe, Egress, HttpProbe, LdapProbe, PostgresProbe, ProbeKind, ProbeSpec, ProxyProtocol,
+    RedisProbe, RedisRole, Reuse, StatusRange,
 };
 use lb_userspace::probe::{Class, Outcome, Prober, Verdict};
 
@@ -374,4 +375,99 @@ async fn slapd_itself() {
         outcome.detail,
         "anonymous bind refused: inappropriateAuthentication (48), \"anonymous bind disallowed\""
     );
+}
+
+/// Asks nginx, or HAProxy, which take no connection without a header. What they take for the client's
+/// address is the body of the answer.
+async fn introduced(port: u16, version: Option<ProxyProtocol>, expect_body: &str) -> Outcome {
+    let status = StatusRange {
+        first: 200,
+        last: 200,
+    };
+    let spec = ProbeSpec {
+        target: loopback(port),
+        timeout: Duration::from_secs(5),
+        kind: ProbeKind::Http(HttpProbe {
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            host: "localhost".to_owned(),
+            expect_status: vec![status],
+            expect_body: Some(expect_body.to_owned()),
+            reuse: Some(Reuse {
+                max_age: Duration::from_secs(60),
+                max_uses: 10,
+            }),
+            ..HttpProbe::default()
+        }),
+        egress: Egress {
+            proxy_protocol: version,
+            ..Egress::default()
+        },
+    };
+    let prober = Prober::new();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let outcome = prober.run(&spec).await;
+        if outcome.class != Class::Refused {
+            // A kept connection has had its header.
+            let again = prober.run(&spec).await;
+            assert_eq!(again.class, outcome.class, "{again:?}");
+            return outcome;
+        }
+        assert!(Instant::now() < deadline, "it never listens");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Both versions are taken, and to go without is a failure.
+async fn demands_a_header(port: u16) {
+    for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+        let outcome = introduced(port, Some(version), "127.0.0.1").await;
+        assert_eq!(outcome.class, Class::Ok, "{version:?}: {outcome:?}");
+        let steps: Vec<_> = outcome.steps.iter().map(|step| step.name).collect();
+        assert_eq!(steps[..2], ["connect", "proxy"]);
+    }
+    let outcome = introduced(port, None, "127.0.0.1").await;
+    assert_eq!(outcome.verdict, Verdict::Failure, "{outcome:?}");
+}
+
+#[tokio::test]
+async fn nginx_that_demands_a_proxy_header() {
+    let Some(program) = installed("nginx", &["/usr/sbin/nginx".into()]) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (port, at) = (free_port(), folder.path().display());
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {at}/{kind};\n"))
+        .concat();
+    let text = format!(
+        "daemon off;\nmaster_process off;\npid {at}/nginx.pid;\nerror_log {at}/error.log;\n\
+         events {{ worker_connections 64; }}\n\
+         http {{\n{temporary}access_log off;\nserver {{\n\
+         listen 127.0.0.1:{port} proxy_protocol;\n\
+         location / {{ return 200 \"$remote_addr\"; }}\n}}\n}}\n"
+    );
+    let file = folder.path().join("nginx.conf");
+    fs::write(&file, text).unwrap();
+    let _server = Daemon::start(Command::new(program).arg("-c").arg(&file));
+    demands_a_header(port).await;
+}
+
+#[tokio::test]
+async fn haproxy_that_demands_a_proxy_header() {
+    let Some(program) = installed("haproxy", &["/usr/sbin/haproxy".into()]) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let text = format!(
+        "defaults\n mode http\n timeout client 9s\n\
+         frontend web\n bind 127.0.0.1:{port} accept-proxy\n\
+         http-request return status 200 content-type text/plain lf-string %[src]\n"
+    );
+    let file = folder.path().join("haproxy.cfg");
+    fs::write(&file, text).unwrap();
+    let _server = Daemon::start(Command::new(program).args(["-db", "-f"]).arg(&file));
+    demands_a_header(port).await;
 }

@@ -53,27 +53,16 @@ fn hex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// Cases that no probe here asks, and why.
-const NOT_OFFERED: [(&str, &str); 1] = [(
-    "second-step-refused",
-    "one connection for each probe; a second port is a second probe",
-)];
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn recorded_cases() {
     let file = support::load(include_str!("cases/tcp_cases.json"));
     let cases = file["cases"].as_array().unwrap();
     assert!(cases.len() > 25, "the file lost its cases");
     let mut report = Report::default();
-    let mut skipped = 0;
     for case in cases {
         let id = str(case, "id");
         let kinds = kinds(case);
-        if kinds.is_empty() {
-            let reason = NOT_OFFERED.iter().find(|(name, _)| *name == id);
-            println!("{id}: skipped: {}", reason.unwrap().1);
-            skipped += 1;
-        }
+        assert!(!kinds.is_empty(), "{id}: no probe asks it");
         for kind in kinds {
             let name = format!("{id} as {}", kind.name());
             let server = Server::start(None, {
@@ -95,7 +84,6 @@ async fn recorded_cases() {
             report.check(&name, &outcome, verdict, &classes(str(expect, "cls")));
         }
     }
-    assert_eq!(skipped, NOT_OFFERED.len());
     assert!(report.right > 25, "{}", report.right);
     report.finish();
 }
@@ -165,6 +153,9 @@ fn step(step: &Json, lines: bool) -> Option<ScriptStep> {
     if let Some(bytes) = text("send") {
         return Some(ScriptStep::Send(bytes));
     }
+    if let Some(port) = step["connect_port"].as_u64() {
+        return Some(ScriptStep::Connect(u16::try_from(port).unwrap()));
+    }
     let wanted = text("expect").map(Match::Contains);
     let wanted = wanted.or(text("expect_prefix").map(|prefix| match lines {
         true => Match::Regex(
@@ -177,6 +168,34 @@ fn step(step: &Json, lines: bool) -> Option<ScriptStep> {
         false => Match::Prefix(prefix),
     }));
     wanted.map(expect)
+}
+
+/// The second connection of a script goes to another port, and is closed before the next.
+#[tokio::test]
+async fn a_script_goes_on_by_other_connections() {
+    let greets = |text: &'static str| {
+        Server::start(None, move |_, mut connection: Connection| async move {
+            connection.send(text.as_bytes()).await;
+            let mut rest = Vec::new();
+            let _ = connection.stream().read_to_end(&mut rest).await;
+        })
+    };
+    let (first, second) = (greets("one").await, greets("two").await);
+    let steps = |last: &str| {
+        script(vec![
+            expect(contains("one")),
+            ScriptStep::Connect(second.address.port()),
+            expect(contains(last)),
+        ])
+    };
+    let outcome = Prober::new().run(&spec(first.address, steps("two"))).await;
+    assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
+    let names: Vec<_> = outcome.steps.iter().map(|step| step.name).collect();
+    assert_eq!(names, ["connect", "expect", "connect", "expect"]);
+    let mut wrong = spec(first.address, steps("one"));
+    wrong.timeout = Duration::from_millis(300);
+    let outcome = support::judged(async || Prober::new().run(&wrong).await).await;
+    assert_eq!(outcome.class, Class::Timeout, "{outcome:?}");
 }
 
 /// Plays a case's responder. What it receives is any answer: our probes differ in their words.

@@ -339,6 +339,58 @@ fn what_is_not_served_any_more_is_withdrawn() -> Result<()> {
     })
 }
 
+/// Commands are run at each change, once more by another agent, and before an agent ends that withdraws.
+#[test]
+fn commands_are_run_when_a_vip_comes_and_goes() -> Result<()> {
+    with_lab(|lab, servers| {
+        let log = lab.folder().join("commands");
+        let script = format!(
+            "echo $LB_EVENT $LB_SERVICE $LB_ADDRESS:$LB_PORT >> {}",
+            log.display()
+        );
+        let command = format!("[\"/bin/sh\", \"-c\", \"{script}\"]");
+        let web = Service::tcp(lab, "web", web(), HTTP).options(&format!(
+            "announce = \"route\"\non_announce = {command}\non_withdraw = {command}"
+        ));
+        let six = Service::tcp(lab, "six", SocketAddr::new(NAT_VIP[1], 80), HTTP)
+            .options("announce = \"route\"\non_announce = [\"/bin/false\"]");
+        let mut config = Config::new(vec![web, six]);
+        config.node = "allow_exec = true".to_owned();
+        let mut agent = Agent::start(lab, &config)?;
+        let said =
+            ["announced", "withdrawn"].map(|event| format!("{event} web {}:80\n", NAT_VIP[0]));
+        let [up, down] = said.each_ref();
+        let wait = |wanted: &[&String]| {
+            let wanted: String = wanted.iter().map(|line| line.as_str()).collect();
+            let mut text = String::new();
+            wait_for("the commands", SOON, || {
+                text = std::fs::read_to_string(&log).unwrap_or_default();
+                Ok(text == wanted)
+            })
+            .with_context(|| format!("want {wanted:?}, got {text:?}"))
+        };
+        wait(&[up])?;
+        agent.wait_event("command_failed", "on_announce: exit status 1")?;
+        agent.kill()?;
+        agent.run(&[], &[])?;
+        wait(&[up, up])?;
+        agent.settled()?;
+        for server in servers.iter_mut() {
+            server.order(Order::Unready)?;
+        }
+        wait(&[up, up, down])?;
+        for server in servers.iter_mut() {
+            server.order(Order::Ready)?;
+        }
+        wait(&[up, up, down, up])?;
+        agent.lb(&["detach"])?.ok()?;
+        // Before it was answered.
+        let text = std::fs::read_to_string(&log)?;
+        ensure!(text == [&**up, up, down, up, down].concat(), "{text}");
+        Ok(())
+    })
+}
+
 /// BIRD in a namespace; killed when dropped.
 struct Bird {
     _process: Process,

@@ -322,6 +322,53 @@ fn a_whole_service_marked_down() -> Result<()> {
     })
 }
 
+/// In panic a closed port gets nothing, unless nobody has another.
+#[test]
+fn a_service_whose_processes_die() -> Result<()> {
+    with_lab(|lab, servers| {
+        let [(service, vip), _] = both(lab, HTTP);
+        let mut agent = Agent::start(lab, &Config::new(vec![service]))?;
+        servers[1].order(Order::Unready)?;
+        servers[0].kill()?;
+        agent.wait_status("panic", |status| {
+            let of = |name: &str| Ok::<_, anyhow::Error>(&*status.backend(name)?.routing);
+            let routing = [of("nat/b1")?, of("nat/b2")?, of("nat/b3")?];
+            Ok(status.service("nat")?.panic && routing == ["out", "panic", "active"])
+        })?;
+        let reason = agent.status()?.backend("nat/b1")?.reason.clone();
+        ensure!(reason.starts_with("not even in panic"), "{reason}");
+        let tally = Load::http(&lab.client, vip, false, Amount::requests(200))?.finish();
+        tally.must_not_fail()?;
+        ensure!(tally.of("b2") > 0 && tally.of("b3") > 0, "{tally:?}");
+
+        for server in &mut servers[1..] {
+            server.kill()?;
+        }
+        agent.wait_status("all to be tried", |status| {
+            let mut backends = status.service("nat")?.backends.iter();
+            Ok(backends.all(|backend| {
+                backend.routing == "panic" && backend.reason.contains("all refuse connections")
+            }))
+        })?;
+        // Clients learn it at once, from the last refusal that a flow can meet.
+        wait_for("a client to be told", SOON, || {
+            let refused = lab
+                .client
+                .namespace
+                .within(|| TcpStream::connect_timeout(&vip, TIMEOUT))?;
+            Ok(refused.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused))
+        })?;
+        // The first that is back serves, and then alone.
+        servers[2] = Server::start(&lab.backends[2])?;
+        agent.wait_status("the one that is back", |status| {
+            let of = |name: &str| Ok::<_, anyhow::Error>(&*status.backend(name)?.routing);
+            Ok([of("nat/b1")?, of("nat/b2")?, of("nat/b3")?] == ["out", "out", "active"])
+        })?;
+        let tally = Load::http(&lab.client, vip, false, Amount::requests(50))?.finish();
+        tally.must_not_fail()
+    })
+}
+
 /// nginx on a backend: TLS on two ports, and none on a third. Its certificate has expired. Its log has a line for each request:
 /// port, number of the connection, and `r` if its TLS session was resumed.
 fn tls_server(lab: &Lab, host: &Host, ports: [u16; 3]) -> Result<Process> {

@@ -66,6 +66,22 @@ fn haproxy(lab: &Lab) -> Result<Option<(Process, PathBuf)>> {
     Ok(Some((process, socket)))
 }
 
+/// The fields of a line of CSV; quotes hold one together that has commas.
+fn fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    for (part, text) in line.split('"').enumerate() {
+        if part % 2 == 1 {
+            fields.last_mut().expect("one at least").push_str(text);
+            continue;
+        }
+        let mut outside = text.split(',');
+        let rest = outside.next().unwrap_or_default();
+        fields.last_mut().expect("one at least").push_str(rest);
+        fields.extend(outside.map(str::to_owned));
+    }
+    fields
+}
+
 /// The lines of `show stat` by `svname`, each with its columns by name, as scripts read them.
 fn stat(socket: &Path) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
     let text = ask(socket, "show stat")?;
@@ -74,10 +90,10 @@ fn stat(socket: &Path) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
     let header: Vec<&str> = header.context("no header")?.split(',').collect();
     let mut rows = BTreeMap::new();
     for line in lines.filter(|line| !line.is_empty()) {
-        let fields: Vec<&str> = line.split(',').collect();
+        let fields = fields(line);
         ensure!(fields.len() == header.len(), "{line}");
         let row: BTreeMap<String, String> = (header.iter().zip(fields))
-            .map(|(name, field)| ((*name).to_owned(), field.to_owned()))
+            .map(|(name, field)| ((*name).to_owned(), field))
             .collect();
         rows.insert(row["svname"].clone(), row);
     }
@@ -175,6 +191,14 @@ const SAME: &[&str] = &[
     "get weight web/nope",
     "enable health web/nope",
     "disable health",
+    "disable health web/nope",
+    "disable health web/b1",
+    "disable health web/b1",
+    "set server web/b1 health down",
+    "set server web/b1 health stopping",
+    "set server web/b1 health up",
+    "set server web/b1 health",
+    "enable health web/b1",
     "disable server nope/b1",
     "show servers state nope",
     "show servers conn nope",
@@ -261,6 +285,28 @@ fn answers_have_the_shape_of_haproxys() -> Result<()> {
         wait_alike("with one in maintenance", &lb, &real)?;
         both("set server web/b1 state ready;set server web/b2 weight 100%")?;
         wait_alike("again", &lb, &real)?;
+        // Health by word: it stands while nobody asks.
+        both("disable health web/b1")?;
+        wait_alike("with one that is not checked", &lb, &real)?;
+        for health in ["down", "stopping", "up"] {
+            both(&format!("set server web/b1 health {health}"))?;
+            wait_alike(&format!("with one that is set to {health}"), &lb, &real)?;
+        }
+        servers[0].order(Order::Unready)?;
+        servers[1].order(Order::Unready)?;
+        wait_alike("with two that answer 503, one unseen", &lb, &real)?;
+        ensure!(stat(&lb)?["b1"]["status"] == "no check");
+        both("set server web/b1 health down;enable health web/b1")?;
+        for server in &mut servers[..2] {
+            server.order(Order::Ready)?;
+        }
+        wait_alike("with all checked again", &lb, &real)?;
+        // Else the checks have the next word.
+        both("set server web/b1 health down")?;
+        wait_for("both to have it back", SOON, || {
+            let is_up = |socket| -> Result<bool> { Ok(stat(socket)?["b1"]["status"] == "UP") };
+            Ok(is_up(&lb)? && is_up(&real)?)
+        })?;
         servers[0].order(Order::Unready)?;
         wait_alike("with one that answers 503", &lb, &real)?;
         servers[0].kill()?;
@@ -290,6 +336,27 @@ fn a_script_for_haproxy_drains_a_backend_and_the_events_say_who() -> Result<()> 
             Ok(b1.admin == "disabled" && b2.weight == 30)
         })?;
         ensure!(ask(&lb, "enable server web/b1;set weight web/b2 100%")? == "\n\n");
+        agent.settled()?;
+        // So does a server's health, and lb's own commands take it back.
+        ensure!(ask(&lb, "disable health web/b3; set server web/b3 health down")? == "\n\n");
+        agent.wait_status("one that is set down", |status| {
+            let b3 = status.backend("web/b3")?;
+            Ok(b3.health == "unhealthy" && b3.routing != "active")
+        })?;
+        agent.kill()?;
+        agent.run(&[], &[])?;
+        agent.wait_status("the others to be back", |status| {
+            let (b1, b3) = (status.backend("web/b1")?, status.backend("web/b3")?);
+            Ok(b1.routing == "active" && b3.reason.contains("set to unhealthy by the operator"))
+        })?;
+        let text = agent.lb(&["status", "web"])?.ok()?;
+        ensure!(text.contains("NOT PROBED for "), "{text}");
+        ensure!(text.contains("probing   paused for "), "{text}");
+        let done = agent.lb(&["probes", "resume", "web/b3"])?.ok()?;
+        ensure!(done == "the probes of web/b3 go on\n", "{done}");
+        agent.settled()?;
+        let done = agent.lb(&["probes", "set", "web/b3", "leaving"])?.ok()?;
+        ensure!(done == "web/b3 is set to leaving\n", "{done}");
         agent.settled()?;
 
         let events = agent.events()?;

@@ -125,13 +125,21 @@ impl Core {
         for turn in done {
             self.tell_turn(turn);
         }
+        // Withdrawn for a detach that has failed.
+        for vip in &report.standing {
+            if !self.withdrawals.contains_key(vip) {
+                self.hook(*vip, true, "its route stands again");
+            }
+        }
         self.announced.report = report;
     }
 
     /// All VIPs were withdrawn, since the data plane is taken off.
     pub fn withdrawn(&mut self) {
         for vip in std::mem::take(&mut self.announced.report.standing) {
-            let what = format!("{vip}: the data plane is about to be taken off");
+            let reason = "the data plane is about to be taken off";
+            self.hook(vip, false, reason);
+            let what = format!("{vip}: {reason}");
             let change = Change::node(Kind::Withdrawn, Origin::Agent, what);
             self.record(change.states("announced", "withdrawn"));
         }
@@ -150,6 +158,7 @@ impl Core {
         } else {
             (Kind::Withdrawn, ["announced", "withdrawn"])
         };
+        self.hook(vip, announced, &reason);
         let what = format!("{vip}: {reason}");
         info!("{}: {what}", kind.name());
         let [from, to] = states;
@@ -166,7 +175,7 @@ impl Core {
 
     /// What `lb status` shows of a service's quorum.
     pub(super) fn quorum_status(&self, service: &Service) -> Option<QuorumStatus> {
-        let rules = service.announce?;
+        let rules = service.announce.as_ref()?;
         let state = &self.announced.state;
         let quorum = state.services.get(&service.name)?;
         Some(QuorumStatus {

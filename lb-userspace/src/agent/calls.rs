@@ -11,7 +11,7 @@ use super::explain::explain;
 use super::run::Agent;
 use super::saved::{Admin, Word};
 use crate::api::event::{Change, Kind, Origin};
-use crate::api::request::ProbeReport;
+use crate::api::request::{ProbeReport, ProbesOrder};
 use crate::api::{ApiError, BackendName, Call, ErrorKind, Reply, Request, Responder};
 use crate::cli::probe::{Group, unknown};
 use crate::datapath::Command;
@@ -63,6 +63,7 @@ pub async fn answer(agent: &mut Agent, call: Call) -> bool {
         }
         Request::Promote { backend } => promote(agent, &backend, origin, responder),
         Request::Weight { backend, weight } => reweigh(agent, &backend, weight, origin, responder),
+        Request::Probes { backend, order } => probes(agent, &backend, order, origin, responder),
         Request::Probe { backend, probe } => self::probe(agent, &backend, probe, responder),
         Request::Explain {
             src,
@@ -145,10 +146,20 @@ fn say(
         ),
         false => message,
     };
+    kept(agent, &key, origin, responder, message);
+}
+
+/// Tells of the operator's word, and answers when it is where it outlives the agent.
+fn kept(
+    agent: &mut Agent,
+    key: &BackendKey,
+    origin: Origin,
+    responder: Responder,
+    message: String,
+) {
     agent
         .core
-        .record(Change::backend(Kind::Admin, &key, origin, message.clone()));
-    // Answered when the word is where it outlives the agent.
+        .record(Change::backend(Kind::Admin, key, origin, message.clone()));
     agent.core.save(Some(Box::new(move |result| match result {
         Ok(()) => responder.done(true, message),
         Err(error) => responder.send(Err(ApiError::failed(format!(
@@ -199,6 +210,55 @@ fn drains_already(name: &BackendName, until: Timestamp, now: Timestamp) -> Strin
             "{name} is drained already: the time for established flows ended {} s ago",
             -left.as_secs()
         ),
+    }
+}
+
+/// What the operator has to say about probing.
+fn probes(
+    agent: &mut Agent,
+    name: &BackendName,
+    order: ProbesOrder,
+    origin: Origin,
+    responder: Responder,
+) {
+    let key = match find(agent, name) {
+        Ok(key) => key,
+        Err(error) => return responder.send(Err(error)),
+    };
+    let probed = agent.core.engine.get(&key);
+    if probed.is_none_or(|view| view.checks.is_empty()) {
+        let text = format!(
+            "{name} has no probe; `lb drain {name}` and `lb disable {name}` take it out of service"
+        );
+        return responder.send(Err(ApiError::new(ErrorKind::Usage, text)));
+    }
+    match order {
+        ProbesOrder::Pause => {
+            let now = Timestamp::now();
+            let paused = |old: Word| Word {
+                paused: old.paused.or(Some(now)),
+                ..old
+            };
+            say(agent, name, origin, responder, paused, |name| {
+                format!("the probes of {name} are paused")
+            });
+        }
+        ProbesOrder::Resume => {
+            let resumed = |old: Word| Word {
+                paused: None,
+                ..old
+            };
+            say(agent, name, origin, responder, resumed, |name| {
+                format!("the probes of {name} go on")
+            });
+        }
+        ProbesOrder::Set(health) => {
+            let text = format!("{name} is set to {}", health.name());
+            match agent.core.set_health(&key, health) {
+                Some(true) => kept(agent, &key, origin, responder, text),
+                Some(false) | None => responder.done(false, format!("{text} already")),
+            }
+        }
     }
 }
 

@@ -30,6 +30,7 @@ impl Core {
         let (old, new) = (keys(&self.model), keys(&model));
         let rehashed = rehashed(&self.model, &model);
         self.rename_words(&model);
+        self.pause_probes();
         self.model = model;
         // What has another name but the same address is known by what the data plane does with it.
         let contents = self.builder.contents();

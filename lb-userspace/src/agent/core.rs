@@ -17,6 +17,7 @@ use super::events::Pending;
 use super::failures::Bound;
 use super::fence::Handover;
 use super::gap::Gap;
+use super::hooks::Hook;
 use super::names::Discovery;
 use super::passive::Watched;
 use super::primaries::{SavedPrimary, known};
@@ -68,6 +69,10 @@ pub struct Core {
     pub(super) handovers: BTreeMap<Arc<str>, Handover>,
     pub(super) builder: Builder,
     pub(super) announced: Announced,
+    /// Commands to run because of it.
+    pub(super) hooks: Vec<Hook>,
+    /// What is to be run when a VIP that is announced leaves the configuration.
+    pub(super) withdrawals: BTreeMap<IpAddr, Vec<Hook>>,
     pub(super) ways: Ways,
     pub(super) built: Arc<Contents>,
     pub(super) generation: u64,
@@ -167,7 +172,9 @@ impl Core {
             handovers: BTreeMap::new(),
             built: contents.clone(),
             builder: Builder::new(contents),
-            announced: Announced::adopt(announced),
+            announced: Announced::adopt(announced.clone()),
+            hooks: Vec::new(),
+            withdrawals: BTreeMap::new(),
             ways: Ways::default(),
             generation: 1,
             generations: BTreeMap::new(),
@@ -194,12 +201,17 @@ impl Core {
             save_at: Duration::ZERO,
             save_after: Duration::ZERO,
         };
+        core.pause_probes();
         core.engine
             .configure(&model.services, &restored, clock.now());
         core.passive.configure(&model.services);
         core.passive.restore(doubts, clock.now());
         core.doubts_changed(clock.now());
         core.forget_words();
+        // An agent that was killed may have owed it.
+        for vip in announced {
+            core.hook(vip, true, "as an earlier agent had it");
+        }
         core
     }
 

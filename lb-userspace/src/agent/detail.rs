@@ -36,6 +36,8 @@ impl Core {
             let routing = self.routing.get(&key);
             backend.axes = [
                 Some(self.operator(&key)),
+                view.filter(|view| !view.checks.is_empty())
+                    .map(|_| self.probing(&key)),
                 view.map(|view| self.probes(view)),
                 Some(self.packets(&key)),
                 routing.map(|decision| self.routed(decision)),
@@ -68,6 +70,18 @@ impl Core {
             code: String::new(),
             reason: String::new(),
             until,
+        }
+    }
+
+    fn probing(&self, key: &BackendKey) -> AxisStatus {
+        let since = self.words.get(key).and_then(|word| word.paused);
+        AxisStatus {
+            axis: Axis::Probing,
+            state: since.map_or("running", |_| "paused").to_owned(),
+            since,
+            code: String::new(),
+            reason: String::new(),
+            until: None,
         }
     }
 

@@ -62,8 +62,10 @@ impl Core {
         let told_before = before
             .get(&key)
             .is_some_and(|decision| matches!(decision.cause, Cause::Disabled | Cause::Drained));
+        let set = self.engine.get(&key).is_some_and(TargetView::is_set);
         let not_by_probes = hands_over
             || told_before
+            || (set && !self.passive.doubts().contains_key(&key))
             || self
                 .admin
                 .get(&key)

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::passive::Burst;
 use super::probes::Report;
-use super::{RunError, fence};
+use super::{RunError, fence, hooks};
 use crate::announce::routes::Report as RouteReport;
 use crate::api::Call;
 use crate::datapath::Notice;
@@ -25,6 +25,7 @@ pub(super) struct Inbox {
     pub(super) probes: mpsc::UnboundedReceiver<Report>,
     pub(super) bursts: mpsc::UnboundedReceiver<Burst>,
     pub(super) fences: mpsc::UnboundedReceiver<fence::Ended>,
+    pub(super) hooks: mpsc::UnboundedReceiver<hooks::Ended>,
     pub(super) changes: mpsc::UnboundedReceiver<ProbeSpec>,
     pub(super) paths: mpsc::UnboundedReceiver<Arc<Ways>>,
     pub(super) links: mpsc::UnboundedReceiver<Arc<Links>>,
@@ -68,6 +69,7 @@ pub(super) fn inbox() -> Result<(Inbox, Senders), RunError> {
         probes: mpsc::unbounded_channel().1,
         bursts: mpsc::unbounded_channel().1,
         fences: mpsc::unbounded_channel().1,
+        hooks: mpsc::unbounded_channel().1,
         changes: mpsc::unbounded_channel().1,
         paths: path_receiver,
         links: link_receiver,

@@ -20,6 +20,7 @@ mod explain;
 mod failures;
 mod fence;
 mod gap;
+mod hooks;
 mod inbox;
 mod names;
 mod outcomes;

@@ -15,7 +15,7 @@ use crate::api::event::{Change, Kind, Origin};
 use crate::datapath::{AccessError, Signs};
 use crate::health::passive::{self, Kind as SuspicionKind, Reading, Suspicion};
 use crate::health::{Record, TargetView};
-use crate::model::{BackendKey, Model, ProbeKind, ProbeSpec};
+use crate::model::{BackendKey, Egress, Model, ProbeKind, ProbeSpec};
 use crate::probe::{Outcome, Prober, Verdict};
 
 /// Connections tried to the address of the traffic.
@@ -237,19 +237,32 @@ impl Core {
         let least = if is_mute { LEAST_FOR_ANSWERS } else { LEAST };
         let timeout = least.max(TIMES * last_latency(self.engine.get(&suspicion.key)));
         let timeout = timeout.min(probe.timeout);
-        let connect = ProbeSpec {
+        let ip = match probe.egress.via {
             // The VIP, for probes that go the way of the traffic.
-            target: SocketAddr::new(probe.target.ip(), backend.address.port()),
+            Some(_) => probe.target.ip(),
+            None => backend.address.ip(),
+        };
+        let connect = ProbeSpec {
+            target: SocketAddr::new(ip, backend.address.port()),
             timeout,
             kind: ProbeKind::Tcp,
-            egress: probe.egress.clone(),
+            egress: Egress {
+                // Another port may speak plainly.
+                proxy_protocol: probe
+                    .egress
+                    .proxy_protocol
+                    .filter(|_| probe.target.port() == backend.address.port()),
+                ..probe.egress.clone()
+            },
         };
         let is_command = matches!(probe.kind, ProbeKind::Exec(_));
+        let word = self.words.get(&suspicion.key);
+        let is_paused = word.is_some_and(|word| word.paused.is_some());
         Some(Questions {
             // Of several ports, none is known to be in use. Of one that is mute it is known that it
             // can be connected to.
             connect: (backend.address.port() != 0 && !is_mute).then_some(connect),
-            probe: (!is_command).then(|| ProbeSpec {
+            probe: (!is_command && !is_paused).then(|| ProbeSpec {
                 timeout,
                 ..ProbeSpec::clone(probe)
             }),

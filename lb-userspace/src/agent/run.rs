@@ -17,6 +17,7 @@ use super::capture::Captures;
 use super::clock::Clock;
 use super::core::Core;
 use super::fence::Fences;
+use super::hooks::Hooks;
 use super::inbox::{Inbox, inbox};
 use super::probes::{Finished, Probes, Task};
 use super::saved::{self, Saved};
@@ -53,6 +54,7 @@ pub struct Agent {
     pub core: Core,
     pub probes: Probes,
     fences: Fences,
+    hooks: Hooks,
     /// For probes by way of VIPs.
     pub carrier: Arc<Carrier>,
     pub writer: Writer,
@@ -170,11 +172,14 @@ pub async fn run(options: &RunOptions, beside: &Handle) -> Result<(), RunError> 
     (inbox.probes, inbox.bursts, inbox.changes) = (finished, bursts, changes);
     let (fences, ended) = Fences::new();
     inbox.fences = ended;
+    let (hooks, ended) = Hooks::new();
+    inbox.hooks = ended;
     let mut agent = Agent {
         options: options.clone(),
         core,
         probes,
         fences,
+        hooks,
         carrier,
         writer,
         attached,
@@ -298,6 +303,7 @@ impl Agent {
                     watch.reset_after(self.core.until_signs());
                 }
                 Some(ended) = inbox.fences.recv() => self.core.fenced(ended),
+                Some(ended) = inbox.hooks.recv() => self.core.hooked(ended),
                 Some(notice) = inbox.notices.recv() => self.noticed(notice),
                 Some(paths) = inbox.paths.recv() => {
                     let native = self.attached.iter().any(|on| on.native) || self.migrates == Some(true);
@@ -380,6 +386,9 @@ impl Agent {
         for start in self.core.fences_due() {
             self.fences.start(start);
         }
+        for hook in self.core.hooks_due() {
+            self.hooks.start(hook);
+        }
         self.core.save_if_due();
         let (contents, generation) = self.core.contents();
         if generation != self.told {
@@ -434,6 +443,12 @@ impl Agent {
             .await
             .unwrap_or_else(|_| Err("nobody keeps the routes".to_owned()))?;
         self.core.withdrawn();
+        // The agent is about to end, and nobody after it would run them.
+        let due = self.core.hooks_due().into_iter();
+        let running: Vec<_> = due.map(|hook| self.hooks.start(hook)).collect();
+        for hook in running {
+            hook.await.map_err(|error| error.to_string())?;
+        }
         Ok(())
     }
 

@@ -73,6 +73,9 @@ pub struct Word {
     /// Another weight than the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// Since when it is not probed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Timestamp>,
 }
 
 /// Whether the backend is to be used.
@@ -174,13 +177,17 @@ impl Saved {
         self.collect(|backend| backend.word.clone())
     }
 
-    /// The verdicts, unless they are older than `age`.
+    /// The verdicts, unless they are older than `age`. That of a backend which is not probed is the
+    /// operator's and grows no older.
     pub fn verdicts(&self, now: Timestamp, age: Duration) -> BTreeMap<BackendKey, Restored> {
         let passed = now.duration_since(self.saved_at).unsigned_abs();
-        if passed > age {
-            return BTreeMap::new();
-        }
-        self.collect(|backend| Some(backend.verdict.clone()?.later(passed)))
+        self.collect(|backend| {
+            let paused = backend.word.as_ref().and_then(|word| word.paused);
+            let verdict = backend.verdict.clone();
+            verdict
+                .filter(|_| passed <= age || paused.is_some())
+                .map(|verdict| verdict.later(passed))
+        })
     }
 
     /// The ejections by what the packets said, whatever their age: each says how long it lasts.
@@ -280,6 +287,7 @@ mod tests {
                 Word {
                     admin,
                     weight: Some(7),
+                    paused: None,
                 },
             ),
             (two.clone(), Word::default()),
@@ -332,6 +340,30 @@ mod tests {
         let doubts = read.doubts(at("2026-01-01T00:00:56Z"));
         assert_eq!(doubts[&three].left_ms, 9000);
         assert_eq!(read.doubts(at("2026-01-01T00:02:00Z"))[&three].left_ms, 0);
+    }
+
+    #[test]
+    fn the_verdict_of_one_that_is_not_probed_grows_no_older() {
+        let verdict: Restored = serde_json::from_str(
+            r#"{"health":"unhealthy","gone":false,"reason":"set","address":"10.0.0.11:80"}"#,
+        )
+        .unwrap();
+        let keys = ["b1", "b2"].map(|name| BackendKey::new("web", name));
+        let [paused, other] = keys.clone();
+        let word = Word {
+            paused: Some(at("2026-01-01T00:00:00Z")),
+            ..Word::default()
+        };
+        let words = BTreeMap::from([(paused.clone(), word)]);
+        let verdicts = keys.map(|key| (key, verdict.clone())).into();
+        let saved = Saved::new(42, at("2026-01-01T00:00:05Z"));
+        let saved = saved.with(&words, verdicts, BTreeMap::new());
+        let believed = |now| -> Vec<BackendKey> {
+            let verdicts = saved.verdicts(at(now), Duration::from_secs(60));
+            verdicts.into_keys().collect()
+        };
+        assert_eq!(believed("2026-01-01T00:01:05Z"), [paused.clone(), other]);
+        assert_eq!(believed("2026-02-01T00:00:00Z"), [paused]);
     }
 
     #[test]

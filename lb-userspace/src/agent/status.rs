@@ -254,6 +254,7 @@ impl Core {
                 .filter_map(|check| check.next_probe)
                 .min()
                 .map(|next| self.clock.wall(next)),
+            paused_since: word.and_then(|word| word.paused),
             ejections: view.map_or(0, |view| view.ejections.count()),
             axes: Vec::new(),
             checks: match checks {

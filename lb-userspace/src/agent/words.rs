@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use tracing::info;
+
 use super::core::Core;
 use super::saved::{self, Word};
+use crate::health::SetHealth;
 use crate::model::{BackendKey, Model, Service};
 use crate::routing::Admin;
 
@@ -13,6 +16,7 @@ impl Core {
         self.admin.insert(key.clone(), self.admin_of(&word));
         self.words.insert(key.clone(), word);
         self.weigh();
+        self.pause_probes();
         self.dirty = true;
         self.save_soon();
     }
@@ -65,6 +69,28 @@ impl Core {
             .map(|(key, word)| (key.clone(), self.admin_of(word)))
             .collect();
         self.weigh();
+        self.pause_probes();
+    }
+
+    /// Tells the engine whose probes are paused.
+    pub(super) fn pause_probes(&mut self) {
+        let paused = self.words.iter().filter(|(_, word)| word.paused.is_some());
+        let paused = paused.map(|(key, _)| key.clone()).collect();
+        self.engine.pause(paused, self.clock.now());
+    }
+
+    /// Sets what the probes say of a backend, until they say otherwise. Tells whether that is news;
+    /// `None` if nobody probes it.
+    pub fn set_health(&mut self, key: &BackendKey, health: SetHealth) -> Option<bool> {
+        let now = self.clock.now();
+        let change = self.engine.set(key, health, now)?;
+        if let Some(change) = &change {
+            info!(backend = %key, from = change.from.name(), to = change.to.name(), "{}", change.reason);
+            self.dirty = true;
+            self.gap.turned(now);
+            self.save_soon();
+        }
+        Some(change.is_some())
     }
 
     /// Words about a backend go with its address when its name changes.

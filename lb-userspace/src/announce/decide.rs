@@ -293,6 +293,7 @@ fn standing(cause: Cause, known: Known) -> Standing {
         | Cause::EjectionRefused
         | Cause::Leaving
         | Cause::Gone
+        | Cause::Refused
         | Cause::Panic
         | Cause::Fallback
         | Cause::CutOff => Standing::Cannot,

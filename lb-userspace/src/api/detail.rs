@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub enum Axis {
     /// `lb drain`, `lb disable`.
     Operator,
+    /// `lb probes`: whether it is probed.
+    Probing,
     /// All probes together, agents among them.
     Probes,
     /// Passive detection.
@@ -23,6 +25,7 @@ impl Axis {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Operator => "operator",
+            Self::Probing => "probing",
             Self::Probes => "probes",
             Self::Packets => "packets",
             Self::Routing => "routing",
@@ -34,7 +37,7 @@ impl Axis {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AxisStatus {
     pub axis: Axis,
-    /// `enabled`, `drain`, `disabled`; `unknown`, `healthy`, `unhealthy`; `trusted`, `suspected`,
+    /// `enabled`, `drain`, `disabled`; `running`, `paused`; `unknown`, `healthy`, `unhealthy`; `trusted`, `suspected`,
     /// `ejected`; as `routing`.
     pub state: String,
     /// Since when; absent if it has always been so.

@@ -93,6 +93,8 @@ pub enum Kind {
     Announced,
     /// It no longer is.
     Withdrawn,
+    /// `on_announce` or `on_withdraw` could not be run, or has failed.
+    CommandFailed,
 }
 
 impl Kind {
@@ -131,6 +133,7 @@ impl Kind {
             Self::Prober => "prober",
             Self::Announced => "announced",
             Self::Withdrawn => "withdrawn",
+            Self::CommandFailed => "command_failed",
         }
     }
 }

@@ -318,6 +318,12 @@ const BACKEND_METRICS: &[BackendMetric] = &[
         |b| f64::from(u8::from(b.disagreement.is_some())),
     ),
     (
+        "lb_backend_probes_paused",
+        GAUGE,
+        "1 while the operator has its probes paused.",
+        |b| f64::from(u8::from(b.paused_since.is_some())),
+    ),
+    (
         "lb_backend_answered_total",
         COUNTER,
         "New flows that it has answered (NAT).",

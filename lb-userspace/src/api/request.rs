@@ -16,6 +16,7 @@ use super::event::{Event, Origin, Via};
 use super::explain::Explained;
 use super::status::Status;
 use crate::config::suggest::nearest;
+use crate::health::SetHealth;
 use crate::model::{BackendKey, ConnectionId, Protocol};
 
 /// One request; a connection carries one, as a line of JSON.
@@ -58,6 +59,11 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         probe: Option<String>,
     },
+    /// What the operator has to say about probing.
+    Probes {
+        backend: BackendName,
+        order: ProbesOrder,
+    },
     /// Where a flow goes and why.
     Explain {
         src: SocketAddr,
@@ -93,6 +99,7 @@ impl Request {
             Self::Promote { .. } => "promote",
             Self::Weight { .. } => "weight",
             Self::Probe { .. } => "probe",
+            Self::Probes { .. } => "probes",
             Self::Explain { .. } => "explain",
             Self::Capture { .. } => "capture",
             Self::Reload => "reload",
@@ -112,10 +119,22 @@ impl Request {
             | Self::Disable { .. }
             | Self::Promote { .. }
             | Self::Weight { .. }
+            | Self::Probes { .. }
             | Self::Explain { .. }
             | Self::Capture { .. } => Duration::from_secs(10),
         }
     }
+}
+
+/// For [`Request::Probes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbesOrder {
+    /// No probes until they are resumed; its health stays what it is.
+    Pause,
+    Resume,
+    /// Its health is this until its probes say otherwise.
+    Set(SetHealth),
 }
 
 /// `SERVICE/BACKEND`, as the operator writes it; nothing says yet that it exists.

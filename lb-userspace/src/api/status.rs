@@ -270,6 +270,9 @@ pub struct BackendStatus {
     /// When it is probed next; absent while it is probed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_probe: Option<Timestamp>,
+    /// Since when the operator has its probes paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_since: Option<Timestamp>,
     /// Ejections not forgotten yet, by its probes or its packets.
     #[serde(default)]
     pub ejections: u32,
@@ -282,7 +285,7 @@ pub struct BackendStatus {
     pub axes: Vec<AxisStatus>,
 }
 
-const _: () = assert!(size_of::<BackendStatus>() <= 552);
+const _: () = assert!(size_of::<BackendStatus>() <= 568);
 
 const fn whole() -> u8 {
     100
@@ -512,6 +515,7 @@ pub(crate) mod tests {
             share: 100,
             held_until: None,
             next_probe: None,
+            paused_since: None,
             ejections: 0,
             checks: Vec::new(),
             axes: Vec::new(),

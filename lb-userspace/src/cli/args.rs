@@ -12,6 +12,7 @@ use lb_common::capture::MAX_KEPT;
 use super::top::Sort;
 use crate::api::capture::DEFAULT_SNAPLEN;
 use crate::api::{BackendName, DEFAULT_SOCKET};
+use crate::health::SetHealth;
 use crate::model::{ConnectionId, Protocol, XdpMode};
 
 const EXAMPLES: &str = "\
@@ -202,6 +203,9 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Pause a backend's probes, resume them, or set what they say of it
+    #[command(subcommand)]
+    Probes(Probes),
     /// Replay recorded probe outcomes; print what would have changed, and when
     #[command(after_help = "\
 Needs no agent and sends nothing: outcomes and their times come from TRACE, a line of JSON each:
@@ -322,6 +326,49 @@ Example: lb doctor --config /etc/lb/lb.toml")]
         #[arg(long)]
         json: bool,
     },
+}
+
+/// `lb probes`.
+#[derive(Debug, Subcommand)]
+pub enum Probes {
+    /// Send no probes to a backend; its health stays what it is
+    #[command(after_help = "\
+Kept over restarts, until `lb probes resume`. A backend that dies meanwhile keeps its traffic, unless
+the packets of its flows give it away.
+
+Example: lb probes pause web/web-1")]
+    Pause {
+        /// Which backend
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: BackendName,
+    },
+    /// Probe it again, beginning now
+    Resume {
+        /// Which backend
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: BackendName,
+    },
+    /// Set what a backend's probes say of it, until they say otherwise
+    #[command(after_help = "\
+From then on its probes count as ever, by their thresholds; while they are paused it stays so.
+
+Example: lb probes set web/web-1 unhealthy")]
+    Set {
+        /// Which backend
+        #[arg(value_name = "SERVICE/BACKEND")]
+        backend: BackendName,
+        /// `leaving`: healthy, and asking to be drained
+        #[arg(value_name = "HEALTH", value_parser = healths())]
+        health: SetHealth,
+    },
+}
+
+fn healths() -> impl TypedValueParser<Value = SetHealth> {
+    PossibleValuesParser::new(SetHealth::ALL.map(SetHealth::name)).map(|name| match name.as_str() {
+        "leaving" => SetHealth::Leaving,
+        "unhealthy" => SetHealth::Unhealthy,
+        _ => SetHealth::Healthy,
+    })
 }
 
 fn parse_at(text: &str) -> Result<SocketAddr, String> {

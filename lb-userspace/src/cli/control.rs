@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::args::Probes;
 use super::output::{self, Palette};
 use super::probe::Wish;
 use super::{Failure, events, explain, status};
 use crate::announce::routes;
 use crate::api::client::{self, ClientError};
-use crate::api::request::Frame;
+use crate::api::request::{Frame, ProbesOrder};
 use crate::api::{self, ApiError, BackendName, Request};
 use crate::datapath::{self, PinDirectory};
 use crate::model::{ConnectionId, Protocol};
@@ -67,6 +68,16 @@ pub fn disable(socket: &Path, backend: BackendName) -> Result<u8, Failure> {
 /// `lb promote`.
 pub fn promote(socket: &Path, backend: BackendName) -> Result<u8, Failure> {
     tell(socket, &Request::Promote { backend })
+}
+
+/// `lb probes`.
+pub fn probes(socket: &Path, probes: Probes) -> Result<u8, Failure> {
+    let (backend, order) = match probes {
+        Probes::Pause { backend } => (backend, ProbesOrder::Pause),
+        Probes::Resume { backend } => (backend, ProbesOrder::Resume),
+        Probes::Set { backend, health } => (backend, ProbesOrder::Set(health)),
+    };
+    tell(socket, &Request::Probes { backend, order })
 }
 
 /// `lb weight`.

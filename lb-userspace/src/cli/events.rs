@@ -54,6 +54,7 @@ fn paint(palette: Palette, kind: Kind) -> String {
         | Kind::ReloadRefused
         | Kind::FenceFailed
         | Kind::Withdrawn
+        | Kind::CommandFailed
         | Kind::Detached => palette.bad(&name),
         Kind::Readmitted | Kind::PanicLeft | Kind::Promoted | Kind::Announced | Kind::Attached => {
             palette.good(&name)

@@ -116,6 +116,7 @@ fn dispatch(args: Args) -> Result<u8, Failure> {
         Command::Enable { backend } => control::enable(socket, backend),
         Command::Disable { backend } => control::disable(socket, backend),
         Command::Promote { backend } => control::promote(socket, backend),
+        Command::Probes(probes) => control::probes(socket, probes),
         Command::Weight { backend, weight } => control::weight(socket, backend, weight),
         Command::Events {
             follow,

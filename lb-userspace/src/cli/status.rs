@@ -195,7 +195,7 @@ fn render_service(
             }
             _ => {
                 "!! PANIC: too few backends are healthy, so health is ignored and all that are \
-                 not administratively out get traffic"
+                 not administratively out get traffic, those with a closed port last"
             }
         }));
     } else if active.count() == 0 && !service.backends.is_empty() {
@@ -302,6 +302,9 @@ fn row(backend: &BackendStatus, now: Timestamp) -> [String; 12] {
         if let Some(why) = &backend.unresolved_reason {
             reason.push_str(&format!(" ({})", tame(why)));
         }
+    }
+    if let Some(since) = backend.paused_since {
+        reason.push_str(&format!("; NOT PROBED for {}", span(seconds(since, now))));
     }
     if let Some(what) = &backend.disagreement {
         reason.push_str(&format!("; BUT ITS TRAFFIC SAYS: {}", tame(what)));

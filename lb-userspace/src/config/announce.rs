@@ -3,13 +3,22 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use super::kinds::command;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
 use super::value;
-use crate::model::Announce;
+use crate::model::{Announce, Node};
 
 /// Keys without a meaning where nothing is announced.
-const KEYS: [&str; 3] = ["quorum", "quorum_hysteresis", "announce_after"];
+const KEYS: [&str; 5] = [
+    "quorum",
+    "quorum_hysteresis",
+    "announce_after",
+    "on_announce",
+    "on_withdraw",
+];
+/// Those that are commands.
+const COMMANDS: [&str; 2] = ["on_announce", "on_withdraw"];
 /// The kernel's table of its own addresses, which it asks first (RT_TABLE_LOCAL).
 const LOCAL: u32 = 255;
 /// That of probes by way of VIPs.
@@ -22,12 +31,21 @@ pub struct AnnounceDraft {
     quorum: Option<At<u8>>,
     hysteresis: Option<At<u8>>,
     after: Option<Duration>,
+    /// In the order of [`COMMANDS`].
+    commands: [Option<At<Vec<String>>>; 2],
+    /// Whether one is written and wrong.
+    bad_command: bool,
 }
 
 /// Reads the keys of one service, and checks them against each other.
 pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> AnnounceDraft {
     let announce = reader.get(errors, "announce", is_announced);
+    let commands = COMMANDS.map(|key| reader.get(errors, key, command));
+    let mut read = COMMANDS.iter().zip(&commands);
+    let bad_command = read.any(|(key, read)| read.is_none() && reader.own(key).is_some());
     let draft = AnnounceDraft {
+        commands,
+        bad_command,
         is_announced: announce.map(|at| at.value),
         quorum: reader.get(errors, "quorum", value::integer),
         hysteresis: reader.get(errors, "quorum_hysteresis", value::integer),
@@ -94,15 +112,34 @@ pub fn table(key: &Key, value: &Value<'_>) -> Result<u32, Problem> {
 }
 
 impl AnnounceDraft {
+    /// Checks that commands are run only where the host's own table allows it.
+    pub fn check_allowed(&self, node: &Node, errors: &mut Errors<'_>) {
+        let commands = COMMANDS.iter().zip(&self.commands);
+        let written = commands.filter_map(|(key, at)| Some((key, at.as_ref()?)));
+        for (key, at) in written.filter(|_| !node.allow_exec) {
+            errors.add(
+                at.span.clone(),
+                format!("`{key}` is not allowed on this host"),
+                "write allow_exec = true in [node] if its commands are trusted: they run with the agent's rights",
+            );
+        }
+    }
+
     /// Whether (`Some(None)`: no) and when the VIP is announced, if nothing in it is wrong.
     pub fn finish(self) -> Option<Option<Announce>> {
+        if self.bad_command {
+            return None;
+        }
         if !self.is_announced? {
             return Some(None);
         }
+        let [on_announce, on_withdraw] = self.commands;
         Some(Some(Announce {
             quorum: self.quorum?.value,
             hysteresis: self.hysteresis?.value,
             after: self.after?,
+            on_announce: on_announce.map(|at| at.value),
+            on_withdraw: on_withdraw.map(|at| at.value),
         }))
     }
 }

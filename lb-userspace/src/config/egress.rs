@@ -1,15 +1,16 @@
-//! How probes leave this host: `via`, `source`, `mark` and `interface` of `[service.health]`.
+//! How probes leave this host: `via`, `source`, `mark`, `interface` and `proxy_protocol` of
+//! `[service.health]`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-use super::health::Probe;
+use super::health::{Checks, Probe};
 use super::node::bad_interface;
 use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
-use super::service::Draft;
+use super::service::{BackendDraft, Draft};
 use super::value::{self, shown};
-use crate::model::{Egress, Endpoint, Forwarding, Via};
+use crate::model::{Egress, Endpoint, Forwarding, ProxyProtocol, Via};
 
 /// What the tables say, value by value.
 #[derive(Debug)]
@@ -19,15 +20,18 @@ pub struct Settings {
     source: Option<At<IpAddr>>,
     mark: Option<At<u32>>,
     interface: Option<At<String>>,
+    proxy_protocol: Option<At<Option<ProxyProtocol>>>,
 }
 
 /// What holds for the probes of one service.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     via_vip: bool,
     source: Option<IpAddr>,
     mark: Option<u32>,
     interface: Option<String>,
+    /// `None`: no header.
+    proxy_protocol: Option<ProxyProtocol>,
     /// Where the service itself, not its defaults, asks for `via = "vip"`.
     own_via: Option<Range<usize>>,
     /// Where the service itself, not its defaults, has `source`.
@@ -40,9 +44,16 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> Settings {
         via_vip: reader.get(errors, "via", |key, value| {
             Ok(value::choice(key, value)? == "vip")
         }),
-        source: reader.get(errors, "source", source),
+        source: reader.get(errors, "source", host),
         mark: reader.get(errors, "mark", value::integer),
         interface: reader.get(errors, "interface", interface),
+        proxy_protocol: reader.get(errors, "proxy_protocol", |key, value| {
+            Ok(match value::choice(key, value)? {
+                "v1" => Some(ProxyProtocol::V1),
+                "v2" => Some(ProxyProtocol::V2),
+                _ => None,
+            })
+        }),
     }
 }
 
@@ -64,6 +75,11 @@ pub fn rules(
         source: settings.source.as_ref().map(|at| at.value),
         mark: settings.mark.as_ref().map(|at| at.value),
         interface: settings.interface.as_ref().map(|at| at.value.clone()),
+        proxy_protocol: match probe {
+            // What goes by UDP has no connection that it could begin.
+            Probe::Dns => None,
+            _ => settings.proxy_protocol.as_ref()?.value,
+        },
         own_via: own("via").filter(|_| via_vip.value),
         own_source: own("source"),
     };
@@ -89,6 +105,14 @@ pub fn rules(
 }
 
 impl Rules {
+    /// Without the PROXY protocol's header.
+    pub fn without_header(self) -> Self {
+        Self {
+            proxy_protocol: None,
+            ..self
+        }
+    }
+
     /// Target and way of the probe of the backend at `address`, whose `port` is asked, of a service
     /// at `vip` that is forwarded so.
     pub fn of(
@@ -108,6 +132,7 @@ impl Rules {
         let egress = match via {
             Some(_) => Egress {
                 source,
+                proxy_protocol: self.proxy_protocol,
                 via,
                 ..Egress::default()
             },
@@ -115,6 +140,7 @@ impl Rules {
                 source,
                 mark: self.mark,
                 interface: self.interface.clone(),
+                proxy_protocol: self.proxy_protocol,
                 via,
             },
         };
@@ -129,6 +155,51 @@ pub fn check(service: &Draft, errors: &mut Errors<'_>) {
     };
     for checks in checks {
         check_one(&checks.egress, service, forwarding, errors);
+    }
+    for backend in &service.backends {
+        check_asked(checks, backend, forwarding, errors);
+    }
+}
+
+/// Checks where a backend says that it is to be asked.
+fn check_asked(
+    checks: &[Checks],
+    backend: &BackendDraft,
+    forwarding: Forwarding,
+    errors: &mut Errors<'_>,
+) {
+    let by_vip = |checks: &Checks| checks.egress.via_vip && forwarding != Forwarding::Nat;
+    if let Some(address) = &backend.probe_address {
+        let span = address.span.clone();
+        if checks.iter().any(by_vip) {
+            errors.add(
+                span,
+                "`probe_address` with via = \"vip\": such a probe is sent to the VIP",
+                "remove it, or write via = \"direct\"",
+            );
+        } else if backend.host.is_some() {
+            errors.add(
+                span,
+                "`probe_address` of a backend that is written as a host name, which may have many addresses",
+                "remove it, or write the backends by their addresses",
+            );
+        }
+    }
+    if let (Some(port), 2..) = (&backend.probe_port, checks.len()) {
+        errors.add(
+            port.span.clone(),
+            "`probe_port` in a service with several probes: which of them is meant?",
+            "write `port` in each [[service.health]]",
+        );
+    }
+    let written = backend.probe_address.as_ref().map(|at| &at.span);
+    let written = written.or(backend.probe_port.as_ref().map(|at| &at.span));
+    if let (Some(span), true) = (written, checks.is_empty()) {
+        errors.add(
+            span.clone(),
+            "`probe_address` and `probe_port` have no meaning with probe = \"none\"",
+            "remove them, or write what is to be asked in [service.health]",
+        );
     }
 }
 
@@ -164,7 +235,8 @@ fn check_one(rules: &Rules, service: &Draft, forwarding: Forwarding, errors: &mu
     }
 }
 
-fn source(key: &Key, value: &Value<'_>) -> Result<IpAddr, Problem> {
+/// The address of a host, without a port.
+pub fn host(key: &Key, value: &Value<'_>) -> Result<IpAddr, Problem> {
     let written = value::text(key, value)?;
     let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
     written.parse().ok().filter(usable).ok_or_else(|| {
@@ -175,7 +247,7 @@ fn source(key: &Key, value: &Value<'_>) -> Result<IpAddr, Problem> {
                 shown(&written)
             ),
             format!(
-                "write an address of this host, without a port: {} = {}",
+                "write the address without a port: {} = {}",
                 key.name,
                 key.kind.example()
             ),

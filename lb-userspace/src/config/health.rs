@@ -8,15 +8,15 @@ use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
 use super::value;
 use super::{deciding, egress, kinds, web};
-use crate::model::{HeaderMatch, HealthPolicy, Pattern, Protocol, StatusRange};
+use crate::model::{HeaderMatch, HealthPolicy, Pattern, ProbeKind, Protocol, StatusRange};
 
 mod http;
 mod question;
 mod users;
 
 use http::{http, metadata, settings_http, tls_options};
-pub use question::Checks;
 use question::Question;
+pub use question::{Asked, Checks};
 use users::{refuse_meaningless, users};
 
 /// Kind of probe, as written.
@@ -196,11 +196,25 @@ pub fn checks(
             }
         }
     };
+    let mut egress = egress?;
+    if let Question::Same(ProbeKind::TcpHalfOpen) = question {
+        if let Some(own) = reader.own("proxy_protocol").map(Value::span)
+            && egress.clone().without_header() != egress
+        {
+            errors.add(
+                own,
+                "`proxy_protocol` cannot stand with `half_open`: the connection is never established",
+                "remove one of the two: `half_open` or `proxy_protocol`",
+            );
+            return None;
+        }
+        egress = egress.without_header();
+    }
     Some(Some(Checks {
         policy: policy?,
         port: settings.port.map(|port| port.value),
         question,
-        egress: egress?,
+        egress,
     }))
 }
 

@@ -106,14 +106,17 @@ fn probe_ports(service: &Draft, errors: &mut Errors<'_>) {
     if checks.iter().all(Checks::has_port) {
         return;
     }
-    let without = |backend: &&BackendDraft| backend.at(vip.value).is_some_and(|at| at.port() == 0);
+    let without = |backend: &&BackendDraft| {
+        let at = backend.at(vip.value);
+        backend.probe_port.is_none() && at.is_some_and(|at| at.port() == 0)
+    };
     if let Some(backend) = service.backends.iter().find(without)
         && let Some(span) = backend.span()
     {
         errors.add(
             span,
             "the backend has no port of its own that could be probed",
-            "add `port` to [service.health], or write probe = \"none\"",
+            "add `port` to [service.health] or `probe_port` to the backend, or write probe = \"none\"",
         );
     }
 }
@@ -405,6 +408,7 @@ fn against_vip(
 pub fn commands_allowed(node: &Node, services: &[Draft], errors: &mut Errors<'_>) {
     for service in services {
         service.mode.check_allowed(node, errors);
+        service.announce.check_allowed(node, errors);
     }
     for service in services.iter().filter(|service| service.runs_commands()) {
         if !node.allow_exec {

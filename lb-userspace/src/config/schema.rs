@@ -343,7 +343,7 @@ pub const NODE: Section = Section {
             "allow_exec",
             Kind::Boolean,
             Value("false"),
-            "Whether `probe = \"exec\"` and `fence` may run commands on this host, with the agent's rights.",
+            "Whether `probe = \"exec\"`, `fence`, `on_announce` and `on_withdraw` may run commands on this host, with the agent's rights.",
         ),
         key(
             "dns_servers",
@@ -488,8 +488,8 @@ pub const SERVICE: Section = Section {
         key(
             "panic_exclude_refused",
             Kind::Boolean,
-            Value("false"),
-            "Whether a backend that refuses connections on the port that packets go to gets none in panic either: a closed port is no fault of the probes.",
+            Value("true"),
+            "Whether a backend that refuses connections on the port that packets go to gets none in panic either, as long as there is one that does not: a closed port is no fault of the probes.",
         ),
         key(
             "drain_deadline",
@@ -581,6 +581,18 @@ pub const SERVICE: Section = Section {
             Value("\"0s\""),
             "`announce`: how long that must have been so without interruption.",
         ),
+        key(
+            "on_announce",
+            Kind::Command,
+            Absent("nothing is run"),
+            "`announce`: program by its absolute path, and its arguments, that is run when the VIP's route stands, see [Commands](#commands-at-a-change). Needs `allow_exec` in `[node]`.",
+        ),
+        key(
+            "on_withdraw",
+            Kind::Command,
+            Absent("nothing is run"),
+            "`announce`: the same when the route is gone.",
+        ),
     ],
 };
 
@@ -600,6 +612,18 @@ pub const BACKEND: Section = Section {
             Kind::Server,
             Required,
             "The backend's address and port; of the same family as the VIP unless packets go through a tunnel. Without a port or with `*`: the port that the client sends to. A host name stands for a backend at each of its addresses, see [Host names](#host-names).",
+        ),
+        key(
+            "probe_address",
+            Kind::IpAddress,
+            Derived("that of `address`"),
+            "Address of the backend that its probes go to, for example in a network for management; not with `via = \"vip\"` and host names.",
+        ),
+        key(
+            "probe_port",
+            Kind::Integer(1, 65535),
+            Derived("`port` of `[service.health]`"),
+            "Port of this backend that is probed, where each has one of its own; not of a service with several probes.",
         ),
         key(
             "quic_server_id",

@@ -9,7 +9,8 @@ use super::value::{kind_of, shown, wrong_type};
 use crate::model::{Match, Pattern, ScriptStep};
 
 /// Keys of a step.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 8] = [
+    "connect",
     "send",
     "expect",
     "expect_prefix",
@@ -86,6 +87,15 @@ fn step(item: &Value<'_>) -> Result<ScriptStep, Problem> {
         ],
     )?;
     let min_bytes = min_bytes(table)?;
+    if let Some(port) = port(table)? {
+        if table.len() > 1 {
+            return Err(Problem::new(
+                "a step that connects does nothing else",
+                "make two steps of it: { connect = 8081 }, { send = ... }",
+            ));
+        }
+        return Ok(ScriptStep::Connect(port));
+    }
     match (send, &expect, &unless, min_bytes) {
         (Some(bytes), None, None, None) => Ok(ScriptStep::Send(bytes)),
         (Some(_), ..) => Err(Problem::new(
@@ -199,6 +209,25 @@ pub fn pattern(name: &str, text: &str) -> Result<Pattern, Problem> {
     Ok(pattern)
 }
 
+/// The port of a step that connects.
+fn port(table: &DeTable<'_>) -> Result<Option<u16>, Problem> {
+    let Some(value) = own(table, "connect") else {
+        return Ok(None);
+    };
+    let number = match value.get_ref() {
+        DeValue::Integer(number) => u16::from_str_radix(number.as_str(), number.radix()).ok(),
+        _ => None,
+    };
+    let port = number.filter(|port| *port > 0);
+    let problem = || {
+        Problem::new(
+            "`connect` is not a port",
+            "write a port of the backend from 1 to 65535: { connect = 8081 }",
+        )
+    };
+    port.map(Some).ok_or_else(|| problem().at(value.span()))
+}
+
 fn min_bytes(table: &DeTable<'_>) -> Result<Option<usize>, Problem> {
     let Some(value) = own(table, "min_bytes") else {
         return Ok(None);
@@ -257,6 +286,7 @@ fn unescape((text, value): (&str, &Value<'_>)) -> Result<Vec<u8>, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::TcpScript;
 
     fn read(text: &str) -> Result<Vec<ScriptStep>, String> {
         let value = DeValue::parse(text).unwrap();
@@ -274,6 +304,19 @@ mod tests {
                 ScriptStep::Send(b"b\r\n\x01\xc3\xa9".to_vec()),
             ]
         );
+    }
+
+    #[test]
+    fn a_script_may_go_on_by_another_connection() {
+        let steps = read("[{ send = 'a' }, { connect = 81 }, { connect = 82 }, { expect = 'b' }]");
+        let script = TcpScript {
+            steps: steps.unwrap(),
+            tls: None,
+        };
+        let parts: Vec<_> = (script.parts().into_iter())
+            .map(|(port, steps)| (port, steps.len()))
+            .collect();
+        assert_eq!(parts, [(None, 1), (Some(81), 0), (Some(82), 1)]);
     }
 
     #[test]
@@ -332,6 +375,12 @@ mod tests {
             (
                 "[{ expect_regex = 'a*' }]",
                 "`expect_regex` matches empty text, so every answer meets it",
+            ),
+            ("[{ connect = 0 }]", "`connect` is not a port"),
+            ("[{ connect = '80' }]", "`connect` is not a port"),
+            (
+                "[{ connect = 80, send = 'a' }]",
+                "a step that connects does nothing else",
             ),
             (
                 "[{ min_bytes = 0 }]",

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::announce::{self, AnnounceDraft};
-use super::health::Checks;
+use super::egress;
+use super::health::{Asked, Checks};
 use super::mode::{self, ModeDraft};
 use super::places::{ServicePlaces, health_key};
 use super::pool::{self, PoolDraft};
@@ -44,7 +45,7 @@ pub struct Draft {
     bad_panic_action: bool,
     panic_exclude_refused: Option<bool>,
     drain_deadline: Option<Duration>,
-    announce: AnnounceDraft,
+    pub announce: AnnounceDraft,
     pool: PoolDraft,
     /// None for `probe = "none"`.
     pub checks: Option<Vec<Checks>>,
@@ -72,6 +73,10 @@ pub struct BackendDraft {
     pub server_id: Option<At<(u8, u64)>>,
     /// Whether the server ID is written and wrong.
     pub bad_server_id: bool,
+    pub probe_address: Option<At<IpAddr>>,
+    pub probe_port: Option<At<u16>>,
+    /// Whether one of the two is written and wrong.
+    bad_probe: bool,
     pub weight: Option<At<u32>>,
     tier: Option<u8>,
     pub fallback: Option<At<bool>>,
@@ -177,7 +182,13 @@ fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
             }
         },
     };
+    let probe_address = reader.get(errors, "probe_address", egress::host);
+    let probe_port = reader.get(errors, "probe_port", value::integer);
     BackendDraft {
+        bad_probe: (probe_address.is_none() && reader.own("probe_address").is_some())
+            || (probe_port.is_none() && reader.own("probe_port").is_some()),
+        probe_address,
+        probe_port,
         host,
         bad_server_id: server_id.is_none() && reader.own("quic_server_id").is_some(),
         server_id,
@@ -365,10 +376,14 @@ impl BackendDraft {
         server_id_length: u8,
         checks: &[Checks],
     ) -> Option<Backend> {
-        if self.bad_name {
+        if self.bad_name || self.bad_probe {
             return None;
         }
         let address = self.at(vip)?;
+        let asked = Asked {
+            ip: self.probe_address.as_ref().map(|at| at.value),
+            port: self.probe_port.as_ref().map(|at| at.value),
+        };
         let server_id = match server_id_length {
             0 => None,
             // Each of a name's addresses has its own.
@@ -389,7 +404,7 @@ impl BackendDraft {
             probes: (checks.iter())
                 .map(|checks| {
                     let host = self.host.as_ref().map(|at| at.value.0.as_str());
-                    Arc::new(checks.of(address, host, (vip, forwarding), service, &name))
+                    Arc::new(checks.of(address, host, asked, (vip, forwarding), service, &name))
                 })
                 .collect(),
             name,

@@ -24,6 +24,7 @@ mod flows;
 pub mod interface;
 mod maps;
 mod migrate;
+mod pace;
 mod pin;
 mod server_ids;
 mod services;

@@ -13,6 +13,7 @@ use lb_common::verdict::Verdict;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
+use super::pace::{self, Pace};
 use super::{
     Attached, Datapath, DatapathError, PinDirectory, Place, Signs, Sweep, Tap, enter_bpffs,
 };
@@ -21,8 +22,6 @@ use crate::plan::explain::{Explanation, Tuple};
 use crate::plan::{Backend, Contents, Op, ServiceId, plan};
 use crate::privileges;
 
-/// Least time between two table swaps; what comes meanwhile is swapped in together.
-const SWAP_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the coarse clock of the packet path is set.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the flows are gone over, at the most.
@@ -215,7 +214,8 @@ struct Thread {
     generation: u64,
     pending: Option<Want>,
     gone: BTreeSet<BackendIndex>,
-    /// No table is swapped before this.
+    pace: Pace,
+    /// What is pending waits for this, if it swaps tables.
     next_swap: Instant,
     /// Nothing is applied before this.
     next_try: Instant,
@@ -240,6 +240,7 @@ impl Thread {
             generation: 0,
             pending: None,
             gone: BTreeSet::new(),
+            pace: Pace::default(),
             next_swap: now,
             next_try: now,
             next_tick: now,
@@ -268,8 +269,8 @@ impl Thread {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     // What was decided last is to stand, however short ago the last swap was.
-                    self.next_swap = Instant::now();
-                    self.next_try = self.next_swap;
+                    self.pace = Pace::default();
+                    self.next_try = Instant::now();
                     self.apply();
                     return;
                 }
@@ -359,8 +360,11 @@ impl Thread {
         };
         let ops = plan(&self.applied, &want.contents);
         let swaps = ops.iter().any(|op| matches!(op, Op::Table(..)));
+        let ejects = pace::ejects(&self.applied, &want.contents);
         let now = Instant::now();
-        if now < self.next_try || (swaps && now < self.next_swap) {
+        let next_swap = self.pace.next(ejects).filter(|_| swaps);
+        self.next_swap = next_swap.unwrap_or(now);
+        if now < self.next_swap.max(self.next_try) {
             self.pending = Some(want);
             return;
         }
@@ -381,7 +385,7 @@ impl Thread {
         // What noting all steps comes to; and the agent has it already.
         self.applied = want.contents.clone();
         if swaps {
-            self.next_swap = now + SWAP_INTERVAL;
+            self.pace.swapped(ejects, now);
         }
         self.generation = want.generation;
         self.gone = want.gone;

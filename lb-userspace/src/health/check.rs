@@ -9,9 +9,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Health;
 use super::agent::Axis;
 use super::ejections::Ejections;
+use super::{Health, SetHealth};
 use crate::model::{HealthPolicy, Window};
 use crate::probe::{Class, Outcome, Verdict};
 
@@ -119,6 +119,8 @@ pub struct CheckView {
     pub held_until: Option<Duration>,
     /// It would be healthy but for its hold-down.
     pub held: bool,
+    /// The verdict is the operator's word.
+    pub set: bool,
     /// The outcomes counted since the last verdict, the last one lowest: a bit for each, set for a
     /// failure.
     pub(super) recent: u64,
@@ -160,6 +162,7 @@ impl CheckView {
             certificate_not_after: None,
             held_until: None,
             held: false,
+            set: false,
             recent: 0,
             run_started: now,
         }
@@ -192,6 +195,22 @@ impl CheckView {
         self.assumed = self.health != Health::Unknown;
         self.certificate_not_after = None;
         self.forget_counts();
+    }
+
+    /// The operator says so; its outcomes count from here on.
+    pub(super) fn set(&mut self, health: SetHealth, now: Duration) {
+        self.forget_counts();
+        let to = match health {
+            SetHealth::Healthy | SetHealth::Leaving => Health::Healthy,
+            SetHealth::Unhealthy => Health::Unhealthy,
+        };
+        if self.health != to {
+            self.since = now;
+        }
+        (self.health, self.leaving) = (to, health == SetHealth::Leaving);
+        (self.gone, self.assumed, self.held_until, self.class) = (false, false, None, None);
+        self.reason = format!("set to {} by the operator", health.name());
+        self.set = true;
     }
 
     fn forget_counts(&mut self) {
@@ -383,7 +402,7 @@ impl CheckView {
             }
             Health::Unhealthy if self.gone || self.silent < policy.unhealthy_threshold => None,
             Health::Unhealthy => {
-                self.gone = true;
+                (self.gone, self.set) = (true, false);
                 self.class = Some(outcome.class);
                 self.reason = format!(
                     "gone: {} consecutive failures without an answer: {}",
@@ -412,6 +431,7 @@ impl CheckView {
 
     fn turn(&mut self, to: Health, reason: String, outcome: &Outcome, now: Duration) -> Turn {
         self.reason = reason;
+        self.set = false;
         self.leaving &= to == Health::Healthy;
         if self.health != to {
             self.since = now;

@@ -1,6 +1,6 @@
 //! All targets together: configuration, outcomes, verdicts. When probes are due: [`super::probes`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,10 @@ use super::schedule::Rhythm;
 use super::target::{Health, Restored, TargetView};
 use crate::model::{Assume, Backend, BackendKey, HealthPolicy, ProbeKind, ProbeSpec, Service};
 use crate::probe::{Class, Outcome, Verdict};
+
+mod operator;
+
+pub use operator::SetHealth;
 
 /// A verdict changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +86,8 @@ struct Target {
     checks: Vec<Check>,
     view: TargetView,
     tally: Tally,
+    /// The operator wants it not to be probed.
+    paused: bool,
 }
 
 const _: () = assert!(size_of::<Target>() <= 256);
@@ -103,6 +109,9 @@ impl Target {
         started: Duration,
         now: Duration,
     ) -> Option<Change> {
+        if !self.waits_for(check) {
+            return None;
+        }
         let policy = &self.checks.get(check)?.policy;
         let (from, weight) = (self.view.health, self.view.weight);
         match outcome.verdict {
@@ -132,6 +141,9 @@ struct Wishes<'a>(&'a mut [Target]);
 impl Rhythms for Wishes<'_> {
     fn rhythm(&self, asker: &Asker) -> Option<Rhythm> {
         let target = self.0.get(asker.target)?;
+        if !target.waits_for(asker.check) {
+            return None;
+        }
         let (check, view) = (
             target.checks.get(asker.check)?,
             target.view.checks.get(asker.check)?,
@@ -140,9 +152,12 @@ impl Rhythms for Wishes<'_> {
     }
 
     fn planned(&mut self, asker: &Asker, next: Option<Duration>, skipped: u64) {
-        let target = self.0.get_mut(asker.target);
-        if let Some(view) = target.and_then(|target| target.view.checks.get_mut(asker.check)) {
-            view.next_probe = next;
+        let Some(target) = self.0.get_mut(asker.target) else {
+            return;
+        };
+        let waits = target.waits_for(asker.check);
+        if let Some(view) = target.view.checks.get_mut(asker.check) {
+            view.next_probe = next.filter(|_| waits);
             view.skipped += skipped;
         }
     }
@@ -155,6 +170,8 @@ pub struct Engine {
     targets: Vec<Target>,
     places: BTreeMap<BackendKey, usize>,
     probes: Probes,
+    /// By the operator; those not configured included.
+    paused: BTreeSet<BackendKey>,
 }
 
 impl Engine {
@@ -165,6 +182,7 @@ impl Engine {
             targets: Vec::new(),
             places: BTreeMap::new(),
             probes: Probes::new(agent_id),
+            paused: BTreeSet::new(),
         }
     }
 
@@ -204,7 +222,12 @@ impl Engine {
                 let restored = restored
                     .get(&key)
                     .filter(|restored| restored.address == backend.address);
-                let known = Known { before, restored };
+                let paused = self.paused.contains(&key);
+                let known = Known {
+                    before,
+                    restored,
+                    paused,
+                };
                 let from = known.before.as_ref().map(|target| target.view.health);
                 let view = known.view(service, backend, now);
                 let checks = policies.iter().zip(&backend.probes).enumerate();
@@ -221,13 +244,15 @@ impl Engine {
                         },
                     ),
                 });
-                let target = Target {
+                let mut target = Target {
                     checks: checks.collect(),
                     key: key.clone(),
                     address: backend.address,
                     view,
                     tally: tally.unwrap_or_default(),
+                    paused,
                 };
+                target.rest();
                 if let Some(from) = from.filter(|from| *from != target.view.health) {
                     let turn = Turn::default();
                     changes.push(Change::new(&key, from, turn, &target.view, now));
@@ -284,7 +309,8 @@ impl Engine {
         let askers = self.place(seq).map_or(&[][..], |p| self.probes.askers(p));
         askers.iter().filter_map(|asker| {
             let target = self.targets.get(asker.target)?;
-            Some((&target.key, asker.check))
+            let waits = target.waits_for(asker.check);
+            waits.then_some((&target.key, asker.check))
         })
     }
 
@@ -294,7 +320,8 @@ impl Engine {
         askers.iter().filter_map(|asker| {
             let target = self.targets.get(asker.target)?;
             let policy = &target.checks.get(asker.check)?.policy;
-            policy.always_log_failures.then_some(&target.key)
+            let waits = target.waits_for(asker.check);
+            (policy.always_log_failures && waits).then_some(&target.key)
         })
     }
 
@@ -421,6 +448,7 @@ impl Engine {
 struct Known<'a> {
     before: Option<Target>,
     restored: Option<&'a Restored>,
+    paused: bool,
 }
 
 impl Known<'_> {
@@ -458,8 +486,7 @@ impl Known<'_> {
                     name: name.clone(),
                     advisory,
                     presumed: policy.assume == Assume::Up,
-                    // By way of the VIP it goes where the flows go, too.
-                    of_flows: spec.target == backend.address || spec.egress.via.is_some(),
+                    of_flows: spec.asks_port_of(service, backend),
                     ..view.unwrap_or_else(|| CheckView::unknown(name, now))
                 }
                 .held_by(policy, &ejections)
@@ -525,7 +552,9 @@ impl Known<'_> {
 
     /// What an earlier agent knew, where that is to be believed.
     fn believed(&self, policy: &HealthPolicy) -> Option<&Restored> {
-        self.restored.filter(|_| policy.assume != Assume::Down)
+        // A verdict that the operator keeps is to be believed.
+        self.restored
+            .filter(|_| policy.assume != Assume::Down || self.paused)
     }
 }
 

@@ -50,7 +50,7 @@ mod target;
 pub use budget::Budget;
 pub use check::{CheckView, HISTORY, Record, RestoredCheck};
 pub use ejections::{Ejections, Past, Term};
-pub use engine::{Change, Ended, Engine, Tally};
+pub use engine::{Change, Ended, Engine, SetHealth, Tally};
 pub use overload::Overload;
 pub use probes::Start;
 pub use target::{Health, Restored, RestoredChecks, TargetView};

@@ -55,7 +55,7 @@ impl Due {
 
 /// The askers' side.
 pub(super) trait Rhythms {
-    /// How often the asker wants to know.
+    /// How often the asker wants to know; `None`: not at all, for now.
     fn rhythm(&self, asker: &Asker) -> Option<Rhythm>;
     /// Tells it when its next probe is due, if none is in flight, and how many were left out.
     fn planned(&mut self, asker: &Asker, next: Option<Duration>, skipped: u64);
@@ -118,6 +118,12 @@ impl State {
 }
 
 impl Probe {
+    /// Whether anybody wants to know.
+    fn is_wanted(&self, askers: &impl Rhythms) -> bool {
+        let mut rhythms = self.askers.iter().map(|asker| askers.rhythm(asker));
+        rhythms.any(|rhythm| rhythm.is_some())
+    }
+
     /// The shortest of its askers' rhythms.
     fn rhythm(&self, askers: &impl Rhythms) -> Rhythm {
         let rhythms = self.askers.iter().filter_map(|asker| askers.rhythm(asker));
@@ -289,6 +295,15 @@ impl Probes {
                     continue;
                 }
             };
+            if !probe.is_wanted(askers) {
+                let planned = probe.grid.next(probe.rhythm(askers), nominal, now);
+                probe.state = State::Waiting {
+                    nominal: planned.nominal,
+                    due: planned.due,
+                };
+                self.queue.insert((planned.due, place));
+                continue;
+            }
             let rhythm = probe.rhythm(askers);
             let missed = whole_intervals_late(nominal, rhythm.interval(), now);
             self.seq += 1;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::check::{CheckView, Record, RestoredCheck, Turn};
 use super::ejections::{Ejections, Past};
+use super::engine::SetHealth;
 use crate::probe::{Class, Verdict};
 
 /// The probes' verdict.
@@ -276,6 +277,35 @@ impl TargetView {
                     .filter_map(CheckView::last)
                     .max_by_key(|record| record.at())
             })
+    }
+
+    /// The operator says so, for all its probes but the second opinions.
+    pub(super) fn set(&mut self, health: SetHealth, now: Duration) {
+        let from = self.health;
+        let asked = self.checks.iter_mut().filter(|check| !check.advisory);
+        asked.for_each(|check| check.set(health, now));
+        self.settle();
+        (self.reason, self.class) = (self.told(), None);
+        if from != self.health {
+            self.since = now;
+            if self.health == Health::Healthy && !self.doubted {
+                self.ejections.readmitted(now);
+            }
+        }
+    }
+
+    /// Nobody probes it: what it is taken for waits for nothing.
+    pub(super) fn rest(&mut self) {
+        for check in self.checks.iter_mut().filter(|check| !check.advisory) {
+            (check.assumed, check.next_probe) = (false, None);
+        }
+        self.settle();
+    }
+
+    /// Whether its verdict is the operator's word.
+    pub fn is_set(&self) -> bool {
+        let mut checks = self.checks.iter();
+        checks.any(|check| check.set && check.health == self.health)
     }
 
     /// Says whether what its packets say has ejected it.

@@ -1,9 +1,10 @@
 mod deciding;
+mod operator;
 mod reload;
 mod several;
 mod simulated;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// How much of a service must be able to serve for its VIP to be announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announce {
     /// Percent of the weight, 1 to 100; below it the VIP is withdrawn. Above no backend at all in any
     /// case.
@@ -12,6 +12,10 @@ pub struct Announce {
     pub hysteresis: u8,
     /// How long that must have been so without interruption.
     pub after: Duration,
+    /// Program by its absolute path, and its arguments: run when the VIP's route stands.
+    pub on_announce: Option<Vec<String>>,
+    /// The same: run when it is gone.
+    pub on_withdraw: Option<Vec<String>>,
 }
 
 impl Announce {

@@ -99,11 +99,17 @@ impl From<SocketAddr> for Endpoint {
 /// As it is configured.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = host_text(self.ip);
-        match self.ports {
-            Ports::One(port) => write!(f, "{host}:{port}"),
-            Ports::Range(first, last) => write!(f, "{host}:{first}-{last}"),
-            Ports::Any => write!(f, "{host}:*"),
+        write!(f, "{}:{}", host_text(self.ip), self.ports)
+    }
+}
+
+/// As it is written in the configuration.
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(port) => write!(f, "{port}"),
+            Self::Range(first, last) => write!(f, "{first}-{last}"),
+            Self::Any => f.write_str("*"),
         }
     }
 }

@@ -6,8 +6,8 @@ pub struct PanicRules {
     /// Fewer healthy backends than this are panic, too; 0: their number does not matter.
     pub min_healthy: u32,
     pub action: PanicAction,
-    /// Whether a backend whose own port refuses connections gets no traffic even then: that is no
-    /// fault of the probes.
+    /// Whether a backend whose own port refuses connections gets no traffic even then, as long as
+    /// another one can get it: a closed port is no fault of the probes.
     pub exclude_refused: bool,
 }
 
@@ -27,7 +27,7 @@ impl Default for PanicRules {
         Self {
             min_healthy: 0,
             action: PanicAction::All,
-            exclude_refused: false,
+            exclude_refused: true,
         }
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use lb_common::abi::Forwarding;
 
 use super::{
-    DnsProbe, ExecProbe, LdapProbe, MysqlProbe, Pattern, PostgresProbe, RedisProbe, SmtpProbe,
-    TcpScript,
+    Backend, DnsProbe, ExecProbe, LdapProbe, MysqlProbe, Pattern, PostgresProbe, Protocol,
+    RedisProbe, ScriptStep, Service, SmtpProbe, TcpScript,
 };
 
 /// One probe of one backend, complete in itself: two equal specs are the same probe.
@@ -33,8 +33,17 @@ pub struct Egress {
     pub mark: Option<u32>,
     /// Interface that they must leave and answers must arrive by (SO_BINDTODEVICE).
     pub interface: Option<String>,
+    /// Header that each TCP connection begins with.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// The target is the VIP: they go to the backend as the service's traffic does.
     pub via: Option<Via>,
+}
+
+/// Versions of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyProtocol {
+    V1,
+    V2,
 }
 
 /// The way of a service's traffic to one of its backends.
@@ -177,7 +186,50 @@ pub struct ClientCertificate {
     pub key: PathBuf,
 }
 
+impl ProbeSpec {
+    /// Whether it asks the very port that the backend's flows go to.
+    pub fn asks_port_of(&self, service: &Service, backend: &Backend) -> bool {
+        let same_protocol = self
+            .kind
+            .protocol()
+            .is_none_or(|own| own == service.protocol);
+        let same_port = match self.egress.via {
+            None => self.target == backend.address,
+            Some(_) => service.address.has(self.target),
+        };
+        same_protocol && same_port && !self.kind.asks_beside(self.target.port())
+    }
+}
+
 impl ProbeKind {
+    /// Whether it asks another port beside this one.
+    fn asks_beside(&self, port: u16) -> bool {
+        let Self::TcpScript(script) = self else {
+            return false;
+        };
+        let mut steps = script.steps.iter();
+        steps.any(|step| matches!(step, ScriptStep::Connect(other) if *other != port))
+    }
+
+    /// What it is carried by; `None` if the probe itself sends nothing.
+    pub const fn protocol(&self) -> Option<Protocol> {
+        match self {
+            Self::Exec(_) => None,
+            Self::Dns(_) => Some(Protocol::Udp),
+            Self::Tcp
+            | Self::TcpHalfOpen
+            | Self::TcpScript(_)
+            | Self::Http(_)
+            | Self::Grpc { .. }
+            | Self::Redis(_)
+            | Self::Postgres(_)
+            | Self::Mysql(_)
+            | Self::Smtp(_)
+            | Self::Ldap(_)
+            | Self::Agent => Some(Protocol::Tcp),
+        }
+    }
+
     /// Name in configuration and JSON.
     pub const fn name(&self) -> &'static str {
         match self {

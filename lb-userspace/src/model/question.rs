@@ -13,9 +13,32 @@ pub struct TcpScript {
     pub tls: Option<TlsOptions>,
 }
 
+impl TcpScript {
+    /// What is played on one connection after another: the port of each, if it is not the probed one,
+    /// and its steps.
+    pub fn parts(&self) -> Vec<(Option<u16>, &[ScriptStep])> {
+        let mut parts = Vec::new();
+        let (mut port, mut steps) = (None, self.steps.as_slice());
+        let connects = |step: &ScriptStep| match step {
+            ScriptStep::Connect(port) => Some(*port),
+            ScriptStep::Send(_) | ScriptStep::Receive { .. } => None,
+        };
+        while let Some((at, next)) =
+            (steps.iter().enumerate()).find_map(|(at, step)| connects(step).map(|port| (at, port)))
+        {
+            parts.push((port, &steps[..at]));
+            (port, steps) = (Some(next), &steps[at + 1..]);
+        }
+        parts.push((port, steps));
+        parts
+    }
+}
+
 /// A step of a [`TcpScript`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ScriptStep {
+    /// The connection is closed, and one to this port of the same address is opened.
+    Connect(u16),
     /// What was received and not consumed is dropped, and these bytes are sent.
     Send(Vec<u8>),
     /// Waits until what was received has all of this, then consumes it to the end of the match.

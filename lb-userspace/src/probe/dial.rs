@@ -12,7 +12,8 @@ use super::connect;
 use super::failure::Failure;
 use super::trace::Trace;
 use super::via::{Carrier, Ticket};
-use crate::model::ProbeSpec;
+use super::{proxy_protocol, text};
+use crate::model::{ProbeSpec, ProxyProtocol};
 
 /// What must have left by then is taken not to leave at all: the first packet of a connection is on
 /// its way when the call that opens it returns.
@@ -24,6 +25,28 @@ const UDP: u8 = 17;
 #[derive(Clone, Debug, Default)]
 pub struct Dialer {
     carrier: Option<Arc<Carrier>>,
+}
+
+/// Begins a connection with the PROXY protocol's header.
+async fn introduce(
+    stream: &TcpStream,
+    version: ProxyProtocol,
+    local: SocketAddr,
+    spec: &ProbeSpec,
+    trace: &mut Trace,
+) -> Result<(), Failure> {
+    let header = proxy_protocol::header(version, local, spec.target);
+    let mut rest = header.as_slice();
+    while !rest.is_empty() {
+        let writable = stream.writable().await;
+        match writable.and_then(|()| stream.try_write(rest)) {
+            Ok(sent) => rest = &rest[sent..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(Failure::connecting(&error)),
+        }
+    }
+    trace.step("proxy", format!("\"{}\"", text::excerpt(&header)));
+    Ok(())
 }
 
 impl Dialer {
@@ -56,6 +79,10 @@ impl Dialer {
         let connecting = connect::connect(socket, spec.target);
         let (stream, local) = self.watched(ticket, spec, connecting).await?;
         trace.step("connect", format_args!("{} from {local}", spec.target));
+        if let Some(version) = spec.egress.proxy_protocol {
+            // Apart, as above.
+            Box::pin(introduce(&stream, version, local, spec, trace)).await?;
+        }
         Ok(stream)
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::model::{ProbeKind, ProbeSpec, RedisProbe, TlsOptions};
+use crate::model::{ProbeKind, ProbeSpec, RedisProbe, TcpScript, TlsOptions};
 
 mod agent;
 mod connect;
@@ -25,6 +25,7 @@ mod ldap;
 mod mysql;
 mod outcome;
 mod postgres;
+mod proxy_protocol;
 mod redis;
 mod script;
 mod secret;
@@ -164,8 +165,39 @@ impl Prober {
             ProbeKind::Dns(dns) => dns::ask(dialer, spec, dns, trace).await,
             ProbeKind::Exec(exec) => exec::ask(spec.target, exec, trace).await,
             ProbeKind::Grpc { watch: true, .. } => self.watch(spec, prepared, trace).await,
+            ProbeKind::TcpScript(script) => self.play(spec, script, prepared, trace).await,
             _ => self.converse(spec, prepared, trace).await,
         }
+    }
+
+    /// A script, on one connection after another.
+    async fn play(
+        &self,
+        spec: &ProbeSpec,
+        script: &TcpScript,
+        prepared: &Prepared,
+        trace: &mut Trace,
+    ) -> Answer {
+        let mut answer = Success(String::new());
+        for (port, steps) in script.parts() {
+            let mut target = spec.target;
+            target.set_port(port.unwrap_or(target.port()));
+            let spec = ProbeSpec {
+                target,
+                timeout: spec.timeout,
+                kind: ProbeKind::Tcp,
+                egress: spec.egress.clone(),
+            };
+            let tcp = self.dialer.connect(&spec, trace).await?;
+            answer = match &prepared.tls {
+                None => script::ask(tcp, steps, trace).await?,
+                Some(context) => {
+                    let stream = context.connect(tcp, trace).await?;
+                    script::ask(stream, steps, trace).await?
+                }
+            };
+        }
+        Ok(answer)
     }
 
     /// By the stream of a gRPC server, or by a call where it offers none.
@@ -270,7 +302,6 @@ async fn converse<S: ProbeStream>(
     trace: &mut Trace,
 ) -> Answer {
     match &spec.kind {
-        ProbeKind::TcpScript(script) => script::ask(stream, script, trace).await,
         ProbeKind::Grpc { .. } => grpc::ask(stream, &grpc_call(spec, prepared)?, trace).await,
         ProbeKind::Redis(redis) => {
             redis::ask(stream, redis, prepared.password.as_deref(), trace).await
@@ -282,6 +313,7 @@ async fn converse<S: ProbeStream>(
         ProbeKind::Ldap(_) => ldap::ask(stream, trace).await,
         ProbeKind::Tcp
         | ProbeKind::TcpHalfOpen
+        | ProbeKind::TcpScript(_)
         | ProbeKind::Http(_)
         | ProbeKind::Dns(_)
         | ProbeKind::Exec(_) => Err(Failure::internal("this probe connects by itself")),

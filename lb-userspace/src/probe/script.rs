@@ -6,17 +6,19 @@ use super::outcome::Class;
 use super::trace::Trace;
 use super::wire::Wire;
 use super::{Answer, Success, text};
-use crate::model::{Match, ScriptStep, TcpScript};
+use crate::model::{Match, ScriptStep};
 
 /// So much may one step receive without being satisfied.
 const MAX_RECEIVED: usize = 16 * 1024;
 
-/// Plays the script to its end.
-pub async fn ask<S: ProbeStream>(stream: S, script: &TcpScript, trace: &mut Trace) -> Answer {
+/// Plays the steps of a script on a connection.
+pub async fn ask<S: ProbeStream>(stream: S, steps: &[ScriptStep], trace: &mut Trace) -> Answer {
     let mut wire = Wire::new(stream, "what the script expects", trace);
     let mut last = "the script was played".to_owned();
-    for step in &script.steps {
+    for step in steps {
         match step {
+            // Between two connections, and so in neither.
+            ScriptStep::Connect(_) => {}
             ScriptStep::Send(bytes) => {
                 let rest = wire.received().len();
                 wire.consume(rest);

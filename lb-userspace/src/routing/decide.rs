@@ -13,7 +13,7 @@ use super::tiers::{Holding, Share, in_service, one_is_whole};
 use super::weight;
 use super::{Admin, Cause, Decided, Decision, Event, EventKind, Orders, Routing, RoutingState};
 use super::{RoutingState as Previous, ServiceRouting};
-use crate::health::passive::Doubt;
+use crate::health::passive::{Doubt, Kind};
 use crate::health::{Health, TargetView};
 use crate::model::{BackendKey, PanicAction, Service};
 
@@ -112,9 +112,13 @@ fn decide_service(
             let key = service.key(backend);
             let view = (input.health)(&key);
             let healthy = view.is_some_and(|view| view.health == Health::Healthy);
+            let doubt = input.passive.get(&key);
             Subject {
                 view,
-                doubt: input.passive.get(&key).filter(|_| healthy),
+                doubt: doubt.filter(|_| healthy),
+                refusing_since: doubt
+                    .filter(|doubt| doubt.kind == Kind::Refused)
+                    .map(|doubt| doubt.since),
                 admin: input.admin.get(&key).copied().unwrap_or_default(),
                 key,
                 backend,
@@ -253,10 +257,23 @@ fn decide_service(
         }
         None | Some(_) => BTreeSet::new(),
     };
+    // Whom panic has traffic for, closed ports left out.
+    let open = |s: &Subject<'_>| {
+        let before = before.and_then(|before| before.backends.get(&s.key));
+        let opened = fail_open || before.is_some_and(|b| b.cause == Cause::FailOpen);
+        let serves = s.health() != Health::Unknown || opened || s.is_presumed();
+        serves && s.admin == Admin::Enabled && s.backend.weight > 0 && !s.is_refused()
+    };
+    let closed = match panic {
+        Some(PanicAction::All) if !service.panic.exclude_refused => Closed::Ignored,
+        Some(PanicAction::All) if !subjects.iter().any(open) => Closed::All,
+        Some(PanicAction::All) => Closed::Excluded,
+        Some(PanicAction::Fail | PanicAction::Fallback) | None => Closed::Ignored,
+    };
     let rules = Rules {
         panic,
         refused: &refused,
-        exclude_refused: service.panic.exclude_refused,
+        closed,
         fail_open,
         tiers: &tiers,
         drain_deadline: service.drain_deadline,
@@ -293,11 +310,22 @@ fn decide_service(
     }
 }
 
+/// What a closed port means in panic.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    /// Nothing.
+    Ignored,
+    /// No traffic.
+    Excluded,
+    /// Nothing, since there is no open one.
+    All,
+}
+
 /// What holds for the whole service.
 struct Rules<'a> {
     /// Who gets the new flows, in panic.
     panic: Option<PanicAction>,
-    exclude_refused: bool,
+    closed: Closed,
     /// Those for whose ejection there is no place.
     refused: &'a BTreeSet<&'a BackendKey>,
     fail_open: bool,
@@ -326,6 +354,8 @@ fn decide_backend(
     next: &mut Earliest,
 ) -> Decision {
     let (said, gone) = (subject.reason(), subject.gone());
+    let closed = rules.closed != Closed::Ignored && subject.is_refused();
+    let excluded = closed && rules.closed == Closed::Excluded;
     // Whoever got traffic undecided keeps it until its own verdict: the first verdict on another
     // must not cut its flows.
     let fail_open = rules.fail_open || before.is_some_and(|b| b.cause == Cause::FailOpen);
@@ -361,13 +391,23 @@ fn decide_backend(
             format!("waiting for its first verdict: {said}"),
         ),
         (Admin::Enabled, Health::Unhealthy)
-            if rules.panic == Some(PanicAction::All)
-                && !(rules.exclude_refused && subject.is_refused()) =>
+            if rules.panic == Some(PanicAction::All) && !excluded =>
         {
+            let reason = match closed {
+                true => "panic, and all refuse connections",
+                false => "panic, too few are healthy",
+            };
+            (Routing::Panic, Cause::Panic, format!("{reason}: {said}"))
+        }
+        (Admin::Enabled, Health::Unhealthy) if excluded => {
+            let routing = match gone {
+                true => Routing::Out,
+                false => soften(subject, rules, before, now, next),
+            };
             (
-                Routing::Panic,
-                Cause::Panic,
-                format!("panic, too few are healthy: {said}"),
+                routing,
+                Cause::Refused,
+                format!("not even in panic, since its port refuses connections: {said}"),
             )
         }
         (Admin::Enabled, Health::Unhealthy) if rules.refused.contains(&subject.key) => (
@@ -539,7 +579,9 @@ fn backend_event(before: &Decision, after: &Decision) -> Option<EventKind> {
         | (Standby, Active) => None,
         (Active | Standby | Panic, Draining { .. }) => Some(EventKind::Draining),
         (Active | Standby | Panic, Out) => Some(EventKind::Ejected),
-        (Draining { .. }, Out) if after.cause == Cause::Gone => Some(EventKind::Ejected),
+        (Draining { .. }, Out) if matches!(after.cause, Cause::Gone | Cause::Refused) => {
+            Some(EventKind::Ejected)
+        }
         (Draining { .. }, Out) => Some(EventKind::Drained),
         (Out, Active | Standby) if before.cause == Cause::Undecided => Some(EventKind::Admitted),
         (Out | Draining { .. } | Panic, Active | Standby) => Some(EventKind::Readmitted),

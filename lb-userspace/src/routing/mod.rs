@@ -139,6 +139,8 @@ pub enum Cause {
     Leaving,
     /// It does not answer.
     Gone,
+    /// There is panic, but its own port refuses connections.
+    Refused,
     /// Too many are unhealthy.
     Panic,
     /// Healthy, and there for panic only.
@@ -166,6 +168,7 @@ impl Cause {
             Self::Unhealthy => "unhealthy",
             Self::Leaving => "leaving",
             Self::Gone => "gone",
+            Self::Refused => "refused",
             Self::Panic => "panic",
             Self::Fallback => "fallback",
             Self::TierNotNeeded => "tier_not_needed",

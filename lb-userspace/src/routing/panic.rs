@@ -16,8 +16,10 @@
 //!
 //! Who gets new flows in panic is the service's `panic_action`: all backends, none, or those with
 //! `fallback = true`, which get none otherwise and count nowhere. Nothing overrides the operator, and
-//! with `panic_exclude_refused` a backend whose own port refuses connections gets none either: that
-//! is no fault of the probes.
+//! unless `panic_exclude_refused` is false, a backend whose own port refuses connections gets none
+//! either, as long as there is another one to get it: a closed port is no fault of the probes. Where all
+//! refuse, leaving them out would serve nobody; with traffic their clients at least learn at once that
+//! nobody is there, and the first that is back has them before a probe has found it.
 
 use std::time::Duration;
 

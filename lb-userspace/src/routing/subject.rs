@@ -16,6 +16,8 @@ pub(super) struct Subject<'a> {
     pub view: Option<&'a TargetView>,
     /// Only of one that the probes call healthy.
     pub doubt: Option<&'a Doubt>,
+    /// Since when its packets have it ejected for refusing their connections, whatever the probes say.
+    pub refusing_since: Option<Duration>,
     pub admin: Admin,
 }
 
@@ -109,15 +111,23 @@ impl Subject<'_> {
             && self.backend.weight > 0
     }
 
-    /// Whether a last probe was refused at the very port that packets go to.
+    /// Whether the very port that packets go to refuses connections, by what was seen of it last: by a
+    /// probe that asks it, or by the packets themselves. A probe of another port says nothing of it.
     pub fn is_refused(&self) -> bool {
         let checks = self.view.map_or(&[][..], |view| &view.checks);
-        let mut asked = self.backend.probes.iter().zip(checks);
-        asked.any(|(probe, check)| {
+        // Of one that asks something else now, what it found before is not of this port.
+        let asked = checks
+            .iter()
+            .filter(|check| check.of_flows && !check.assumed);
+        let counted = asked.map(|check| {
             let mut outcomes = check.history.iter().rev();
-            let counted = outcomes.find(|outcome| outcome.verdict != Verdict::Internal);
-            probe.target == self.backend.address
-                && counted.is_some_and(|last| last.class == Class::Refused)
-        })
+            outcomes.find(|outcome| outcome.verdict != Verdict::Internal)
+        });
+        let last = counted.flatten().max_by_key(|outcome| outcome.at());
+        match (last, self.refusing_since) {
+            (Some(last), Some(since)) if last.at() <= since => true,
+            (Some(last), _) => last.class == Class::Refused,
+            (None, refusing) => refusing.is_some(),
+        }
     }
 }

@@ -1,19 +1,18 @@
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::health::passive::Doubt;
+use crate::health::passive::{Doubt, Kind};
 use crate::health::{Engine, Health};
-use std::net::SocketAddr;
-
 use crate::model::{
     Affinity, Backend, Endpoint, Forwarding, HealthPolicy, Mode, PanicRules, PassiveRules,
     ProbeKind, ProbeSpec, Protocol, Service,
 };
-use crate::probe::{Class, Outcome};
+use crate::probe::{Class, Outcome, Verdict};
 
 mod active_passive;
 mod panic;
@@ -279,9 +278,9 @@ fn removed_backends_drain_until_their_deadline() {
 #[test]
 fn panic_ignores_health_below_the_threshold_and_ends_by_itself() {
     let mut world = World::healthy(50, &[(100, 0); 4]);
-    world.probe(0, Class::Refused).probe(1, Class::Status);
+    world.probe(0, Class::Timeout).probe(1, Class::Status);
     assert_eq!((world.picture().as_str(), world.panic()), ("ODAA", false));
-    world.probe(2, Class::Refused);
+    world.probe(2, Class::Timeout);
     assert_eq!((world.picture().as_str(), world.panic()), ("PPPA", true));
     // 50 % is enough, but only after an interval of it.
     world.probe(0, Class::Ok);
@@ -290,7 +289,7 @@ fn panic_ignores_health_below_the_threshold_and_ends_by_itself() {
     world.wait(s(5));
     assert_eq!((world.picture().as_str(), world.panic()), ("ADOA", false));
     // Again, and out of it at once with 75 %.
-    world.probe(0, Class::Refused);
+    world.probe(0, Class::Timeout);
     assert!(world.panic());
     world.probe(0, Class::Ok).probe(1, Class::Ok);
     assert_eq!((world.picture().as_str(), world.panic()), ("AAOA", false));
@@ -331,7 +330,7 @@ fn the_first_failures_of_a_start_are_no_panic() {
         "OAA"
     );
     let mut world = World::new(50, &[(100, 0); 3]);
-    world.probe(0, Class::Refused);
+    world.probe(0, Class::Timeout);
     // Those of which nothing is known get traffic too, since nobody is healthy.
     assert_eq!(world.wait(s(7)).picture(), "PAA");
 }
@@ -377,7 +376,7 @@ fn after_panic_comes_the_drain() {
 #[test]
 fn events_tell_every_change_of_panic() {
     let mut world = World::healthy(50, &[(100, 0); 2]);
-    world.probe(0, Class::Refused).probe(1, Class::Refused);
+    world.probe(0, Class::Timeout).probe(1, Class::Timeout);
     world.probe(0, Class::Ok).probe(1, Class::Ok);
     use EventKind::{Ejected, PanicEntered, PanicLeft, Panicked, Readmitted};
     let expected = [
@@ -433,8 +432,8 @@ fn a_returning_backend_is_eased_in() {
     assert_eq!((share(&world, 0), share(&world, 1)), (100, 100));
     world
         .wait(s(200))
-        .probe(0, Class::Refused)
-        .probe(1, Class::Refused);
+        .probe(0, Class::Timeout)
+        .probe(1, Class::Timeout);
     world.probe(0, Class::Ok).probe(1, Class::Ok);
     assert_eq!(share(&world, 1), 100);
 }
@@ -476,6 +475,24 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Whether the last probe was refused.
+fn refuses(world: &World, n: usize) -> bool {
+    let checks = &world.engine.get(&key(n)).unwrap().checks;
+    let mut outcomes = checks[0].history.iter().rev();
+    let last = outcomes.find(|outcome| outcome.verdict != Verdict::Internal);
+    last.is_some_and(|last| last.class == Class::Refused)
+}
+
+/// Whether everybody who may have traffic in panic refuses it.
+fn all_refuse(world: &World) -> bool {
+    (0..world.service.backends.len()).all(|n| {
+        let admin = world.admin.get(&key(n)).copied().unwrap_or_default();
+        let health = world.engine.get(&key(n)).unwrap().health;
+        let waits = health == Health::Unknown && !world.routing(n).takes_new_flows();
+        admin != Admin::Enabled || waits || refuses(world, n)
+    })
+}
+
 /// What must hold whatever happened.
 fn check(world: &World) -> Result<(), TestCaseError> {
     let service = &world.state.services["web"];
@@ -492,7 +509,10 @@ fn check(world: &World) -> Result<(), TestCaseError> {
                 prop_assert_eq!(takes, decision.cause == Cause::FailOpen);
             }
             (Admin::Enabled, Health::Unhealthy) => {
-                prop_assert_eq!(takes, service.panic);
+                prop_assert_eq!(
+                    takes,
+                    service.panic && (!refuses(world, n) || all_refuse(world))
+                );
                 prop_assert!(takes || !view.gone || decision.routing == Routing::Out);
             }
             (Admin::Enabled, Health::Healthy) => {

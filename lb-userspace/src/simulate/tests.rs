@@ -134,7 +134,7 @@ fn panic_is_entered_and_left() {
     let model = model("panic_threshold = 50", &["", "", ""]);
     let mut outcomes = at(0, &[OK, OK, OK]);
     for seconds in [5, 10, 15] {
-        outcomes.extend(at(seconds, &[DEAD, DEAD, OK]));
+        outcomes.extend(at(seconds, &[SILENT, SILENT, OK]));
     }
     outcomes.extend(at(20, &[OK]));
     outcomes.extend(at(25, &[OK]));
@@ -178,7 +178,7 @@ fn panic_at_the_border_ends_by_time_alone() {
     let model = model("panic_threshold = 50", &["", ""]);
     let mut outcomes = at(0, &[OK, OK]);
     for seconds in [5, 10, 15] {
-        outcomes.extend(at(seconds, &[DEAD, DEAD]));
+        outcomes.extend(at(seconds, &[SILENT, SILENT]));
     }
     outcomes.extend(at(20, &[OK]));
     outcomes.extend(at(25, &[OK]));

@@ -12,8 +12,8 @@ use lb_userspace::model::{
     Endpoint, ExecProbe, Family, Fence, Forwarding, HeaderMatch, HealthPolicy, HoldDown, HttpProbe,
     LdapProbe, Match, Mode, Model, MysqlProbe, Node, OnDeath, OnExit, PanicAction, PanicRules,
     PassiveHttp, PassiveRules, Pattern, PoolRules, Ports, PostgresProbe, Prefix, ProbeKind,
-    ProbeSpec, Protocol, Question, RedisProbe, RedisRole, Reuse, ScriptStep, Service, SlowStart,
-    SmtpProbe, StatusRange, TcpScript, TlsOptions, Via, Window, XdpMode,
+    ProbeSpec, Protocol, ProxyProtocol, Question, RedisProbe, RedisRole, Reuse, ScriptStep,
+    Service, SlowStart, SmtpProbe, StatusRange, TcpScript, TlsOptions, Via, Window, XdpMode,
 };
 
 use super::good;
@@ -285,6 +285,8 @@ fn every_kind_of_probe_is_read() {
             unless: Some(Match::Contains(b"ERROR".to_vec())),
             min_bytes: 1,
         },
+        ScriptStep::Connect(11212),
+        ScriptStep::Send(b"quit\r\n".to_vec()),
     ];
     assert_eq!(
         kind("script"),
@@ -396,6 +398,13 @@ fn every_kind_of_probe_is_read() {
         ..Egress::default()
     };
     assert_eq!(way("marked"), ("10.0.0.11:80".parse().unwrap(), marked));
+    assert_eq!(way("half-open").0, "10.9.0.11:2222".parse().unwrap());
+    assert_eq!(way("redis").1.proxy_protocol, Some(ProxyProtocol::V2));
+    let ProbeKind::TcpScript(script) = kind("script") else {
+        panic!("{:?}", kind("script"));
+    };
+    let ports: Vec<_> = script.parts().iter().map(|(port, _)| *port).collect();
+    assert_eq!(ports, [None, Some(11212)]);
     let ProbeKind::Grpc {
         metadata, watch, ..
     } = kind("grpc")
@@ -407,6 +416,26 @@ fn every_kind_of_probe_is_read() {
     let wanted = [("x-tenant", "lb"), ("x-trace-bin", "AAEC/w")];
     let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(metadata, wanted);
+}
+
+/// Where there is no connection that it could begin, it is meant for others.
+#[test]
+fn an_inherited_header_holds_where_it_can() {
+    let text = good("kinds.toml").replace(
+        "[node]",
+        "[defaults.health]\nproxy_protocol = \"v1\"\n\n[node]",
+    );
+    let model = config::parse(&text, "lb.toml").unwrap();
+    let header = |name: &str| {
+        let backends = &model.service(name).unwrap().backends;
+        backends[0].probes[0].egress.proxy_protocol
+    };
+    assert_eq!(header("post"), Some(ProxyProtocol::V1));
+    assert_eq!(header("via"), Some(ProxyProtocol::V1));
+    assert_eq!(header("redis"), Some(ProxyProtocol::V2));
+    for name in ["half-open", "dns", "exec"] {
+        assert_eq!(header(name), None, "{name}");
+    }
 }
 
 #[test]
@@ -560,17 +589,22 @@ fn defaults_for_other_probes_do_not_disturb_a_service() {
 fn what_is_announced_is_read() {
     let model = config::parse(&good("announced.toml"), "lb.toml").unwrap();
     assert_eq!(model.node.announce_table, 110);
-    let of = |name: &str| model.service(name).unwrap().announce;
+    let of = |name: &str| model.service(name).unwrap().announce.clone();
     let web = Announce {
         quorum: 50,
         hysteresis: 25,
         after: Duration::from_secs(30),
+        on_announce: Some(vec!["/usr/local/sbin/vip".into(), "up".into()]),
+        on_withdraw: Some(vec!["/usr/local/sbin/vip".into(), "down".into()]),
     };
-    assert_eq!((of("web"), web.regained_at()), (Some(web), 75));
+    assert_eq!(web.regained_at(), 75);
+    assert_eq!(of("web"), Some(web));
     let usual = Announce {
         quorum: 1,
         hysteresis: 0,
         after: Duration::ZERO,
+        on_announce: None,
+        on_withdraw: None,
     };
     assert_eq!(of("web-tls"), Some(usual));
     assert_eq!(of("admin"), None);

@@ -28,7 +28,7 @@ const COMMANDS: &[(&[&str], &str, &str, Verb)] = &[
     (
         &["disable", "health"],
         "disable health <bk>/<srv>",
-        "not supported, and says so",
+        "stop probing a server, which keeps its health",
         Verb::DisableHealth,
     ),
     (
@@ -40,7 +40,7 @@ const COMMANDS: &[(&[&str], &str, &str, Verb)] = &[
     (
         &["enable", "health"],
         "enable health <bk>/<srv>",
-        "nothing to do: probes are never stopped",
+        "probe a server again",
         Verb::EnableHealth,
     ),
     (
@@ -58,7 +58,7 @@ const COMMANDS: &[(&[&str], &str, &str, Verb)] = &[
     (
         &["set", "server"],
         "set server <bk>/<srv> [opts]",
-        "change a server's state or weight",
+        "change a server's state, weight or health",
         Verb::SetServer,
     ),
     (

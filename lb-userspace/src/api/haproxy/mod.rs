@@ -13,10 +13,11 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use super::event::Via;
-use super::request::{ApiError, ErrorKind, Peer, Reply, Request};
+use super::request::{ApiError, BackendName, ErrorKind, Peer, ProbesOrder, Reply, Request};
 use super::server::{self, Agent, CLIENTS};
 use super::socket::Listener;
 use super::status::Status;
+use crate::health::SetHealth;
 
 mod check;
 mod command;
@@ -190,19 +191,20 @@ impl Client {
             Verb::SetServer => self.set_server(rest).await,
             Verb::EnableServer => self.set_state(argument(0), Some("ready")).await,
             Verb::DisableServer => self.set_state(argument(0), Some("maint")).await,
-            Verb::EnableHealth => match self.find(argument(0)).await?.probed {
-                // They are never stopped.
-                true => Ok(String::new()),
-                false => {
-                    Err("Health check was not configured on this server, cannot enable.".into())
+            Verb::EnableHealth => {
+                let Name { name, probed, .. } = self.find(argument(0)).await?;
+                if !probed {
+                    let text = "Health check was not configured on this server, cannot enable.";
+                    return Err(text.into());
                 }
-            },
+                self.probes(name, ProbesOrder::Resume).await
+            }
             Verb::DisableHealth => {
-                let Name { name, .. } = self.find(argument(0)).await?;
-                Err(Refused(format!(
-                    "'disable health' is not supported: a server that nobody probes would keep its \
-                     traffic when it dies. Use 'set server {name} state drain' or 'maint'."
-                )))
+                let Name { name, probed, .. } = self.find(argument(0)).await?;
+                match probed {
+                    true => self.probes(name, ProbesOrder::Pause).await,
+                    false => Ok(String::new()),
+                }
             }
             // Answered by the session.
             Verb::Help | Verb::Prompt | Verb::Quit => Ok(String::new()),
@@ -215,16 +217,18 @@ impl Client {
         match argument(1) {
             Some("state") => self.set_state(argument(0), argument(2)).await,
             Some("weight") => self.set_weight(argument(0), argument(2)).await,
-            Some("health") => match argument(2) {
-                Some("up" | "stopping" | "down") => Err(Refused(format!(
-                    "'set server <srv> health' is not supported: how a server is, only its probes \
-                     say. Use 'set server {name} state maint' or 'drain', and 'ready' to take it back."
-                ))),
-                _ => {
-                    let text = "'set server <srv> health' expects 'up', 'stopping', or 'down'.";
-                    Err(text.into())
-                }
-            },
+            Some("health") => {
+                let health = match argument(2) {
+                    Some("up") => SetHealth::Healthy,
+                    Some("stopping") => SetHealth::Leaving,
+                    Some("down") => SetHealth::Unhealthy,
+                    _ => {
+                        let text = "'set server <srv> health' expects 'up', 'stopping', or 'down'.";
+                        return Err(text.into());
+                    }
+                };
+                self.probes(name, ProbesOrder::Set(health)).await
+            }
             Some("agent") => Err(Refused(format!(
                 "'set server <srv> agent' is not supported: its agent speaks for itself. Use \
                  'set server {name} state'."
@@ -266,6 +270,10 @@ impl Client {
         let text = text.ok_or("Require <weight> or <weight%>.")?;
         let weight = command::weight(text, initial_weight)?;
         self.done(Request::Weight { backend, weight }).await
+    }
+
+    async fn probes(&self, backend: BackendName, order: ProbesOrder) -> Result<String, Refused> {
+        self.done(Request::Probes { backend, order }).await
     }
 
     /// Has the loop do something, which is answered with nothing.

@@ -11,7 +11,7 @@ pub const FIRST: usize = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Up,
-    /// Up without probes.
+    /// Up, and not probed, or not for now.
     NoCheck,
     /// Gets no new flows because it asks for that itself.
     NoLb,
@@ -43,7 +43,7 @@ impl Server<'_> {
         match (backend.admin, backend.routing) {
             (Admin::Disabled, _) => State::Maint,
             (Admin::Drain, _) if backend.health == Health::Healthy => State::Drain,
-            (_, Routing::Active | Routing::Standby) if backend.probe.is_none() => State::NoCheck,
+            (_, Routing::Active | Routing::Standby) if !self.is_probed() => State::NoCheck,
             (_, Routing::Active | Routing::Standby) => State::Up,
             (_, Routing::Draining | Routing::Out) if backend.cause == "leaving" => State::NoLb,
             // In panic it gets flows all the same, but nobody believes it to be well.
@@ -68,6 +68,11 @@ impl Server<'_> {
             Admin::Disabled => 0x01,
             Admin::Drain => 0x08,
         }
+    }
+
+    /// Whether it is probed now.
+    pub const fn is_probed(&self) -> bool {
+        self.backend.probe.is_some() && self.backend.paused_since.is_none()
     }
 
     /// Whether it is for when others fail.

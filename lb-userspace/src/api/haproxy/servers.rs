@@ -16,7 +16,8 @@ const CONN: &str = "# bkname/svname bkid/svid addr port - purge_delay used_cur u
 
 /// CHK_ST_INPROGRESS, CONFIGURED and ENABLED of HAProxy.
 const IN_PROGRESS: u8 = 0x01;
-const ENABLED: u8 = 0x02 | 0x04;
+const CONFIGURED: u8 = 0x02;
+const ENABLED: u8 = 0x04;
 
 pub fn backends(status: &Status) -> String {
     let mut text = "# name\n".to_owned();
@@ -48,8 +49,9 @@ fn state_of(status: &Status, id: usize, server: &Server<'_>) -> String {
     let check = probed.unwrap_or(check::INITIAL);
     let probing = match (&backend.probe, backend.next_probe) {
         (None, _) => 0,
-        (Some(_), Some(_)) => ENABLED,
-        (Some(_), None) => ENABLED | IN_PROGRESS,
+        (Some(_), _) if !server.is_probed() => CONFIGURED,
+        (Some(_), Some(_)) => CONFIGURED | ENABLED,
+        (Some(_), None) => CONFIGURED | ENABLED | IN_PROGRESS,
     };
     format!(
         "{id} {} {number} {} {address} {} {} {} {} {seconds} {} {} {NONE} {probing} 0 0 0 {NONE} \

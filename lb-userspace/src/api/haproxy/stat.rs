@@ -194,6 +194,17 @@ fn effective(server: &Server<'_>) -> u64 {
     u64::from(backend.weight) * u64::from(backend.share) / 100
 }
 
+/// Columns that are empty while nobody probes the server.
+const CHECKS: [&str; 7] = [
+    "chkfail",
+    "chkdown",
+    "check_status",
+    "check_desc",
+    "check_code",
+    "check_duration",
+    "last_chk",
+];
+
 fn server_column(status: &Status, id: usize, server: &Server<'_>, column: &str) -> Option<String> {
     let Server {
         service,
@@ -201,6 +212,10 @@ fn server_column(status: &Status, id: usize, server: &Server<'_>, column: &str) 
         number,
     } = server;
     let last = backend.last_probe.as_ref();
+    let of_checks = CHECKS.contains(&column);
+    if of_checks && !server.is_probed() {
+        return None;
+    }
     Some(match column {
         "pxname" => service.name.clone(),
         "svname" => backend.name.to_string(),
@@ -221,12 +236,8 @@ fn server_column(status: &Status, id: usize, server: &Server<'_>, column: &str) 
         "uweight" => backend.weight.to_string(),
         "act" => u8::from(!server.is_backup()).to_string(),
         "bck" => u8::from(server.is_backup()).to_string(),
-        "chkfail" => backend
-            .probe
-            .as_ref()
-            .map(|_| backend.probes.failure)?
-            .to_string(),
-        "chkdown" => backend.probe.as_ref().map(|_| server.downs())?.to_string(),
+        "chkfail" => backend.probes.failure.to_string(),
+        "chkdown" => server.downs().to_string(),
         "lastchg" => since(status, backend.since).to_string(),
         "iid" => id.to_string(),
         "sid" => number.to_string(),

@@ -70,6 +70,10 @@ impl Fixture {
 async fn changes_are_the_agents_own_requests_with_their_origin() {
     let mut fixture = start(sample());
     let backend: super::super::BackendName = "web/web-1".parse().unwrap();
+    let probes = |order| Request::Probes {
+        backend: backend.clone(),
+        order,
+    };
     for (line, request) in [
         (
             "set server web/web-1 state drain",
@@ -111,7 +115,24 @@ async fn changes_are_the_agents_own_requests_with_their_origin() {
         ),
         (
             "set server web/web-1 weight 7",
-            Request::Weight { backend, weight: 7 },
+            Request::Weight {
+                backend: backend.clone(),
+                weight: 7,
+            },
+        ),
+        ("disable health web/web-1", probes(ProbesOrder::Pause)),
+        ("enable health web/web-1", probes(ProbesOrder::Resume)),
+        (
+            "set server web/web-1 health up",
+            probes(ProbesOrder::Set(SetHealth::Healthy)),
+        ),
+        (
+            "set server web/web-1 health stopping",
+            probes(ProbesOrder::Set(SetHealth::Leaving)),
+        ),
+        (
+            "set server web/web-1 health down",
+            probes(ProbesOrder::Set(SetHealth::Unhealthy)),
         ),
     ] {
         assert_eq!(fixture.ask(&format!("{line}\n")).await, "\n", "{line}");
@@ -135,12 +156,8 @@ async fn what_cannot_be_done_changes_nothing_and_says_so() {
         ("get weight web/web-9", "No such server."),
         ("enable health web/web-9", "No such server."),
         (
-            "disable health web/web-1",
-            "'disable health' is not supported",
-        ),
-        (
-            "set server web/web-1 health down",
-            "'set server <srv> health' is not supported",
+            "set server web/web-1 health bogus",
+            "'set server <srv> health' expects 'up', 'stopping', or 'down'.",
         ),
         (
             "set server web/web-1 addr 10.0.0.1",
@@ -242,6 +259,18 @@ async fn tables_tell_what_the_status_tells() {
         fixture.ask("show servers state wbe\n").await,
         "Can't find backend.\n\n"
     );
+
+    // One that is not probed for now.
+    let mut resting = status.clone();
+    resting.services[0].backends[0].paused_since = Some(status.node.at);
+    let fixture = start(resting);
+    let stat = fixture.ask("show stat\n").await;
+    assert_eq!(column(&stat, "status"), ["OPEN", "no check", "DOWN", "UP"]);
+    assert_eq!(column(&stat, "check_status"), ["", "", "L4CON", ""]);
+    assert_eq!(column(&stat, "chkfail")[1], "");
+    let state = fixture.ask("show servers state\n").await;
+    let row = "2 web 1 web-1 10.0.0.11 2 0 100 100 100 15 3 - 2 0 0 0 - 8080 - 0 0 - - 0";
+    assert_eq!(state.lines().nth(2), Some(row));
 
     // One that is drained or disabled by the operator.
     let backend = &mut status.services[0].backends[0];

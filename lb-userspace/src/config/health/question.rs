@@ -1,6 +1,6 @@
 //! What a probe asks of a backend, once its address is known.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::config::egress;
@@ -16,6 +16,13 @@ pub struct Checks {
     pub(super) port: Option<u16>,
     pub(super) question: Question,
     pub egress: egress::Rules,
+}
+
+/// Where a backend is asked, as far as it says so itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    pub ip: Option<IpAddr>,
+    pub port: Option<u16>,
 }
 
 /// A probe without its target.
@@ -49,18 +56,24 @@ impl Checks {
         self.port.is_some()
     }
 
-    /// The probe of the backend `name` at `address`, written as `host`, whose service has this VIP
+    /// The probe of the backend `name` at `address`, written as `host` and `asked` there, whose service has this VIP
     /// and is forwarded so.
     pub fn of(
         &self,
         address: SocketAddr,
         written: Option<&str>,
+        asked: Asked,
         (vip, forwarding): (Endpoint, Forwarding),
         service: &Arc<str>,
         name: &Arc<str>,
     ) -> ProbeSpec {
-        let port = self.port.unwrap_or(address.port());
-        let (target, egress) = self.egress.of(address.ip(), port, vip, forwarding);
+        let port = asked.port.or(self.port).unwrap_or(address.port());
+        let ip = match self.runs_commands() {
+            // They are told what the backend's address is.
+            true => address.ip(),
+            false => asked.ip.unwrap_or(address.ip()),
+        };
+        let (target, egress) = self.egress.of(ip, port, vip, forwarding);
         let kind = match &self.question {
             Question::Same(ProbeKind::Exec(exec)) => ProbeKind::Exec(ExecProbe {
                 service: service.clone(),

@@ -70,6 +70,9 @@ pub(super) fn users(key: &str) -> &'static [Probe] {
         "hello" => &[Smtp],
         "query" | "query_type" | "expect_rcode" | "expect_answer" => &[Dns],
         "command" => &[Exec],
+        "proxy_protocol" => &[
+            Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Agent,
+        ],
         "via" | "source" | "mark" | "interface" => &[
             Tcp, Http, Https, Grpc, Redis, Postgres, Mysql, Smtp, Ldap, Dns, Agent,
         ],

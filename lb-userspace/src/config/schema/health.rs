@@ -138,6 +138,12 @@ pub const HEALTH: Section = Section {
             "Interface that probes leave and answers arrive by (`SO_BINDTODEVICE`); not with `via = \"vip\"`.",
         ),
         key(
+            "proxy_protocol",
+            Kind::Choice(&["off", "v1", "v2"]),
+            Value("\"off\""),
+            "Whether the probe's connections begin with a header of the PROXY protocol, for servers that demand one: of version 1, with the connection's own addresses, or of version 2, with the command LOCAL; not for `dns`, `exec` and `half_open`.",
+        ),
+        key(
             "path",
             Kind::Text,
             Value("\"/\""),

@@ -94,24 +94,135 @@ fn the_fallback_serves_in_panic_only_and_counts_nowhere() {
 }
 
 #[test]
-fn a_closed_port_gets_nothing_in_panic_if_asked_for() {
-    let rules = PanicRules {
-        exclude_refused: true,
-        ..PanicRules::default()
-    };
-    let mut world = world(rules, 50, 3);
+fn a_closed_port_gets_nothing_in_panic() {
+    let mut world = world(PanicRules::default(), 50, 3);
     world.probe(0, Class::Refused).probe(1, Class::Status);
     assert_eq!((world.picture().as_str(), world.panic()), ("OPA", true));
+    let closed = world.state.get(&key(0)).unwrap();
+    let reason = "not even in panic, since its port refuses connections: 1 failure: refused";
+    assert_eq!((closed.cause, &*closed.reason), (Cause::Refused, reason));
     // It is what the last probe found that counts.
     world.probe(0, Class::Timeout);
     assert_eq!(world.picture(), "PPA");
     world.probe(0, Class::Refused).probe(0, Class::Internal);
     assert_eq!(world.picture(), "OPA");
-    // Another port than that of the traffic says nothing of it.
-    let probe = Arc::make_mut(&mut world.service.backends[0].probes[0]);
-    probe.target.set_port(9999);
-    world.decide();
-    assert_eq!(world.picture(), "PPA");
+    // Unless that is not asked for.
+    world.service.panic.exclude_refused = false;
+    assert_eq!(world.decide().picture(), "PPA");
+}
+
+/// That nobody is there, clients learn sooner from a backend than from silence.
+#[test]
+fn where_all_ports_are_closed_panic_makes_no_difference() {
+    let mut world = world(PanicRules::default(), 50, 3);
+    world.probe(0, Class::Refused).probe(1, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("OOA", true));
+    world.probe(2, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("PPP", true));
+    let reason = "panic, and all refuse connections: 1 failure: refused";
+    assert_eq!(world.state.get(&key(0)).unwrap().reason, reason);
+    // The first that does not refuse any more is preferred, healthy or not.
+    assert_eq!(world.probe(1, Class::Timeout).picture(), "OPO");
+    // Nobody is who could not have traffic anyway.
+    world.admin(1, Admin::Disabled);
+    assert_eq!(world.picture(), "POP");
+    world.admin(1, Admin::Enabled);
+    world.service.backends[1].weight = 0;
+    assert_eq!(world.decide().picture(), "PPP");
+    world.service.backends[1].weight = 100;
+    assert_eq!(world.probe(1, Class::Ok).picture(), "OAO");
+}
+
+#[test]
+fn where_all_ports_are_closed_the_action_stands() {
+    let rules = |action| PanicRules {
+        action,
+        ..PanicRules::default()
+    };
+    let mut world = world(rules(PanicAction::Fail), 50, 2);
+    world.probe(0, Class::Refused).probe(1, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("OO", true));
+    // A fallback that serves has everything; one that refuses is as any other.
+    let mut world = World::healthy(50, &[(100, 0), (100, 0), (100, 0)]);
+    world.service.panic = rules(PanicAction::Fallback);
+    world.service.backends[2].fallback = true;
+    world.probe(0, Class::Refused).probe(1, Class::Refused);
+    assert_eq!((world.picture().as_str(), world.panic()), ("OOA", true));
+    assert_eq!(world.probe(2, Class::Refused).picture(), "PPP");
+    assert_eq!(world.probe(2, Class::Timeout).picture(), "OOP");
+}
+
+#[test]
+fn only_what_is_known_of_the_ports_of_flows_closes_them() {
+    // A probe of another port says nothing of it, and neither does one of another protocol.
+    for change in [
+        |service: &mut Service| {
+            for backend in &mut service.backends {
+                Arc::make_mut(&mut backend.probes[0]).target.set_port(9999);
+            }
+        },
+        |service: &mut Service| service.protocol = Protocol::Udp,
+    ] {
+        let mut world = World::new(50, &[(100, 0); 3]);
+        change(&mut world.service);
+        let services = std::slice::from_ref(&world.service);
+        (world.engine).configure(services, &BTreeMap::new(), world.now);
+        for class in [Class::Refused, Class::Refused, Class::Ok]
+            .iter()
+            .enumerate()
+        {
+            world.probe(class.0, *class.1);
+        }
+        assert_eq!((world.picture().as_str(), world.panic()), ("PPA", true));
+        // The packets do, of whatever kind the probe is.
+        let doubt = |kind, since| Doubt {
+            kind,
+            since,
+            gone: true,
+            reason: String::new(),
+            until: world.now + s(30),
+        };
+        let (now, silent) = (world.now, doubt(Kind::Silent, world.now));
+        let refused = doubt(Kind::Refused, now);
+        world.passive = BTreeMap::from([(key(0), refused), (key(1), silent)]);
+        assert_eq!(world.decide().picture(), "OPA");
+    }
+    // By way of the VIP it is the port of the flows.
+    let mut world = World::new(50, &[(100, 0); 2]);
+    for backend in &mut world.service.backends {
+        let probe = Arc::make_mut(&mut backend.probes[0]);
+        probe.target = "203.0.113.10:80".parse().unwrap();
+        probe.egress.via = Some(crate::model::Via {
+            backend: backend.address.ip(),
+            forwarding: Forwarding::Dsr,
+        });
+    }
+    let services = std::slice::from_ref(&world.service);
+    (world.engine).configure(services, &BTreeMap::new(), world.now);
+    world.probe(0, Class::Refused).probe(1, Class::Status);
+    assert_eq!((world.picture().as_str(), world.panic()), ("OP", true));
+}
+
+/// What was seen of a port last is what counts.
+#[test]
+fn a_probe_of_the_port_is_newer_than_its_refusals() {
+    let mut world = world(PanicRules::default(), 50, 3);
+    world.probe(1, Class::Status);
+    let refused = Doubt {
+        kind: Kind::Refused,
+        since: world.now,
+        gone: true,
+        reason: "3 refused".to_owned(),
+        until: world.now + s(30),
+    };
+    world.passive.insert(key(0), refused);
+    assert_eq!(
+        (world.decide().picture().as_str(), world.panic()),
+        ("OPA", true)
+    );
+    world.wait(s(5)).probe(0, Class::Ok);
+    assert_eq!((world.picture().as_str(), world.panic()), ("PPA", true));
+    assert_eq!(world.probe(0, Class::Refused).picture(), "OPA");
 }
 
 /// A drain by a backend's own word is a plan and no failure.
@@ -137,9 +248,9 @@ fn backends_that_ask_to_be_drained_are_no_reason_to_panic() {
     assert_eq!(world.picture(), "OAOA");
     assert_eq!(world.probe(0, Class::Ok).picture(), "AAOA");
     // Those left are what counts, and in panic everybody serves.
-    world.probe(0, Class::Drain).probe(1, Class::Refused);
+    world.probe(0, Class::Drain).probe(1, Class::Timeout);
     assert_eq!((world.picture().as_str(), world.panic()), ("DOOA", false));
-    world.probe(3, Class::Refused);
+    world.probe(3, Class::Timeout);
     assert_eq!((world.picture().as_str(), world.panic()), ("PPPP", true));
 }
 

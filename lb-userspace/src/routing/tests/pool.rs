@@ -112,9 +112,9 @@ fn packets_and_probes_share_the_places() {
 fn in_panic_there_are_no_places() {
     let mut world = World::healthy(50, &[(100, 0); 4]);
     world.service.pool.max_ejection_percent = 25;
-    world.probe(0, Class::Refused).probe(1, Class::Refused);
+    world.probe(0, Class::Timeout).probe(1, Class::Timeout);
     assert_eq!((world.picture().as_str(), world.panic()), ("OAAA", false));
-    world.probe(2, Class::Refused);
+    world.probe(2, Class::Timeout);
     assert_eq!((world.picture().as_str(), world.panic()), ("PPPA", true));
     // Out of it: the one that has been unhealthy for longest is out.
     world.probe(2, Class::Ok).probe(1, Class::Ok);

@@ -45,12 +45,12 @@ fn shares_are_relative() {
 #[test]
 fn panic_leaves_the_weights_of_the_healthy() {
     let mut world = World::healthy(60, &[(100, 0); 3]);
-    world.probe(0, Class::Degraded).probe(1, Class::Refused);
+    world.probe(0, Class::Degraded).probe(1, Class::Timeout);
     assert_eq!(
         (world.picture().as_str(), shares(&world)),
         ("AOA", vec![50, 100, 100])
     );
-    world.probe(2, Class::Refused);
+    world.probe(2, Class::Timeout);
     assert_eq!(
         (world.picture().as_str(), shares(&world)),
         ("APP", vec![50, 100, 100])
