@@ -16,7 +16,7 @@ async fn probe(target: SocketAddr, kind: ProbeKind) -> Outcome {
     let spec = ProbeSpec {
         target,
         timeout: Duration::from_secs(5),
-        kind,
+        kind: kind.into(),
         egress: Default::default(),
     };
     Prober::new().run(&spec).await

@@ -80,7 +80,7 @@ async fn probe(port: u16, kind: &ProbeKind) -> Outcome {
     let spec = ProbeSpec {
         target: loopback(port),
         timeout: Duration::from_secs(5),
-        kind: kind.clone(),
+        kind: kind.clone().into(),
         egress: Default::default(),
     };
     Prober::new().run(&spec).await

@@ -235,10 +235,10 @@ impl Core {
             // The VIP, for probes that go the way of the traffic.
             target: SocketAddr::new(probe.target.ip(), backend.address.port()),
             timeout,
-            kind: ProbeKind::Tcp,
+            kind: Arc::new(ProbeKind::Tcp),
             egress: probe.egress.clone(),
         };
-        let is_command = matches!(probe.kind, ProbeKind::Exec(_));
+        let is_command = matches!(*probe.kind, ProbeKind::Exec(_));
         Some(Questions {
             // Of several ports, none is known to be in use. Of one that is mute it is known that it
             // can be connected to.

@@ -1,6 +1,7 @@
 //! `[service.health]`, over `[defaults.health]`, over the defaults of the schema.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::duration::format;
@@ -8,15 +9,14 @@ use super::reader::{At, Errors, Problem, Reader, Value};
 use super::schema::Key;
 use super::value;
 use super::{deciding, egress, kinds, web};
-use crate::model::{HeaderMatch, HealthPolicy, Pattern, Protocol, StatusRange};
+use crate::model::{HeaderMatch, HealthPolicy, Pattern, ProbeKind, Protocol, StatusRange};
 
 mod http;
 mod question;
 mod users;
 
-use http::{http, metadata, settings_http, tls_options};
+use http::{metadata, settings_http, tls_options};
 pub use question::Checks;
-use question::Question;
 use users::{refuse_meaningless, users};
 
 /// Kind of probe, as written.
@@ -168,13 +168,13 @@ pub fn checks(
                 false => None,
             };
             let kinds = settings.kinds;
-            Question::Same(kinds::question(probe?, kinds, tls, reader, errors)?)
+            kinds::question(probe?, kinds, tls, reader, errors)?
         }
-        Probe::Http => http(settings_http(&settings, None, reader, errors)?),
+        Probe::Http => ProbeKind::Http(settings_http(&settings, None, reader, errors)?),
         Probe::Https => {
             let name = settings.host.as_ref().map(|host| host.value.as_str());
             let tls = tls_options(&settings, probe?, name, errors)?;
-            http(settings_http(&settings, Some(tls), reader, errors)?)
+            ProbeKind::Http(settings_http(&settings, Some(tls), reader, errors)?)
         }
         Probe::Grpc => {
             let name = settings.authority.as_ref().map(|name| name.value.as_str());
@@ -186,7 +186,7 @@ pub fn checks(
                 Some(headers) => metadata(headers, errors)?,
                 None => Vec::new(),
             };
-            Question::Grpc {
+            ProbeKind::Grpc {
                 metadata,
                 service: settings.service?.value,
                 authority: settings.authority.map(|authority| authority.value),
@@ -199,7 +199,7 @@ pub fn checks(
     Some(Some(Checks {
         policy: policy?,
         port: settings.port.map(|port| port.value),
-        question,
+        question: Arc::new(question),
         egress: egress?,
     }))
 }
