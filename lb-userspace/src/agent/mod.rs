@@ -108,7 +108,16 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let mut beside = Builder::new_multi_thread();
     beside.worker_threads(1).thread_name("api");
     let beside = build(beside)?;
-    // Not as a task: that would have its turn when each probe that is to go on has had one, be they
-    // thousands. What a runtime is blocked on comes after 61 of them at the latest.
-    probing.block_on(Box::pin(run::run(options, beside.handle())))
+    let (options, handle) = (options.clone(), beside.handle().clone());
+    // As a task: what a runtime is blocked on is woken by a system call, even by its own thread.
+    let agent = probing.spawn(async move { run::run(&options, &handle).await });
+    probing
+        .block_on(agent)
+        .unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(RunError::System {
+                what: "running the agent",
+                source: error.into(),
+            }),
+        })
 }

@@ -16,7 +16,7 @@ use crate::probe::{Outcome, Verdict};
 
 /// Probes that become due within this time after others were started are started together: to wake
 /// up for each would cost as much as a part of the probe.
-pub(super) const GATHER: Duration = Duration::from_millis(8);
+const GATHER: Duration = Duration::from_millis(8);
 
 impl Core {
     /// The probes to start now.

@@ -18,7 +18,6 @@ use super::capture::Captures;
 use super::clock::Clock;
 use super::core::Core;
 use super::fence::{self, Fences};
-use super::outcomes::GATHER;
 use super::passive::Burst;
 use super::probes::{Finished, Probes, Report, Task};
 use super::saved::{self, Saved};
@@ -355,18 +354,15 @@ impl Agent {
         let mut publish = tokio::time::interval(PUBLISH);
         publish.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            while let Ok((task, finished)) = inbox.probes.try_recv() {
-                self.finished(task, &finished);
-            }
             self.act()?;
             self.change_over().await?;
             let wake = self.core.wake(self.probes.ready());
-            // To be woken by an outcome costs a system call (see `agent::run`). Where many are under
-            // way, those are counted when the next probes start.
-            let alone = wake > self.core.clock.now() + GATHER;
             tokio::select! {
-                Some((task, finished)) = inbox.probes.recv(), if alone => {
+                Some((task, finished)) = inbox.probes.recv() => {
                     self.finished(task, &finished);
+                    while let Ok((task, finished)) = inbox.probes.try_recv() {
+                        self.finished(task, &finished);
+                    }
                 }
                 Some(burst) = inbox.bursts.recv() => self.core.probed(&burst),
                 _ = watch.tick(), if self.core.watches_signs() => {
