@@ -102,7 +102,7 @@ async fn a_command_dies_with_its_children_at_the_deadline() {
     let spec = ProbeSpec {
         target: TARGET.parse().unwrap(),
         timeout: Duration::from_millis(1000),
-        kind: exec(&["/bin/sh", "-c", &text]),
+        kind: exec(&["/bin/sh", "-c", &text]).into(),
         egress: Default::default(),
     };
     let outcome = support::judged(async || Prober::new().run(&spec).await).await;
