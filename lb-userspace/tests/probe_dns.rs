@@ -15,7 +15,7 @@ async fn probe(target: SocketAddr, kind: ProbeKind) -> Outcome {
     let spec = ProbeSpec {
         target,
         timeout: Duration::from_secs(5),
-        kind,
+        kind: kind.into(),
         egress: Default::default(),
     };
     Prober::new().run(&spec).await
@@ -115,7 +115,7 @@ async fn dns_without_a_server() {
     let spec = ProbeSpec {
         target: silent.local_addr().unwrap(),
         timeout: Duration::from_millis(600),
-        kind: dns(&[]),
+        kind: dns(&[]).into(),
         egress: Default::default(),
     };
     let outcome = support::judged(async || Prober::new().run(&spec).await).await;

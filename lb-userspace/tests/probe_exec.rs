@@ -16,7 +16,7 @@ async fn probe(target: SocketAddr, kind: ProbeKind) -> Outcome {
     let spec = ProbeSpec {
         target,
         timeout: Duration::from_secs(5),
-        kind,
+        kind: kind.into(),
         egress: Default::default(),
     };
     Prober::new().run(&spec).await
@@ -102,7 +102,7 @@ async fn a_command_dies_with_its_children_at_the_deadline() {
     let spec = ProbeSpec {
         target: TARGET.parse().unwrap(),
         timeout: Duration::from_millis(1000),
-        kind: exec(&["/bin/sh", "-c", &text]),
+        kind: exec(&["/bin/sh", "-c", &text]).into(),
         egress: Default::default(),
     };
     let outcome = support::judged(async || Prober::new().run(&spec).await).await;

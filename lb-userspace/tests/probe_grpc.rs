@@ -5,6 +5,7 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -103,12 +104,13 @@ fn spec(
         timeout,
         kind: ProbeKind::Grpc {
             service: service.to_owned(),
-            authority: "hc.test".to_owned(),
+            authority: Some("hc.test".to_owned()),
             accept_status: Vec::new(),
             metadata: Vec::new(),
             tls,
             watch: false,
-        },
+        }
+        .into(),
         egress: Default::default(),
     }
 }
@@ -121,9 +123,10 @@ async fn probe(prober: &Prober, probe: &Json, target: SocketAddr) -> Outcome {
         str(probe, "service"),
         None,
     );
-    if let (Some(codes), ProbeKind::Grpc { accept_status, .. }) =
-        (probe["accept_status"].as_array(), &mut spec.kind)
-    {
+    if let (Some(codes), ProbeKind::Grpc { accept_status, .. }) = (
+        probe["accept_status"].as_array(),
+        Arc::make_mut(&mut spec.kind),
+    ) {
         *accept_status = codes
             .iter()
             .map(|code| u32::try_from(code.as_u64().unwrap()).unwrap())
@@ -307,7 +310,7 @@ async fn a_real_server_over_h2c() {
 async fn metadata_reaches_the_server() {
     let server = health_server(None).await;
     let mut spec = spec(server.address, Duration::from_secs(5), "", None);
-    if let ProbeKind::Grpc { metadata, .. } = &mut spec.kind {
+    if let ProbeKind::Grpc { metadata, .. } = Arc::make_mut(&mut spec.kind) {
         *metadata = vec![("x-down".to_owned(), "1".to_owned())];
     }
     let outcome = Prober::new().run(&spec).await;

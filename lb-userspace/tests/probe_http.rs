@@ -6,6 +6,7 @@ mod support;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -148,7 +149,7 @@ fn spec(probe: &Json, target: SocketAddr, ca: &std::path::Path) -> ProbeSpec {
         kind: ProbeKind::Http(HttpProbe {
             method: text("method", "x_method"),
             path: text("path", "path"),
-            host: text("host", "host"),
+            host: Some(text("host", "host")),
             headers: Vec::new(),
             expect_status: vec![StatusRange {
                 first: status,
@@ -164,7 +165,8 @@ fn spec(probe: &Json, target: SocketAddr, ca: &std::path::Path) -> ProbeSpec {
                 .collect(),
             tls,
             ..HttpProbe::default()
-        }),
+        })
+        .into(),
         egress: Default::default(),
     }
 }
@@ -263,7 +265,7 @@ fn simple(target: SocketAddr, method: &str, path: &str) -> ProbeSpec {
         kind: ProbeKind::Http(HttpProbe {
             method: method.to_owned(),
             path: path.to_owned(),
-            host: "hc.test".to_owned(),
+            host: Some("hc.test".to_owned()),
             headers: vec![("X-Probe".to_owned(), "yes".to_owned())],
             expect_status: vec![StatusRange {
                 first: 200,
@@ -272,7 +274,8 @@ fn simple(target: SocketAddr, method: &str, path: &str) -> ProbeSpec {
             expect_body: None,
             tls: None,
             ..HttpProbe::default()
-        }),
+        })
+        .into(),
         egress: Default::default(),
     }
 }
@@ -374,7 +377,7 @@ async fn no_socket_is_left_behind() {
         let outcome = prober.run(&tcp).await;
         assert_eq!(outcome.verdict, Verdict::Success, "{outcome:?}");
     }
-    tcp.kind = ProbeKind::Tcp;
+    tcp.kind = ProbeKind::Tcp.into();
     for _ in 0..5 {
         assert_eq!(prober.run(&tcp).await.verdict, Verdict::Success);
     }
@@ -455,7 +458,7 @@ async fn a_backend_says_that_it_is_degraded_or_asks_to_be_drained() {
     ];
     let spec = |path: &str| {
         let mut spec = simple(server.address, "GET", path);
-        let ProbeKind::Http(http) = &mut spec.kind else {
+        let ProbeKind::Http(http) = Arc::make_mut(&mut spec.kind) else {
             panic!("{spec:?}")
         };
         http.degraded_body = Some("cache: cold".to_owned());

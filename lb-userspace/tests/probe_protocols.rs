@@ -23,7 +23,7 @@ async fn probe(target: SocketAddr, kind: ProbeKind) -> Outcome {
     let spec = ProbeSpec {
         target,
         timeout: TIMEOUT,
-        kind,
+        kind: kind.into(),
         egress: Default::default(),
     };
     Prober::new().run(&spec).await
@@ -429,7 +429,7 @@ async fn mutated_answers_are_judged() {
         let spec = ProbeSpec {
             target: server.address,
             timeout: Duration::from_secs(1),
-            kind,
+            kind: kind.into(),
             egress: Default::default(),
         };
         let outcome = support::judged(async || Prober::new().run(&spec).await).await;

@@ -27,7 +27,7 @@ fn spec(server: &Server) -> ProbeSpec {
         kind: ProbeKind::Http(HttpProbe {
             method: "GET".to_owned(),
             path: "/readyz".to_owned(),
-            host: "hc.test".to_owned(),
+            host: Some("hc.test".to_owned()),
             expect_status: vec![StatusRange {
                 first: 200,
                 last: 200,
@@ -37,13 +37,14 @@ fn spec(server: &Server) -> ProbeSpec {
                 max_uses: 100,
             }),
             ..HttpProbe::default()
-        }),
+        })
+        .into(),
         egress: Default::default(),
     }
 }
 
 fn http(spec: &mut ProbeSpec) -> &mut HttpProbe {
-    match &mut spec.kind {
+    match Arc::make_mut(&mut spec.kind) {
         ProbeKind::Http(http) => http,
         other => panic!("{other:?}"),
     }

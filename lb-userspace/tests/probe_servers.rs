@@ -81,7 +81,7 @@ async fn probe(port: u16, kind: &ProbeKind) -> Outcome {
     let spec = ProbeSpec {
         target: loopback(port),
         timeout: Duration::from_secs(5),
-        kind: kind.clone(),
+        kind: kind.clone().into(),
         egress: Default::default(),
     };
     Prober::new().run(&spec).await
@@ -390,7 +390,7 @@ async fn introduced(port: u16, version: Option<ProxyProtocol>, expect_body: &str
         kind: ProbeKind::Http(HttpProbe {
             method: "GET".to_owned(),
             path: "/".to_owned(),
-            host: "localhost".to_owned(),
+            host: Some("localhost".to_owned()),
             expect_status: vec![status],
             expect_body: Some(expect_body.to_owned()),
             reuse: Some(Reuse {
@@ -398,7 +398,8 @@ async fn introduced(port: u16, version: Option<ProxyProtocol>, expect_body: &str
                 max_uses: 10,
             }),
             ..HttpProbe::default()
-        }),
+        })
+        .into(),
         egress: Egress {
             proxy_protocol: version,
             ..Egress::default()

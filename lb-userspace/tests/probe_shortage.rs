@@ -42,10 +42,10 @@ fn inner() {
         .build()
         .unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let spec = |kind| ProbeSpec {
+    let spec = |kind: ProbeKind| ProbeSpec {
         target: listener.local_addr().unwrap(),
         timeout: Duration::from_secs(5),
-        kind,
+        kind: kind.into(),
         egress: Default::default(),
     };
     let kinds = [

@@ -20,7 +20,7 @@ fn spec(target: SocketAddr, kind: ProbeKind) -> ProbeSpec {
     ProbeSpec {
         target,
         timeout: Duration::from_secs(5),
-        kind,
+        kind: kind.into(),
         egress: Default::default(),
     }
 }

@@ -6,6 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_userspace::config;
@@ -37,7 +38,7 @@ fn spec(server: &Server, sni: &str, verify: bool, ca: Option<PathBuf>) -> ProbeS
         kind: ProbeKind::Http(HttpProbe {
             method: "GET".to_owned(),
             path: "/readyz".to_owned(),
-            host: sni.to_owned(),
+            host: Some(sni.to_owned()),
             headers: Vec::new(),
             expect_status: vec![StatusRange {
                 first: 200,
@@ -51,7 +52,8 @@ fn spec(server: &Server, sni: &str, verify: bool, ca: Option<PathBuf>) -> ProbeS
                 ..TlsOptions::default()
             }),
             ..HttpProbe::default()
-        }),
+        })
+        .into(),
         egress: Default::default(),
     }
 }
@@ -179,10 +181,12 @@ async fn it_is_told_when_the_certificate_expires() {
     let server = expiring(2093).await;
     let prober = Prober::new();
     let mut spec = spec(&server, "hc.test", false, None);
-    let http = |spec: &mut ProbeSpec, change: &dyn Fn(&mut HttpProbe)| match &mut spec.kind {
-        ProbeKind::Http(http) => change(http),
-        other => panic!("{other:?}"),
-    };
+    let http =
+        |spec: &mut ProbeSpec, change: &dyn Fn(&mut HttpProbe)| match Arc::make_mut(&mut spec.kind)
+        {
+            ProbeKind::Http(http) => change(http),
+            other => panic!("{other:?}"),
+        };
     for resumed in [false, true] {
         let outcome = prober.run(&spec).await;
         let step = tls_step(&outcome);
@@ -288,7 +292,8 @@ async fn other_protocols_can_be_offered_by_alpn() {
         spec.kind = ProbeKind::TcpScript(TcpScript {
             steps: Vec::new(),
             tls: Some(offering(names)),
-        });
+        })
+        .into();
         let outcome = prober.run(&spec).await;
         match chosen {
             Some(chosen) => {
@@ -308,7 +313,7 @@ async fn other_protocols_can_be_offered_by_alpn() {
         (Some(&["http/1.0"][..]), Class::Tls),
         (Some(&[]), Class::Ok),
     ] {
-        if let ProbeKind::Http(http) = &mut spec.kind {
+        if let ProbeKind::Http(http) = Arc::make_mut(&mut spec.kind) {
             http.tls = Some(offering(names));
         }
         let outcome = prober.run(&spec).await;

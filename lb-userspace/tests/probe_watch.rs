@@ -74,12 +74,13 @@ impl Health {
             timeout,
             kind: ProbeKind::Grpc {
                 service: String::new(),
-                authority: "hc.test".to_owned(),
+                authority: Some("hc.test".to_owned()),
                 accept_status: Vec::new(),
                 metadata: Vec::new(),
                 tls: None,
                 watch: true,
-            },
+            }
+            .into(),
             egress: Default::default(),
         }
     }

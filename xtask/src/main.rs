@@ -97,8 +97,8 @@ enum Task {
         /// Also put the results into the pages below docs/ that have a place for them
         #[arg(long, conflicts_with = "only")]
         write: bool,
-        /// Only the rows of `packets`, and the faults and systems of `comparison`, whose names
-        /// contain this
+        /// Only the rows of `packets` and `probes`, and the faults and systems of `comparison`,
+        /// whose names contain this
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },

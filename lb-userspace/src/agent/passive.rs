@@ -245,7 +245,7 @@ impl Core {
         let connect = ProbeSpec {
             target: SocketAddr::new(ip, backend.address.port()),
             timeout,
-            kind: ProbeKind::Tcp,
+            kind: Arc::new(ProbeKind::Tcp),
             egress: Egress {
                 // Another port may speak plainly.
                 proxy_protocol: probe
@@ -255,7 +255,7 @@ impl Core {
                 ..probe.egress.clone()
             },
         };
-        let is_command = matches!(probe.kind, ProbeKind::Exec(_));
+        let is_command = matches!(*probe.kind, ProbeKind::Exec(_));
         let word = self.words.get(&suspicion.key);
         let is_paused = word.is_some_and(|word| word.paused.is_some());
         Some(Questions {

@@ -315,7 +315,7 @@ mod tests {
         let spec = ProbeSpec {
             target: ([192, 0, 2, 1], 80).into(),
             timeout: Duration::from_secs(1),
-            kind: ProbeKind::Tcp,
+            kind: Arc::new(ProbeKind::Tcp),
             egress: Egress::default(),
         };
         let size = size_of_val(&prober.judge(&spec));

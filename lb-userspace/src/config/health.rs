@@ -1,6 +1,7 @@
 //! `[service.health]`, over `[defaults.health]`, over the defaults of the schema.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::duration::format;
@@ -14,8 +15,7 @@ mod http;
 mod question;
 mod users;
 
-use http::{http, metadata, settings_http, tls_options};
-use question::Question;
+use http::{metadata, settings_http, tls_options};
 pub use question::{Asked, Checks};
 use users::{refuse_meaningless, users};
 
@@ -168,13 +168,13 @@ pub fn checks(
                 false => None,
             };
             let kinds = settings.kinds;
-            Question::Same(kinds::question(probe?, kinds, tls, reader, errors)?)
+            kinds::question(probe?, kinds, tls, reader, errors)?
         }
-        Probe::Http => http(settings_http(&settings, None, reader, errors)?),
+        Probe::Http => ProbeKind::Http(settings_http(&settings, None, reader, errors)?),
         Probe::Https => {
             let name = settings.host.as_ref().map(|host| host.value.as_str());
             let tls = tls_options(&settings, probe?, name, errors)?;
-            http(settings_http(&settings, Some(tls), reader, errors)?)
+            ProbeKind::Http(settings_http(&settings, Some(tls), reader, errors)?)
         }
         Probe::Grpc => {
             let name = settings.authority.as_ref().map(|name| name.value.as_str());
@@ -186,7 +186,7 @@ pub fn checks(
                 Some(headers) => metadata(headers, errors)?,
                 None => Vec::new(),
             };
-            Question::Grpc {
+            ProbeKind::Grpc {
                 metadata,
                 service: settings.service?.value,
                 authority: settings.authority.map(|authority| authority.value),
@@ -197,7 +197,7 @@ pub fn checks(
         }
     };
     let mut egress = egress?;
-    if let Question::Same(ProbeKind::TcpHalfOpen) = question {
+    if let ProbeKind::TcpHalfOpen = question {
         if let Some(own) = reader.own("proxy_protocol").map(Value::span)
             && egress.clone().without_header() != egress
         {
@@ -213,7 +213,7 @@ pub fn checks(
     Some(Some(Checks {
         policy: policy?,
         port: settings.port.map(|port| port.value),
-        question,
+        question: Arc::new(question),
         egress,
     }))
 }

@@ -358,7 +358,7 @@ fn tcp_on_http_port(service: &Service, place: &Place<'_>, sink: &mut Sink<'_>) {
             return None;
         };
         let port = probe.target.port();
-        (matches!(probe.kind, ProbeKind::Tcp | ProbeKind::TcpHalfOpen)
+        (matches!(*probe.kind, ProbeKind::Tcp | ProbeKind::TcpHalfOpen)
             && HTTP_PORTS.contains(&port))
         .then_some(port)
     });

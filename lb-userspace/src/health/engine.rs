@@ -471,7 +471,7 @@ impl Known<'_> {
             checks.iter().map(|(_, spec)| self.same(spec)).collect();
         let kept = views.iter().any(Option::is_some);
         let only = checks.len() == 1;
-        let is_agent = |spec: &ProbeSpec| spec.kind == ProbeKind::Agent;
+        let is_agent = |spec: &ProbeSpec| *spec.kind == ProbeKind::Agent;
         let alone = checks.iter().all(|(_, spec)| is_agent(spec));
         let views = views
             .into_iter()

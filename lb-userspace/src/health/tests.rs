@@ -49,7 +49,7 @@ pub(super) fn service(backends: usize, policy: &HealthPolicy) -> Service {
             probes: vec![Arc::new(ProbeSpec {
                 target: address,
                 timeout: policy.timeout,
-                kind: ProbeKind::Tcp,
+                kind: ProbeKind::Tcp.into(),
                 egress: Default::default(),
             })],
         }

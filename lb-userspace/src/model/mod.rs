@@ -34,7 +34,7 @@ pub use policy::{Assume, HealthPolicy, HoldDown, Window};
 pub use pool::{PoolRules, SlowStart};
 pub use probe::{
     BODY_METHODS, ClientCertificate, Egress, GRPC_CODES, HeaderMatch, HttpProbe, ProbeKind,
-    ProbeSpec, ProxyProtocol, Reuse, StatusRange, TlsOptions, Via,
+    ProbeSpec, ProxyProtocol, Reuse, StatusRange, TlsOptions, Via, authority,
 };
 pub use question::{
     DnsProbe, ExecProbe, LdapProbe, Match, MysqlProbe, PostgresProbe, RedisProbe, RedisRole,

@@ -70,8 +70,11 @@ impl NamedBackend {
                 Some(via) => via.backend = address,
                 None => probe.target = SocketAddr::new(address, probe.target.port()),
             }
-            if let ProbeKind::Exec(ExecProbe { backend, .. }) = &mut probe.kind {
-                backend.clone_from(&name);
+            if let ProbeKind::Exec(exec) = &*probe.kind {
+                probe.kind = Arc::new(ProbeKind::Exec(ExecProbe {
+                    backend: name.clone(),
+                    ..exec.clone()
+                }));
             }
         }
         Backend {

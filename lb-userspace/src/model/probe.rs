@@ -1,16 +1,18 @@
 //! What a probe asks and what it accepts.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::abi::Forwarding;
 
 use super::{
     Backend, DnsProbe, ExecProbe, LdapProbe, MysqlProbe, Pattern, PostgresProbe, Protocol,
-    RedisProbe, ScriptStep, Service, SmtpProbe, TcpScript,
+    RedisProbe, ScriptStep, Service, SmtpProbe, TcpScript, host_text,
 };
 
 /// One probe of one backend, complete in itself: two equal specs are the same probe.
@@ -20,8 +22,41 @@ pub struct ProbeSpec {
     pub target: SocketAddr,
     /// One deadline for the whole probe, from the first SYN to the last byte judged.
     pub timeout: Duration,
-    pub kind: ProbeKind,
+    /// One value for all backends that are asked the same.
+    pub kind: Arc<ProbeKind>,
     pub egress: Egress,
+}
+
+// Of each backend there is one for each of its probes.
+const _: () = assert!(size_of::<ProbeSpec>() <= 176);
+
+impl ProbeSpec {
+    /// What HTTP calls `Host` and gRPC `:authority`: as configured, else the target, without the
+    /// scheme's usual port (RFC 9110, 4.2.3). Nothing for what has neither.
+    pub fn authority(&self) -> Cow<'_, str> {
+        let (written, tls) = match &*self.kind {
+            ProbeKind::Http(http) => (&http.host, &http.tls),
+            ProbeKind::Grpc { authority, tls, .. } => (authority, tls),
+            _ => return Cow::Borrowed(""),
+        };
+        match written {
+            Some(written) => Cow::Borrowed(written),
+            None => {
+                let host = host_text(self.target.ip());
+                Cow::Owned(authority(&host, self.target.port(), tls.is_some()))
+            }
+        }
+    }
+}
+
+/// `host` and `port` as an authority.
+pub fn authority(host: &str, port: u16, tls: bool) -> String {
+    let usual = if tls { 443 } else { 80 };
+    if port == usual {
+        host.to_owned()
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 /// How a probe's packets leave this host. The default leaves it to the kernel.
@@ -82,8 +117,8 @@ pub enum ProbeKind {
     Grpc {
         /// Service asked for; empty: the server as a whole.
         service: String,
-        /// `:authority`.
-        authority: String,
+        /// `:authority`; `None`: the target.
+        authority: Option<String>,
         /// gRPC status codes other than OK that count as a success.
         accept_status: Vec<u32>,
         /// Further request headers, names in lower case.
@@ -108,8 +143,8 @@ pub enum ProbeKind {
 pub struct HttpProbe {
     pub method: String,
     pub path: String,
-    /// `Host` header.
-    pub host: String,
+    /// `Host` header; `None`: the target.
+    pub host: Option<String>,
     pub headers: Vec<(String, String)>,
     /// Sent with the request; only with methods whose requests have one (POST, PUT, PATCH).
     pub body: Option<String>,

@@ -100,7 +100,7 @@ impl Prober {
     async fn trace(&self, spec: &ProbeSpec, mut trace: Trace) -> Outcome {
         // Reading certificates and passwords is this host's work, not the backend's: before the
         // clock starts.
-        let prepared = match &spec.kind {
+        let prepared = match &*spec.kind {
             ProbeKind::Redis(_) => Box::pin(self.prepare(spec)).await,
             kind if tls_options(kind).is_some() => Box::pin(self.prepare(spec)).await,
             _ => Ok(Prepared::default()),
@@ -127,7 +127,7 @@ impl Prober {
                 Some(context.map_err(|error| Failure::internal(error.to_string()))?)
             }
         };
-        let password = match &spec.kind {
+        let password = match &*spec.kind {
             ProbeKind::Redis(RedisProbe {
                 password_file: Some(path),
                 ..
@@ -139,7 +139,7 @@ impl Prober {
 
     async fn ask(&self, spec: &ProbeSpec, prepared: &Prepared, trace: &mut Trace) -> Answer {
         let dialer = &self.dialer;
-        match &spec.kind {
+        match &*spec.kind {
             ProbeKind::Http(http) => {
                 let tls = prepared.tls.as_ref();
                 self.kept.ask(dialer, spec, http, tls, trace).await
@@ -160,7 +160,7 @@ impl Prober {
         trace: &mut Trace,
     ) -> Answer {
         let dialer = &self.dialer;
-        match &spec.kind {
+        match &*spec.kind {
             ProbeKind::TcpHalfOpen => half_open::ask(dialer, spec, trace).await,
             ProbeKind::Dns(dns) => dns::ask(dialer, spec, dns, trace).await,
             ProbeKind::Exec(exec) => exec::ask(spec.target, exec, trace).await,
@@ -185,7 +185,7 @@ impl Prober {
             let spec = ProbeSpec {
                 target,
                 timeout: spec.timeout,
-                kind: ProbeKind::Tcp,
+                kind: Arc::new(ProbeKind::Tcp),
                 egress: spec.egress.clone(),
             };
             let tcp = self.dialer.connect(&spec, trace).await?;
@@ -239,18 +239,18 @@ impl Prober {
 fn grpc_call<'a>(spec: &'a ProbeSpec, prepared: &Prepared) -> Result<grpc::Call<'a>, Failure> {
     let ProbeKind::Grpc {
         service,
-        authority,
+        authority: _,
         accept_status,
         metadata,
         tls: _,
         watch: _,
-    } = &spec.kind
+    } = &*spec.kind
     else {
         return Err(Failure::internal("this probe is not one of gRPC"));
     };
     Ok(grpc::Call {
         service,
-        authority,
+        authority: spec.authority(),
         accept_status,
         metadata,
         timeout: spec.timeout,
@@ -301,7 +301,7 @@ async fn converse<S: ProbeStream>(
     prepared: &Prepared,
     trace: &mut Trace,
 ) -> Answer {
-    match &spec.kind {
+    match &*spec.kind {
         ProbeKind::Grpc { .. } => grpc::ask(stream, &grpc_call(spec, prepared)?, trace).await,
         ProbeKind::Redis(redis) => {
             redis::ask(stream, redis, prepared.password.as_deref(), trace).await

@@ -12,7 +12,7 @@ fn tcp(target: SocketAddr) -> ProbeSpec {
     ProbeSpec {
         target,
         timeout: Duration::from_secs(5),
-        kind: ProbeKind::Tcp,
+        kind: ProbeKind::Tcp.into(),
         egress: Default::default(),
     }
 }
@@ -58,7 +58,7 @@ async fn an_unreadable_ca_is_our_fault() {
     let spec = ProbeSpec {
         kind: ProbeKind::Grpc {
             service: String::new(),
-            authority: "hc.test".to_owned(),
+            authority: Some("hc.test".to_owned()),
             accept_status: Vec::new(),
             metadata: Vec::new(),
             tls: Some(TlsOptions {
@@ -68,7 +68,8 @@ async fn an_unreadable_ca_is_our_fault() {
                 ..TlsOptions::default()
             }),
             watch: false,
-        },
+        }
+        .into(),
         ..tcp(LOOPBACK.parse().unwrap())
     };
     let outcome = Prober::new().run(&spec).await;
@@ -86,12 +87,13 @@ async fn a_dropped_probe_closes_its_connection() {
     let spec = ProbeSpec {
         kind: ProbeKind::Grpc {
             service: String::new(),
-            authority: "hc.test".to_owned(),
+            authority: Some("hc.test".to_owned()),
             accept_status: Vec::new(),
             metadata: Vec::new(),
             tls: None,
             watch: false,
-        },
+        }
+        .into(),
         ..tcp(listener.local_addr().unwrap())
     };
     let mut probe = Box::pin(prober.run(&spec));

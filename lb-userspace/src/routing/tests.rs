@@ -60,7 +60,7 @@ impl World {
                 probes: vec![Arc::new(ProbeSpec {
                     target: address,
                     timeout: s(2),
-                    kind: ProbeKind::Tcp,
+                    kind: ProbeKind::Tcp.into(),
                     egress: Default::default(),
                 })],
             }

@@ -87,7 +87,7 @@ fn the_smallest_file_gets_the_documented_defaults() {
                 probes: vec![Arc::new(ProbeSpec {
                     target,
                     timeout: seconds(2),
-                    kind: ProbeKind::Tcp,
+                    kind: ProbeKind::Tcp.into(),
                     egress: Default::default(),
                 })],
             }],
@@ -165,13 +165,14 @@ fn every_key_of_the_contract_is_read() {
             kind: ProbeKind::Http(HttpProbe {
                 method: "GET".into(),
                 path: "/readyz".into(),
-                host: "web.example".into(),
+                host: Some("web.example".into()),
                 headers: Vec::new(),
                 expect_status: vec![status(200, 200), status(204, 206)],
                 expect_body: Some("ok".into()),
                 tls: None,
                 ..HttpProbe::default()
-            }),
+            })
+            .into(),
             egress: Default::default(),
         }
     );
@@ -188,10 +189,10 @@ fn every_key_of_the_contract_is_read() {
     assert_eq!(policy.fast_interval, Duration::from_secs(3));
     assert_eq!(policy.down_interval, Duration::from_secs(90));
     assert_eq!(
-        pay.backends[0].probes[0].kind,
+        *pay.backends[0].probes[0].kind,
         ProbeKind::Grpc {
             service: "pkg.Payments".into(),
-            authority: "pay.example".into(),
+            authority: Some("pay.example".into()),
             accept_status: vec![5, 12],
             metadata: Vec::new(),
             tls: Some(TlsOptions {
@@ -241,8 +242,8 @@ fn what_decides_is_read() {
     };
     assert_eq!(ports(shop), [8080, 5432]);
     assert_eq!(ports(agents), [8080, 9707]);
-    assert_eq!(agents.backends[0].probes[1].kind, ProbeKind::Agent);
-    let ProbeKind::Http(http) = &shop.backends[0].probes[0].kind else {
+    assert_eq!(*agents.backends[0].probes[1].kind, ProbeKind::Agent);
+    let ProbeKind::Http(http) = &*shop.backends[0].probes[0].kind else {
         panic!("{shop:#?}")
     };
     assert_eq!(http.degraded_body.as_deref(), Some("cache: cold"));
@@ -275,7 +276,7 @@ fn every_kind_of_probe_is_read() {
     let model = config::parse(&good("kinds.toml"), "lb.toml").unwrap();
     let kind = |name: &str| {
         let backends = &model.service(name).unwrap().backends;
-        backends[0].probes[0].kind.clone()
+        ProbeKind::clone(&backends[0].probes[0].kind)
     };
     let regex = |text| Some(Match::Regex(Pattern::new(text).unwrap()));
     let script = vec![
@@ -487,11 +488,14 @@ fn backends_by_host_name_are_templates() {
     assert_eq!(at.address, "10.0.0.11:8443".parse().unwrap());
     let probe = ProbeSpec::clone(&at.probes[0]);
     assert_eq!(probe.target, at.address);
-    let ProbeKind::Http(http) = probe.kind else {
+    let ProbeKind::Http(http) = &*probe.kind else {
         panic!("{probe:?}")
     };
-    assert_eq!(http.host, "app.internal:8443");
-    assert_eq!(http.tls.unwrap().sni.as_deref(), Some("app.internal"));
+    assert_eq!(probe.authority(), "app.internal:8443");
+    assert_eq!(
+        http.tls.clone().unwrap().sni.as_deref(),
+        Some("app.internal")
+    );
 
     let at = pay.at(
         "2001:db8::11".parse().unwrap(),
@@ -502,11 +506,11 @@ fn backends_by_host_name_are_templates() {
     let probe = ProbeSpec::clone(&at.probes[0]);
     assert_eq!(probe.target, "[2001:db8::10]:443".parse().unwrap());
     assert_eq!(probe.egress.via.unwrap().backend, at.address.ip());
-    let ProbeKind::Grpc { authority, tls, .. } = probe.kind else {
+    let ProbeKind::Grpc { tls, .. } = &*probe.kind else {
         panic!("{probe:?}")
     };
-    assert_eq!(authority, "pay.example");
-    assert_eq!(tls.unwrap().sni.as_deref(), Some("pay.example"));
+    assert_eq!(probe.authority(), "pay.example");
+    assert_eq!(tls.clone().unwrap().sni.as_deref(), Some("pay.example"));
 
     let at = quic.at("10.0.0.11".parse().unwrap(), model.service("quic").unwrap());
     assert_eq!(at.server_id, Some(0x0a00_000b));
@@ -527,12 +531,12 @@ fn backends_by_host_name_are_templates() {
 }
 
 /// The probe of the one backend of the smallest file with this health table.
-fn probe(health: &str, backend: &str) -> ProbeKind {
+fn probe(health: &str, backend: &str) -> Arc<ProbeSpec> {
     let text = good("smallest.toml").replace("10.0.0.11:8080", backend);
     let table = format!("[service.health]\n{health}\n\n[[service.backend]]");
     let text = text.replace("[[service.backend]]", &table);
     let model = config::parse(&text, "lb.toml").unwrap();
-    model.services[0].backends[0].probes[0].kind.clone()
+    model.services[0].backends[0].probes[0].clone()
 }
 
 #[test]
@@ -560,12 +564,30 @@ fn host_and_sni_follow_from_each_other() {
             Some("b.example"),
         ),
     ] {
-        let ProbeKind::Http(http) = probe(health, backend) else {
+        let probe = probe(health, backend);
+        let ProbeKind::Http(http) = &*probe.kind else {
             panic!("{health}")
         };
-        assert_eq!(http.host, host, "{health}");
-        let found = http.tls.and_then(|tls| tls.sni);
-        assert_eq!(found.as_deref(), sni, "{health}");
+        assert_eq!(probe.authority(), host, "{health}");
+        let found = http.tls.as_ref().and_then(|tls| tls.sni.as_deref());
+        assert_eq!(found, sni, "{health}");
+    }
+}
+
+#[test]
+fn backends_that_are_asked_the_same_share_the_question() {
+    for health in ["probe = \"tcp\"", "probe = \"https\"", "probe = \"grpc\""] {
+        let table = format!("[service.health]\n{health}\n\n[[service.backend]]");
+        let text = good("smallest.toml").replace("[[service.backend]]", &table);
+        let second = "[[service.backend]]\naddress = \"10.0.0.12:8080\"\n";
+        let model = config::parse(&format!("{text}\n{second}"), "lb.toml").unwrap();
+        let probes = model.services[0].backends.iter().map(|one| &one.probes[0]);
+        let [one, two] = probes.collect::<Vec<_>>()[..] else {
+            panic!("{model:#?}")
+        };
+        assert!(Arc::ptr_eq(&one.kind, &two.kind), "{health}");
+        // As long as nothing else is said it goes by the target, which is each one's own.
+        assert!(health.contains("tcp") || one.authority() != two.authority());
     }
 }
 
@@ -576,7 +598,7 @@ fn defaults_for_other_probes_do_not_disturb_a_service() {
         good("smallest.toml")
     );
     let model = config::parse(&text, "lb.toml").unwrap();
-    let kind = |model: &Model| model.services[0].backends[0].probes[0].kind.clone();
+    let kind = |model: &Model| ProbeKind::clone(&model.services[0].backends[0].probes[0].kind);
     assert!(matches!(kind(&model), ProbeKind::Http(http) if http.path == "/readyz"));
 
     let table = "[service.health]\nprobe = \"tcp\"\n\n[[service.backend]]";

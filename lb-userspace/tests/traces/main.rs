@@ -78,7 +78,7 @@ fn backend(n: u16, tier: u8) -> Backend {
         probes: vec![Arc::new(ProbeSpec {
             target: address,
             timeout: TIMEOUT,
-            kind: ProbeKind::Tcp,
+            kind: ProbeKind::Tcp.into(),
             egress: Default::default(),
         })],
     }
@@ -357,7 +357,7 @@ fn agents_as_haproxy_has_them() {
         };
         let mut backend = backend(1, 0);
         let mut asked = ProbeSpec::clone(&backend.probes[0]);
-        asked.kind = ProbeKind::Agent;
+        asked.kind = ProbeKind::Agent.into();
         asked.target.set_port(9707);
         backend.probes.push(Arc::new(asked));
         let key = BackendKey::new("web", "b1");

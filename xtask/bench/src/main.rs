@@ -22,8 +22,8 @@ struct Arguments {
     /// Fewer and shorter rounds
     #[arg(long)]
     quick: bool,
-    /// Of the rows of `packets` and the faults and systems of `comparison`, only those whose names
-    /// contain this; nothing is written then
+    /// Of the rows of `packets` and `probes` and the faults and systems of `comparison`, only those
+    /// whose names contain this; nothing is written then
     #[arg(long, value_name = "NAME", conflicts_with = "write")]
     only: Option<String>,
     /// Also put the results into the pages in this folder
@@ -50,7 +50,10 @@ fn main() -> Result<()> {
         match what {
             What::Packets => packets::run(arguments.quick, arguments.only.as_deref())?,
             What::Network => network::run(arguments.quick)?,
-            What::Probes => probes::run(arguments.quick, page("performance.md").as_deref())?,
+            What::Probes => {
+                let page = page("performance.md");
+                probes::run(arguments.quick, arguments.only.as_deref(), page.as_deref())?;
+            }
             What::Comparison => {
                 let page = page("comparison.md");
                 comparison::run(arguments.quick, arguments.only.as_deref(), page.as_deref())?;

@@ -51,7 +51,7 @@ impl Group {
     /// There are none, or none of that name.
     pub fn new(service: &Service, backend: &Backend, only: Option<&str>) -> Result<Self, NoProbe> {
         let key = service.key(backend);
-        let is_agent = |spec: &ProbeSpec| matches!(spec.kind, ProbeKind::Agent);
+        let is_agent = |spec: &ProbeSpec| matches!(*spec.kind, ProbeKind::Agent);
         let alone = backend.probes.iter().all(|spec| is_agent(spec));
         let questions = service.probes_of(backend).map(|(policy, spec)| Question {
             name: policy.name.clone(),

@@ -247,7 +247,7 @@ mod tests {
         let spec = ProbeSpec {
             target: "10.0.0.11:8080".parse().unwrap(),
             timeout: Duration::from_secs(2),
-            kind: ProbeKind::Tcp,
+            kind: ProbeKind::Tcp.into(),
             egress: Default::default(),
         };
         assert_eq!(

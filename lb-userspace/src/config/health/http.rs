@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::question::{Question, name_in};
+use super::question::name_in;
 use super::{Probe, Settings};
 use crate::config::reader::{At, Errors, Reader};
 use crate::model::{
@@ -10,16 +10,12 @@ use crate::model::{
     TlsOptions,
 };
 
-pub(super) fn http((probe, host): (HttpProbe, Option<String>)) -> Question {
-    Question::Http { probe, host }
-}
-
 pub(super) fn settings_http(
     settings: &Settings,
     tls: Option<TlsOptions>,
     reader: &Reader<'_>,
     errors: &mut Errors<'_>,
-) -> Option<(HttpProbe, Option<String>)> {
+) -> Option<HttpProbe> {
     let method = settings.method.as_ref()?;
     let body = request_body(settings, method, reader, errors);
     bodies_of_head(settings, method, reader, errors);
@@ -32,7 +28,7 @@ pub(super) fn settings_http(
         method: method.value.into(),
         body,
         path: settings.path.as_ref()?.value.clone(),
-        host: String::new(),
+        host: settings.host.as_ref().map(|host| host.value.clone()),
         headers: match &settings.headers {
             Some(headers) => headers.value.clone(),
             None => Vec::new(),
@@ -59,7 +55,7 @@ pub(super) fn settings_http(
         },
         tls,
     };
-    Some((probe, settings.host.as_ref().map(|host| host.value.clone())))
+    Some(probe)
 }
 
 fn rules(written: &Option<At<Vec<HeaderMatch>>>) -> Vec<HeaderMatch> {

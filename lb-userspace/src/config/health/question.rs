@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::egress;
 use crate::model::{
     Endpoint, ExecProbe, Forwarding, HealthPolicy, HttpProbe, ProbeKind, ProbeSpec, TlsOptions,
-    host_text,
+    authority,
 };
 
 /// One probe of a service's backends.
@@ -14,7 +14,7 @@ use crate::model::{
 pub struct Checks {
     pub policy: HealthPolicy,
     pub(super) port: Option<u16>,
-    pub(super) question: Question,
+    pub(super) question: Arc<ProbeKind>,
     pub egress: egress::Rules,
 }
 
@@ -25,30 +25,10 @@ pub struct Asked {
     pub port: Option<u16>,
 }
 
-/// A probe without its target.
-#[derive(Clone, Debug)]
-pub(super) enum Question {
-    /// The same of every backend, whatever its address.
-    Same(ProbeKind),
-    Http {
-        probe: HttpProbe,
-        /// `None`: the target.
-        host: Option<String>,
-    },
-    Grpc {
-        service: String,
-        authority: Option<String>,
-        accept_status: Vec<u32>,
-        metadata: Vec<(String, String)>,
-        tls: Option<TlsOptions>,
-        watch: bool,
-    },
-}
-
 impl Checks {
     /// Whether they run commands.
     pub fn runs_commands(&self) -> bool {
-        matches!(self.question, Question::Same(ProbeKind::Exec(_)))
+        matches!(*self.question, ProbeKind::Exec(_))
     }
 
     /// Whether there is a port to probe where the backend has none of its own.
@@ -74,44 +54,45 @@ impl Checks {
             false => asked.ip.unwrap_or(address.ip()),
         };
         let (target, egress) = self.egress.of(ip, port, vip, forwarding);
-        let kind = match &self.question {
-            Question::Same(ProbeKind::Exec(exec)) => ProbeKind::Exec(ExecProbe {
+        // Where the configuration says nothing, a host name says which site is asked. An address
+        // does not need to be said: it is the target.
+        let kind = match (&*self.question, written) {
+            (ProbeKind::Exec(exec), _) => Arc::new(ProbeKind::Exec(ExecProbe {
                 service: service.clone(),
                 backend: name.clone(),
                 ..exec.clone()
-            }),
-            Question::Same(kind) => kind.clone(),
-            Question::Http { probe, host } => {
-                let usual = if probe.tls.is_some() { 443 } else { 80 };
-                let named = host.is_none() && written.is_some();
-                ProbeKind::Http(HttpProbe {
-                    host: host
-                        .clone()
-                        .unwrap_or_else(|| authority_of(written, target, usual)),
-                    tls: tls_of(&probe.tls, written.filter(|_| named)),
-                    ..probe.clone()
-                })
-            }
-            Question::Grpc {
-                service,
-                authority,
-                accept_status,
-                metadata,
-                tls,
-                watch,
-            } => {
-                let usual = if tls.is_some() { 443 } else { 80 };
-                let named = authority.is_none() && written.is_some();
-                let authority = authority.clone();
+            })),
+            (
+                ProbeKind::Http(
+                    probe @ HttpProbe {
+                        host: None, tls, ..
+                    },
+                ),
+                Some(written),
+            ) => Arc::new(ProbeKind::Http(HttpProbe {
+                host: Some(authority_of(written, target.port(), tls)),
+                tls: tls_of(tls, written),
+                ..probe.clone()
+            })),
+            (
                 ProbeKind::Grpc {
-                    service: service.clone(),
-                    authority: authority.unwrap_or_else(|| authority_of(written, target, usual)),
-                    accept_status: accept_status.clone(),
-                    metadata: metadata.clone(),
-                    tls: tls_of(tls, written.filter(|_| named)),
-                    watch: *watch,
-                }
-            }
+                    service,
+                    authority: None,
+                    accept_status,
+                    metadata,
+                    tls,
+                    watch,
+                },
+                Some(written),
+            ) => Arc::new(ProbeKind::Grpc {
+                service: service.clone(),
+                authority: Some(authority_of(written, target.port(), tls)),
+                accept_status: accept_status.clone(),
+                metadata: metadata.clone(),
+                tls: tls_of(tls, written),
+                watch: *watch,
+            }),
+            _ => self.question.clone(),
         };
         ProbeSpec {
             target,
@@ -122,25 +103,16 @@ impl Checks {
     }
 }
 
-/// `target`, or the host name that it has, as an authority; the scheme's usual port is left out
-/// (RFC 9110, 4.2.3).
-fn authority_of(written: Option<&str>, target: SocketAddr, usual_port: u16) -> String {
-    let host = match written {
-        Some(name) => name.trim_end_matches('.').to_owned(),
-        None => host_text(target.ip()),
-    };
-    if target.port() == usual_port {
-        host
-    } else {
-        format!("{host}:{}", target.port())
-    }
+/// A host name as it was written, as an authority.
+fn authority_of(written: &str, port: u16, tls: &Option<TlsOptions>) -> String {
+    authority(written.trim_end_matches('.'), port, tls.is_some())
 }
 
 /// TLS options for a server whose host name is known, unless the settings name another.
-fn tls_of(options: &Option<TlsOptions>, name: Option<&str>) -> Option<TlsOptions> {
+fn tls_of(options: &Option<TlsOptions>, name: &str) -> Option<TlsOptions> {
     let mut options = options.clone()?;
     if options.sni.is_none() {
-        options.sni = name.and_then(name_in);
+        options.sni = name_in(name);
     }
     Some(options)
 }

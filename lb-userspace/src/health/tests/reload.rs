@@ -95,10 +95,10 @@ const DIFFERENCES: &[Difference] = &[
         Arc::make_mut(&mut s.backends[0].probes[0]).timeout = ms(200)
     }),
     ("kind", Left::Verdict, |s| {
-        Arc::make_mut(&mut s.backends[0].probes[0]).kind = ProbeKind::TcpHalfOpen
+        Arc::make_mut(&mut s.backends[0].probes[0]).kind = ProbeKind::TcpHalfOpen.into()
     }),
     ("kind and name", Left::Verdict, |s| {
-        Arc::make_mut(&mut s.backends[0].probes[0]).kind = ProbeKind::TcpHalfOpen;
+        Arc::make_mut(&mut s.backends[0].probes[0]).kind = ProbeKind::TcpHalfOpen.into();
         s.health[0].name = "other".into();
     }),
     ("no probe", Left::Unprobed, |s| {

@@ -203,7 +203,7 @@ fn degraded_answers_lower_the_weight_and_nothing_else() {
 #[test]
 fn an_agent_advises() {
     let mut service = two(&policy(), &policy());
-    Arc::make_mut(&mut service.backends[0].probes[1]).kind = ProbeKind::Agent;
+    Arc::make_mut(&mut service.backends[0].probes[1]).kind = ProbeKind::Agent.into();
     service.health[1].unhealthy_threshold = 1;
     service.health[1].healthy_threshold = 1;
     let services = [service];
@@ -245,7 +245,7 @@ fn an_agent_advises() {
 #[test]
 fn an_agent_that_is_the_only_probe_must_answer() {
     let mut service = service(1, &policy());
-    Arc::make_mut(&mut service.backends[0].probes[0]).kind = ProbeKind::Agent;
+    Arc::make_mut(&mut service.backends[0].probes[0]).kind = ProbeKind::Agent.into();
     let mut engine = engine(&[service]);
     let seen = feed(&mut engine, &[Pass, Refused, Refused, Refused]);
     assert_eq!(seen.last(), Some(&(Health::Unhealthy, true)));

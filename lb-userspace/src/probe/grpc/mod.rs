@@ -5,6 +5,7 @@
 //! [`Class::Protocol`], a call broken off on the way is [`Class::Network`]. A call that the server
 //! refused without processing (GOAWAY, REFUSED_STREAM) is not repeated: the next probe does that.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::pin::pin;
@@ -38,7 +39,7 @@ const NOT_FOUND: u32 = 5;
 /// What to ask.
 pub struct Call<'a> {
     pub service: &'a str,
-    pub authority: &'a str,
+    pub authority: Cow<'a, str>,
     /// gRPC status codes other than OK that count as a success.
     pub accept_status: &'a [u32],
     /// Further request headers.

@@ -76,7 +76,9 @@ impl Kept {
     ) -> Answer {
         let Some(reuse) = probe.reuse else {
             let connection = open(dialer, spec, tls, trace).await?;
-            return super::ask(connection, probe, trace).await.answer;
+            return super::ask(connection, probe, &spec.authority(), trace)
+                .await
+                .answer;
         };
         if let Some((key, idle)) = self.take(spec) {
             trace.step(
@@ -100,7 +102,7 @@ impl Kept {
         }
         let connection = open(dialer, spec, tls, trace).await?;
         let opened = Instant::now();
-        let asked = super::ask(connection, probe, trace).await;
+        let asked = super::ask(connection, probe, &spec.authority(), trace).await;
         self.put(Box::new(spec.clone()), reuse, asked.open, opened, 1);
         asked.answer
     }
@@ -176,7 +178,8 @@ async fn on_kept(
 ) -> Result<Asked<Connection>, String> {
     let seen = trace.seen().clone();
     let half = spec.timeout / 2;
-    let asking = pin!(super::ask(connection, probe, trace));
+    let host = spec.authority();
+    let asking = pin!(super::ask(connection, probe, &host, trace));
     let asked = match select(asking, pin!(sleep(half))).await {
         Either::Left((asked, _)) => asked,
         Either::Right(((), _)) if seen.bytes() == 0 => {

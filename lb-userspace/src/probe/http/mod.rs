@@ -43,8 +43,13 @@ struct Asked<S> {
 }
 
 /// Sends the request and judges the answer.
-async fn ask<S: ProbeStream>(stream: S, probe: &HttpProbe, trace: &mut Trace) -> Asked<S> {
-    let request = match request::encode(probe) {
+async fn ask<S: ProbeStream>(
+    stream: S,
+    probe: &HttpProbe,
+    host: &str,
+    trace: &mut Trace,
+) -> Asked<S> {
+    let request = match request::encode(probe, host) {
         Ok(request) => request,
         Err(error) => {
             return Asked {
@@ -55,7 +60,7 @@ async fn ask<S: ProbeStream>(stream: S, probe: &HttpProbe, trace: &mut Trace) ->
     };
     let mut stream = Observed::new(stream, trace);
     let mut persistent = false;
-    let answer = exchange(&mut stream, &request, probe, trace, &mut persistent).await;
+    let answer = exchange(&mut stream, &request, (probe, host), trace, &mut persistent).await;
     if persistent && probe.reuse.is_some() {
         let open = Some(stream.into_inner());
         return Asked { answer, open };
@@ -69,7 +74,7 @@ async fn ask<S: ProbeStream>(stream: S, probe: &HttpProbe, trace: &mut Trace) ->
 async fn exchange<S: ProbeStream>(
     stream: &mut Observed<S>,
     request: &[u8],
-    probe: &HttpProbe,
+    (probe, host): (&HttpProbe, &str),
     trace: &mut Trace,
     persistent: &mut bool,
 ) -> Answer {
@@ -79,7 +84,7 @@ async fn exchange<S: ProbeStream>(
         Ok(()) => stream.flush().await,
         Err(error) => Err(error),
     };
-    let (method, path, host) = (&probe.method, &probe.path, &probe.host);
+    let (method, path) = (&probe.method, &probe.path);
     let body = match &probe.body {
         None => String::new(),
         Some(body) => format!(", {} of body", text::bytes(body.len() as u64)),

@@ -22,17 +22,17 @@ pub struct RequestError {
 ///
 /// # Errors
 /// A part would break the request's lines.
-pub fn encode(probe: &HttpProbe) -> Result<Vec<u8>, RequestError> {
+pub fn encode(probe: &HttpProbe, host: &str) -> Result<Vec<u8>, RequestError> {
     word("method", &probe.method)?;
     word("path", &probe.path)?;
-    word("host", &probe.host)?;
+    word("host", host)?;
     // Most are shorter than that.
     let mut request = String::with_capacity(256);
     for part in [&*probe.method, " ", &*probe.path, " HTTP/1.1\r\n"] {
         request.push_str(part);
     }
     let own = [
-        ("Host", probe.host.as_str()),
+        ("Host", host),
         ("User-Agent", USER_AGENT),
         ("Accept", "*/*"),
     ];

@@ -250,7 +250,6 @@ fn probe(method: &str, headers: &[(&str, &str)]) -> HttpProbe {
     HttpProbe {
         method: method.to_owned(),
         path: "/readyz".to_owned(),
-        host: "web.example".to_owned(),
         headers: headers.iter().map(own).collect(),
         expect_status: Vec::new(),
         expect_body: None,
@@ -260,7 +259,7 @@ fn probe(method: &str, headers: &[(&str, &str)]) -> HttpProbe {
 }
 
 fn encoded(probe: &HttpProbe) -> String {
-    String::from_utf8(request::encode(probe).unwrap()).unwrap()
+    String::from_utf8(request::encode(probe, "web.example").unwrap()).unwrap()
 }
 
 #[test]
@@ -318,10 +317,11 @@ fn requests_with_a_body() {
 fn requests_that_would_smuggle_are_refused() {
     let mut bad = probe("GET", &[]);
     bad.path = "/x HTTP/1.1\r\nX: y".to_owned();
-    assert!(request::encode(&bad).is_err());
-    assert!(request::encode(&probe("GET\r\n", &[])).is_err());
-    assert!(request::encode(&probe("GET", &[("X", "a\r\nY: b")])).is_err());
-    assert!(request::encode(&probe("GET", &[("X:", "a")])).is_err());
+    assert!(request::encode(&bad, "host").is_err());
+    assert!(request::encode(&probe("GET\r\n", &[]), "host").is_err());
+    assert!(request::encode(&probe("GET", &[("X", "a\r\nY: b")]), "host").is_err());
+    assert!(request::encode(&probe("GET", &[("X:", "a")]), "host").is_err());
+    assert!(request::encode(&probe("GET", &[]), "host\r\nX: y").is_err());
 }
 
 #[test]

@@ -32,6 +32,7 @@ use crate::model::{ClientCertificate, ProbeSpec, TlsOptions};
 
 mod expiry;
 mod joined;
+mod spare;
 mod verifier;
 pub use joined::Joined;
 use verifier::{Judge, Lenient};
@@ -236,14 +237,14 @@ impl TlsContexts {
 }
 
 /// All that `ring` offers, what is cheapest first. Each hello has a key of the first group for TLS 1.3,
-/// also where a session is resumed, and one of P-256 costs two thirds of one of X25519. Most servers
+/// also where a session is resumed, and one of P-256 costs two thirds of one of X25519; where it was
+/// not needed, the next hello has the same ([`spare`]). Most servers
 /// leave the cipher to the client; SHA-256 is an instruction where SHA-384 is a program.
 fn provider() -> CryptoProvider {
     let mut provider = rustls::crypto::ring::default_provider();
-    let is_cheap = |group: NamedGroup| group == NamedGroup::secp256r1;
-    provider
-        .kx_groups
-        .sort_by_key(|group| !is_cheap(group.name()));
+    let groups = &mut provider.kx_groups;
+    groups.retain(|group| group.name() != NamedGroup::secp256r1);
+    groups.insert(0, &spare::P256);
     let is_cheap = |suite| {
         matches!(
             suite,

@@ -230,7 +230,7 @@ impl Carrier {
 
 /// How long a connection may be silent before further packets.
 fn lifetime(spec: &ProbeSpec) -> Duration {
-    let kept = match &spec.kind {
+    let kept = match &*spec.kind {
         ProbeKind::Http(http) => http.reuse.map_or(Duration::ZERO, |reuse| reuse.max_age),
         ProbeKind::Grpc { watch: true, .. } => super::grpc::watch::UNUSED,
         _ => Duration::ZERO,

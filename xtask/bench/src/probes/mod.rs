@@ -132,8 +132,19 @@ struct Cost {
     resumed: Option<f64>,
 }
 
-/// Measures and prints; writes the result into the page `write`, too, if one is given.
-pub fn run(quick: bool, write: Option<&Path>) -> Result<()> {
+/// What the run with ten thousand backends is called by those who want it alone.
+const SCALE_NAME: &str = "10000 backends";
+
+/// Measures and prints; writes the result into the page `write`, too, if one is given. Of the rows
+/// only those whose names contain `only`.
+pub fn run(quick: bool, only: Option<&str>, write: Option<&Path>) -> Result<()> {
+    let wanted = |name: &str| only.is_none_or(|part| name.contains(part));
+    let known = Row::ALL.iter().map(|row| row.label());
+    ensure!(
+        known.chain([SCALE_NAME]).any(wanted),
+        "no measurement of probes has {:?} in its name",
+        only.unwrap_or_default()
+    );
     if let Some(reason) = skip::reason() {
         bail!("probes cannot be measured: {reason}");
     }
@@ -149,7 +160,8 @@ pub fn run(quick: bool, write: Option<&Path>) -> Result<()> {
     let responder = Responder::start(&lab)?;
     let mut costs = Row::ALL.map(|_| Vec::new());
     for _ in 0..rounds {
-        for (row, costs) in Row::ALL.iter().zip(&mut costs) {
+        let rows = Row::ALL.iter().zip(&mut costs);
+        for (row, costs) in rows.filter(|(row, _)| wanted(row.label())) {
             let cost = row
                 .with(&lab, |process| {
                     cost(&lab, &responder, process, row.pace(), time)
@@ -176,7 +188,10 @@ pub fn run(quick: bool, write: Option<&Path>) -> Result<()> {
     );
     table(&mut text, &costs);
     goals(&mut text, &costs);
-    let scaled = scale(&mut text, &lab, time);
+    let scaled = match wanted(SCALE_NAME) {
+        true => scale(&mut text, &lab, time),
+        false => Ok(()),
+    };
     if scaled.is_err() {
         let _ = writeln!(text, "\n{} backends: not measured.", SCALE.backends);
     }
