@@ -1,8 +1,8 @@
 //! Numbers for services and backends. A number means the same address for as long as it is in use,
 //! because slots, flows and counters refer to it; it is kept over restarts by reading the maps.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::abi::{MAX_BACKENDS, MAX_SERVICES};
 use lb_common::slot::BackendIndex;
@@ -23,10 +23,8 @@ pub enum Full {
 /// Which numbers are taken, and by whom.
 #[derive(Clone, Debug, Default)]
 pub struct Ids {
-    services: BTreeMap<(Endpoint, Protocol), ServiceId>,
-    backends: BTreeMap<(ServiceId, SocketAddr), BackendIndex>,
-    /// The values of `backends`.
-    taken: BTreeSet<BackendIndex>,
+    services: Numbers<(Endpoint, Protocol)>,
+    backends: Numbers<(ServiceId, SocketAddr)>,
 }
 
 impl Ids {
@@ -35,65 +33,112 @@ impl Ids {
         let services = contents.services.iter();
         let backends = contents.backends.iter();
         Self {
-            services: services
-                .map(|(id, s)| ((s.address, s.protocol), *id))
-                .collect(),
-            backends: backends
-                .map(|(id, b)| ((b.service, b.address), *id))
-                .collect(),
-            taken: contents.backends.keys().copied().collect(),
+            services: Numbers::of(services.map(|(id, s)| (*id, (s.address, s.protocol)))),
+            backends: Numbers::of(backends.map(|(id, b)| (*id, (b.service, b.address)))),
         }
     }
 
     /// The number of a service, a new one if it has none yet.
     pub fn service(&mut self, at: Endpoint, protocol: Protocol) -> Result<ServiceId, Full> {
-        if let Some(id) = self.services.get(&(at, protocol)) {
-            return Ok(*id);
-        }
         // A number is free only when no backend refers to it either.
-        let in_use = |id| {
-            self.services.values().any(|other| *other == id)
-                || self.backends.keys().any(|(service, _)| *service == id)
+        let backends = &self.backends.by_key;
+        let is_referred_to = |id| {
+            backends
+                .range((id, LEAST)..(id + 1, LEAST))
+                .next()
+                .is_some()
         };
-        let id = (1..MAX_SERVICES as u16)
-            .find(|id| !in_use(*id))
-            .ok_or(Full::Services)?;
-        self.services.insert((at, protocol), id);
-        Ok(id)
+        let most = MAX_SERVICES as u16;
+        let id = self.services.take((at, protocol), most, is_referred_to);
+        id.ok_or(Full::Services)
     }
 
     /// The number of a backend, a new one if it has none yet.
     pub fn backend(&mut self, service: ServiceId, at: SocketAddr) -> Result<BackendIndex, Full> {
-        if let Some(id) = self.backends.get(&(service, at)) {
-            return Ok(*id);
-        }
-        let mut numbers = 1..MAX_BACKENDS as u16;
-        let id = numbers.find(|id| !self.taken.contains(id));
-        let id = id.ok_or(Full::Backends)?;
-        self.taken.insert(id);
-        self.backends.insert((service, at), id);
-        Ok(id)
+        let most = MAX_BACKENDS as u16;
+        let id = self.backends.take((service, at), most, |_| false);
+        id.ok_or(Full::Backends)
     }
 
     /// The number of a service that has one.
     pub fn known_service(&self, at: Endpoint, protocol: Protocol) -> Option<ServiceId> {
-        self.services.get(&(at, protocol)).copied()
+        self.services.by_key.get(&(at, protocol)).copied()
     }
 
     /// The number of a backend that has one.
     pub fn known_backend(&self, service: ServiceId, at: SocketAddr) -> Option<BackendIndex> {
-        self.backends.get(&(service, at)).copied()
+        self.backends.by_key.get(&(service, at)).copied()
     }
 
     /// Frees a service's number.
     pub fn release_service(&mut self, id: ServiceId) {
-        self.services.retain(|_, taken| *taken != id);
+        self.services.release(id);
     }
 
     /// Frees a backend's number; nothing may refer to it any more.
     pub fn release_backend(&mut self, id: BackendIndex) {
-        self.backends.retain(|_, taken| *taken != id);
-        self.taken.remove(&id);
+        if let Some((service, _)) = self.backends.release(id) {
+            self.services.may_be_free(service);
+        }
+    }
+}
+
+/// The first of all addresses, in their order.
+const LEAST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// Numbers from 1 on, each for one key: always the lowest that is free.
+#[derive(Clone, Debug)]
+struct Numbers<K> {
+    by_key: BTreeMap<K, u16>,
+    by_number: BTreeMap<u16, K>,
+    /// None below is free.
+    first: u16,
+}
+
+impl<K> Default for Numbers<K> {
+    fn default() -> Self {
+        Self {
+            by_key: BTreeMap::new(),
+            by_number: BTreeMap::new(),
+            first: 1,
+        }
+    }
+}
+
+impl<K: Ord + Copy> Numbers<K> {
+    fn of(taken: impl Iterator<Item = (u16, K)>) -> Self {
+        let by_number: BTreeMap<u16, K> = taken.collect();
+        Self {
+            by_key: by_number.iter().map(|(id, key)| (*key, *id)).collect(),
+            by_number,
+            first: 1,
+        }
+    }
+
+    /// The number of a key, or one for it below `end` that nothing else keeps `busy`.
+    fn take(&mut self, key: K, end: u16, busy: impl Fn(u16) -> bool) -> Option<u16> {
+        if let Some(id) = self.by_key.get(&key) {
+            return Some(*id);
+        }
+        let mut rest = self.first..end;
+        let id = rest.find(|id| !self.by_number.contains_key(id) && !busy(*id));
+        self.first = id.map_or(end, |id| id + 1);
+        let id = id?;
+        self.by_key.insert(key, id);
+        self.by_number.insert(id, key);
+        Some(id)
+    }
+
+    /// Frees a number; whose it was.
+    fn release(&mut self, id: u16) -> Option<K> {
+        let key = self.by_number.remove(&id)?;
+        self.by_key.remove(&key);
+        self.may_be_free(id);
+        Some(key)
+    }
+
+    fn may_be_free(&mut self, id: u16) {
+        self.first = self.first.min(id);
     }
 }
 
@@ -143,6 +188,23 @@ mod tests {
             ids.service(at("203.0.113.3:80").into(), Protocol::Tcp),
             Ok(1)
         );
+    }
+
+    /// Whatever was released, and in whatever order.
+    #[test]
+    fn the_lowest_free_number_is_taken() {
+        let mut ids = Ids::default();
+        for port in 1..=9 {
+            let at = SocketAddr::new([10, 0, 0, 1].into(), port);
+            assert_eq!(ids.backend(1, at), Ok(port));
+        }
+        for id in [7, 3, 5] {
+            ids.release_backend(id);
+            ids.release_backend(id);
+        }
+        let mut next = |port| ids.backend(2, SocketAddr::new([10, 0, 0, 2].into(), port));
+        assert_eq!([1, 2, 3, 4].map(&mut next), [Ok(3), Ok(5), Ok(7), Ok(10)]);
+        assert_eq!(next(2), Ok(5));
     }
 
     #[test]
