@@ -88,7 +88,6 @@ fn each_fault_of_the_host_is_named_with_its_mend() -> Result<()> {
             "cap_sys_admin",
             "cap_net_raw",
             "cap_net_bind_service",
-            "bpffs",
             "program",
             "other_xdp",
             "tun",
@@ -99,6 +98,9 @@ fn each_fault_of_the_host_is_named_with_its_mend() -> Result<()> {
             let (is, _) = level(&sound, check)?;
             ensure!(is == "ok", "{check}: {is}");
         }
+        // The laboratory's is its own, which can only be told where those of the first process are seen.
+        let (is, mend) = level(&sound, "bpffs")?;
+        ensure!(is == "ok" || mend.contains("nsenter"), "{is}, {mend}");
         let lacking = |name| findings(lab, &agent, &[name]);
         let weak = lacking("bpf")?;
         only(&weak, "capabilities", DEAD, "as root")?;

@@ -123,6 +123,14 @@ fn jit(facts: &Facts) -> Finding {
 }
 
 fn bpffs(facts: &Facts) -> Finding {
+    if !facts.bpffs {
+        return warn(
+            "bpffs",
+            "The agent mounts it itself, which needs CAP_SYS_ADMIN.",
+        )
+        .what(format!("no bpffs on {BPFFS}"))
+        .mend(format!("mount -t bpf bpf {BPFFS}"));
+    }
     if facts.own_bpffs {
         return warn(
             "bpffs",
@@ -135,15 +143,7 @@ fn bpffs(facts: &Facts) -> Finding {
              the host"
         ));
     }
-    if facts.bpffs {
-        return ok("bpffs").what(format!("bpffs is mounted on {BPFFS}"));
-    }
-    warn(
-        "bpffs",
-        "The agent mounts it itself, which needs CAP_SYS_ADMIN.",
-    )
-    .what(format!("no bpffs on {BPFFS}"))
-    .mend(format!("mount -t bpf bpf {BPFFS}"))
+    ok("bpffs").what(format!("bpffs is mounted on {BPFFS}"))
 }
 
 fn memlock(facts: &Facts) -> Finding {
