@@ -41,7 +41,7 @@ enum Task {
         #[arg(long)]
         bench: bool,
         /// Also what the checks of `.ci/run` and all tests need (cargo-deny; nginx, HAProxy,
-        /// iperf3; packages from PyPI and npm)
+        /// iperf3; packages from PyPI and npm; QEMU)
         #[arg(long)]
         ci: bool,
     },
@@ -110,7 +110,7 @@ fn main() -> Result<ExitCode> {
             let mut purposes = vec![Purpose::Build, Purpose::Lab, Purpose::Test];
             purposes.extend(bench.then_some(Purpose::Bench));
             if ci {
-                purposes.extend([Purpose::Applications, Purpose::Ci]);
+                purposes.extend([Purpose::Applications, Purpose::Ci, Purpose::Kernel]);
             }
             setup::run(&purposes, yes)?;
             println!("Everything needed is installed.");

@@ -71,8 +71,9 @@ fn package(version: &str) -> Result<String> {
 fn newest(names: &str, version: &str) -> Option<String> {
     let numbers = |name: &str| -> Option<Vec<u32>> {
         let rest = name.strip_prefix(PREFIX)?.strip_suffix("-amd64")?;
-        // `+deb12` says for which release it was built; anything else, what it was built for.
-        let rest = rest.split("+deb").next()?;
+        // `+deb12` says for which release it was built; any other word, for what machines.
+        let (rest, release) = rest.split_once("+deb").unwrap_or((rest, "0"));
+        release.parse::<u32>().ok()?;
         rest.split(['.', '-']).map(|n| n.parse().ok()).collect()
     };
     let wanted: Vec<u32> = version.split('.').map_while(|n| n.parse().ok()).collect();
@@ -174,6 +175,7 @@ mod tests {
         let names = "linux-image-6.1.0-9-amd64\nlinux-image-6.1.0-57-amd64\n\
                      linux-image-6.1.0-58-rt-amd64\nlinux-image-6.1.0-58-cloud-amd64\n\
                      linux-image-6.1.0-58-amd64-dbg\nlinux-image-6.12.101+deb12-amd64\n\
+                     linux-image-6.12.117+deb12-cloud-amd64\n\
                      linux-image-6.12-amd64\nlinux-image-amd64\nlinux-image-6.1.0-60-amd64-unsigned\n";
         let newest = |version| newest(names, version);
         assert_eq!(newest("6.1").as_deref(), Some("linux-image-6.1.0-57-amd64"));

@@ -39,7 +39,7 @@ impl Kind {
             Self::Integration => "integration",
             Self::Program => "XDP program",
             Self::EndToEnd => "end-to-end",
-            Self::Kernel => "oldest kernel",
+            Self::Kernel => "other kernel",
         }
     }
 }
