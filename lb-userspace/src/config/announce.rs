@@ -42,7 +42,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> AnnounceDraft {
     let announce = reader.get(errors, "announce", is_announced);
     let commands = COMMANDS.map(|key| reader.get(errors, key, command));
     let mut read = COMMANDS.iter().zip(&commands);
-    let bad_command = read.any(|(key, read)| read.is_none() && reader.own(key).is_some());
+    let bad_command = read.any(|(key, read)| reader.is_wrong(key, read.as_ref()));
     let draft = AnnounceDraft {
         commands,
         bad_command,

@@ -24,7 +24,7 @@ pub struct Settings {
 }
 
 /// What holds for the probes of one service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Rules {
     via_vip: bool,
     source: Option<IpAddr>,
@@ -105,12 +105,9 @@ pub fn rules(
 }
 
 impl Rules {
-    /// Without the PROXY protocol's header.
-    pub fn without_header(self) -> Self {
-        Self {
-            proxy_protocol: None,
-            ..self
-        }
+    /// Takes the PROXY protocol's header away; whether there was one.
+    pub fn drop_header(&mut self) -> bool {
+        self.proxy_protocol.take().is_some()
     }
 
     /// Target and way of the probe of the backend at `address`, whose `port` is asked, of a service

@@ -197,18 +197,16 @@ pub fn checks(
         }
     };
     let mut egress = egress?;
-    if let ProbeKind::TcpHalfOpen = question {
-        if let Some(own) = reader.own("proxy_protocol").map(Value::span)
-            && egress.clone().without_header() != egress
-        {
-            errors.add(
-                own,
-                "`proxy_protocol` cannot stand with `half_open`: the connection is never established",
-                "remove one of the two: `half_open` or `proxy_protocol`",
-            );
-            return None;
-        }
-        egress = egress.without_header();
+    if let ProbeKind::TcpHalfOpen = question
+        && egress.drop_header()
+        && let Some(own) = reader.own("proxy_protocol").map(Value::span)
+    {
+        errors.add(
+            own,
+            "`proxy_protocol` cannot stand with `half_open`: the connection is never established",
+            "remove one of the two: `half_open` or `proxy_protocol`",
+        );
+        return None;
     }
     Some(Some(Checks {
         policy: policy?,

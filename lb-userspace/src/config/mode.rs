@@ -36,7 +36,7 @@ pub fn read(reader: &Reader<'_>, errors: &mut Errors<'_>) -> ModeDraft {
         failback: reader
             .get(errors, "failback", value::boolean)
             .map(|at| at.value),
-        bad_fence: fence.is_none() && reader.own("fence").is_some(),
+        bad_fence: reader.is_wrong("fence", fence.as_ref()),
         fence,
         fence_timeout: reader
             .get(errors, "fence_timeout", value::duration)

@@ -131,6 +131,11 @@ impl<'a> Reader<'a> {
             .map(|(_, value)| value)
     }
 
+    /// Whether `read` is nothing because what is written in this very table is wrong.
+    pub fn is_wrong<T>(&self, name: &str, read: Option<&T>) -> bool {
+        read.is_none() && self.own(name).is_some()
+    }
+
     /// Place of the key, as opposed to its value, in this very table.
     pub fn key_span(&self, name: &str) -> Option<Range<usize>> {
         self.table?

@@ -214,11 +214,8 @@ fn port(table: &DeTable<'_>) -> Result<Option<u16>, Problem> {
     let Some(value) = own(table, "connect") else {
         return Ok(None);
     };
-    let number = match value.get_ref() {
-        DeValue::Integer(number) => u16::from_str_radix(number.as_str(), number.radix()).ok(),
-        _ => None,
-    };
-    let port = number.filter(|port| *port > 0);
+    let port = integer(value).and_then(|number| u16::try_from(number).ok());
+    let port = port.filter(|port| *port > 0);
     let problem = || {
         Problem::new(
             "`connect` is not a port",
@@ -232,11 +229,7 @@ fn min_bytes(table: &DeTable<'_>) -> Result<Option<usize>, Problem> {
     let Some(value) = own(table, "min_bytes") else {
         return Ok(None);
     };
-    let number = match value.get_ref() {
-        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok(),
-        _ => None,
-    };
-    number
+    integer(value)
         .filter(|number| (1..=MOST_BYTES).contains(number))
         .and_then(|number| usize::try_from(number).ok())
         .map(Some)
@@ -247,6 +240,13 @@ fn min_bytes(table: &DeTable<'_>) -> Result<Option<usize>, Problem> {
             )
             .at(value.span())
         })
+}
+
+fn integer(value: &Value<'_>) -> Option<i64> {
+    match value.get_ref() {
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok(),
+        _ => None,
+    }
 }
 
 /// Bytes written as text: `\r`, `\n`, `\t`, `\0`, `\\` and `\xNN`; all else stands for itself, in

@@ -106,7 +106,7 @@ pub fn read<'a>(
     let draft = Draft {
         pool: pool::read(reader, mode.is_active_passive(), errors),
         panic_min_healthy: reader.get(errors, "panic_min_healthy", value::integer),
-        bad_panic_action: panic_action.is_none() && reader.own("panic_action").is_some(),
+        bad_panic_action: reader.is_wrong("panic_action", panic_action.as_ref()),
         panic_action,
         panic_exclude_refused: reader
             .get(errors, "panic_exclude_refused", value::boolean)
@@ -185,14 +185,14 @@ fn read_backend(reader: &Reader<'_>, errors: &mut Errors<'_>) -> BackendDraft {
     let probe_address = reader.get(errors, "probe_address", egress::host);
     let probe_port = reader.get(errors, "probe_port", value::integer);
     BackendDraft {
-        bad_probe: (probe_address.is_none() && reader.own("probe_address").is_some())
-            || (probe_port.is_none() && reader.own("probe_port").is_some()),
+        bad_probe: reader.is_wrong("probe_address", probe_address.as_ref())
+            || reader.is_wrong("probe_port", probe_port.as_ref()),
         probe_address,
         probe_port,
         host,
-        bad_server_id: server_id.is_none() && reader.own("quic_server_id").is_some(),
+        bad_server_id: reader.is_wrong("quic_server_id", server_id.as_ref()),
         server_id,
-        bad_name: name.is_none() && reader.own("name").is_some(),
+        bad_name: reader.is_wrong("name", name.as_ref()),
         name,
         address,
         weight: reader.get(errors, "weight", value::integer),

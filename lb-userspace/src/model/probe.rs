@@ -47,6 +47,19 @@ impl ProbeSpec {
             }
         }
     }
+
+    /// Whether it asks the very port that the backend's flows go to.
+    pub fn asks_port_of(&self, service: &Service, backend: &Backend) -> bool {
+        let same_protocol = self
+            .kind
+            .protocol()
+            .is_none_or(|own| own == service.protocol);
+        let same_port = match self.egress.via {
+            None => self.target == backend.address,
+            Some(_) => service.address.has(self.target),
+        };
+        same_protocol && same_port && !self.kind.asks_beside(self.target.port())
+    }
 }
 
 /// `host` and `port` as an authority.
@@ -219,21 +232,6 @@ pub struct TlsOptions {
 pub struct ClientCertificate {
     pub certificate: PathBuf,
     pub key: PathBuf,
-}
-
-impl ProbeSpec {
-    /// Whether it asks the very port that the backend's flows go to.
-    pub fn asks_port_of(&self, service: &Service, backend: &Backend) -> bool {
-        let same_protocol = self
-            .kind
-            .protocol()
-            .is_none_or(|own| own == service.protocol);
-        let same_port = match self.egress.via {
-            None => self.target == backend.address,
-            Some(_) => service.address.has(self.target),
-        };
-        same_protocol && same_port && !self.kind.asks_beside(self.target.port())
-    }
 }
 
 impl ProbeKind {

@@ -184,9 +184,7 @@ impl Prober {
             target.set_port(port.unwrap_or(target.port()));
             let spec = ProbeSpec {
                 target,
-                timeout: spec.timeout,
-                kind: Arc::new(ProbeKind::Tcp),
-                egress: spec.egress.clone(),
+                ..spec.clone()
             };
             let tcp = self.dialer.connect(&spec, trace).await?;
             answer = match &prepared.tls {
